@@ -1,0 +1,51 @@
+# Commerce Mesh. `make up` and `make test` are all one needs; each sets up first what it is missing.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test faults bench lint types contracts lock clean
+
+BIN := .venv/bin
+
+# The first Python on PATH that is new enough. 3.11 before others: there every dependency has a binary.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# Options of `mesh up`, as in: make up ARGS="--edge-port 9090 --seed"
+ARGS ?=
+
+help: ## Say what can be made.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
+
+setup: ## Prepare .venv with everything; nothing to do when it is up to date.
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed on PATH." >&2; exit 1; }
+	@$(PYTHON) -I stack/venv.py
+
+up: setup ## Start the whole mesh on this machine; Ctrl-C stops it.
+	@$(BIN)/mesh up $(ARGS)
+
+test: lint types contracts ## Run every check and every test.
+	$(BIN)/pytest
+
+faults: setup ## Kill every part in the middle of orders, with one worker of each service and with two; minutes.
+	$(BIN)/pytest tests/faults -m "slow or not slow"
+
+bench: setup ## Measure everything on a mesh of its own and publish it in bench/; half an hour, with nothing else running.
+	@$(BIN)/python -m bench
+
+lint: setup ## Check style, format and the direction of imports.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+
+types: setup ## Check types.
+	$(BIN)/mypy
+
+contracts: setup ## Check the contracts: style, breaking changes, generated code.
+	$(BIN)/mesh contracts check
+
+lock: setup ## Pin the dependencies of pyproject.toml in requirements.txt.
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--all-extras --quiet pyproject.toml -o requirements.txt
+
+clean: ## Remove .venv and caches. The data of a mesh, in .mesh/, stay.
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

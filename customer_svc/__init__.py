@@ -1,0 +1,1 @@
+"""The customer service: who the customers are, how they pay, and their sessions."""

@@ -1,0 +1,97 @@
+"""The customer service, wired: settings in, service out. Read it as the table of contents."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field, FilePath, SecretStr
+
+from customer_svc.access_tokens import AccessTokens
+from customer_svc.passwords import Passwords
+from customer_svc.rpc import CustomerService, SessionService
+from customer_svc.session_store import SessionStore
+from customer_svc.usecases import Customers, PaymentMethods, Sessions
+from mesh.bus import Bus
+from mesh.database import Database
+from mesh.housekeeping import housekeeping
+from mesh.lifecycle import Service
+from mesh.outbox import Relay
+from mesh.paging import Pages
+from mesh.server import Server
+from mesh.settings import ServiceSettings, secret_bytes
+from mesh.unit_of_work import UnitsOfWork
+
+
+class Settings(ServiceSettings):
+    """The customer service's settings."""
+
+    redis_url: SecretStr
+    """Where Redis is. Without it nobody signs in; all else works."""
+    signing_key: FilePath
+    """The private key that signs access tokens, a JSON Web Key on P-256 whose public half is in the JWKS."""
+    access_token_seconds: int = Field(default=15 * 60, ge=10)
+    """How long an access token is good."""
+    session_seconds: int = Field(default=30 * 24 * 3600, ge=60)
+    """How long a session is kept after it was opened."""
+    sign_in_failures: int = Field(default=10, ge=1)
+    """Sign-ins with one email address that may fail in a window; then it has to wait."""
+    sign_in_window_seconds: int = Field(default=15 * 60, ge=1)
+    """How long a failed sign-in counts."""
+    password_memory_kib: int = Field(default=19 * 1024, ge=8)
+    """Memory of a password's hash. OWASP's minimum for argon2id: 19 MiB, 2 passes, 1 lane."""
+    password_passes: int = Field(default=2, ge=1)
+    """Passes over that memory."""
+    password_lanes: int = Field(default=1, ge=1)
+    """Lanes of that memory, each a thread."""
+    password_hashes_at_once: int = Field(default=2, ge=1)
+    """Passwords that are hashed at a time; each takes a core and its memory."""
+    password_hashes_waiting: int = Field(default=200, ge=0)
+    """Passwords that wait for that; with more, calls are refused as OVERLOADED."""
+
+
+def build(settings: Settings) -> Service:
+    """Wire the service."""
+    database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
+    bus = Bus(settings.nats_url, name="customer", replicas=settings.nats_replicas)
+    relay = Relay("customer", database, bus)
+    units = UnitsOfWork(database, relay)
+    pages = Pages(secret_bytes(settings.page_secret))
+    passwords = Passwords(
+        memory_kib=settings.password_memory_kib,
+        passes=settings.password_passes,
+        lanes=settings.password_lanes,
+        at_once=settings.password_hashes_at_once,
+        max_waiting=settings.password_hashes_waiting,
+    )
+    session_store = SessionStore(
+        settings.redis_url.get_secret_value(),
+        lifetime=timedelta(seconds=settings.session_seconds),
+        failures=settings.sign_in_failures,
+        window=timedelta(seconds=settings.sign_in_window_seconds),
+    )
+    tokens = AccessTokens(settings.signing_key, timedelta(seconds=settings.access_token_seconds))
+
+    customers = Customers(units, passwords)
+    payment_methods = PaymentMethods(units, pages)
+    sessions = Sessions(units, passwords, session_store, tokens)
+
+    return Service(
+        "customer",
+        [
+            database,
+            bus,
+            relay,
+            passwords,
+            session_store,
+            housekeeping(database),
+            Server(
+                settings,
+                {
+                    "commerce.customer.v1.CustomerService": CustomerService(customers, payment_methods),
+                    "commerce.customer.v1.SessionService": SessionService(sessions),
+                },
+                # Not Redis: without it customers and their payment methods are still served.
+                checks=[database.check],
+            ),
+        ],
+    )

@@ -1,0 +1,203 @@
+"""Customers, how they pay, and what they hold while signed in.
+
+A customer with payment methods has exactly one default among them: the first one, until another takes its place.
+No message of an error here holds an email address, a token or a password: messages are logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from uuid import UUID
+
+from mesh.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unauthenticated,
+    Violation,
+)
+
+
+class CustomerNotFound(NotFound):
+    """There is no such customer, or it is not the caller."""
+
+    reason = "CUSTOMER_NOT_FOUND"
+
+    def __init__(self, customer_id: UUID | None) -> None:
+        """`customer_id` is none when a caller who is no customer asks for themselves."""
+        named = str(customer_id) if customer_id else "me"
+        super().__init__(f"there is no customer {named}", metadata={"customerId": named})
+
+
+class EmailTaken(AlreadyExists):
+    """Another customer has this email address, in whatever case it is written."""
+
+    reason = "EMAIL_TAKEN"
+
+    def __init__(self) -> None:
+        super().__init__("another customer has this email address")
+
+
+class CredentialsInvalid(Unauthenticated):
+    """No customer has this email address and password; which of the two is wrong is not told."""
+
+    reason = "CREDENTIALS_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("no customer has this email address and password")
+
+
+class SignInLimited(ResourceExhausted):
+    """Too many sign-ins with this email address have failed of late, whether or not a customer has it."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many sign-ins with this email address have failed", retry_after=retry_after)
+
+
+class PaymentMethodNotFound(NotFound):
+    """The customer has no such payment method; somebody else may."""
+
+    reason = "PAYMENT_METHOD_NOT_FOUND"
+
+    def __init__(self, payment_method_id: UUID) -> None:
+        super().__init__(
+            f"the customer has no payment method {payment_method_id}",
+            metadata={"paymentMethodId": str(payment_method_id)},
+        )
+
+
+class PaymentMethodMissing(FailedPrecondition):
+    """The default payment method is asked for, and the customer has none at all."""
+
+    reason = "PAYMENT_METHOD_MISSING"
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__("the customer has no payment method", metadata={"customerId": str(customer_id)})
+
+
+class ProviderTokenUnknown(InvalidArgument):
+    """The payment provider does not know the token."""
+
+    reason = "PROVIDER_TOKEN_UNKNOWN"
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(
+            f"the payment provider {provider} does not know this token",
+            metadata={"provider": provider},
+            violations=[Violation("token", "is not a token of the payment provider")],
+        )
+
+
+def same_email(email: str) -> str:
+    """The form in which two spellings of one email address are equal. The contract lets ASCII in only."""
+    return email.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class NewCustomer:
+    """What somebody gives to sign up."""
+
+    email: str
+    name: str
+    phone: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A person who can sign in and order. `version` grows with every change of them or of what they have here."""
+
+    id: UUID
+    email: str
+    name: str
+    phone: str
+    create_time: datetime
+    update_time: datetime
+    version: int
+
+    def changed(self, now: datetime) -> Customer:
+        """The customer after a change at `now`."""
+        return replace(self, update_time=now, version=self.version + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a customer's password is checked against."""
+
+    customer_id: UUID
+    password_hash: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a payment provider tells of the card behind a token."""
+
+    provider: str
+    brand: str
+    last4: str
+    expire_month: int
+    expire_year: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentMethod:
+    """A way a customer pays, as they see it: everything but the token."""
+
+    id: UUID
+    customer_id: UUID
+    card: Card
+    is_default: bool
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentMethodSecret:
+    """What it takes to charge a payment method. For services only; never logged, never in an event."""
+
+    id: UUID
+    customer_id: UUID
+    provider: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentMethodQuery:
+    """Asks how a customer pays: with a payment method that they named, or with their default one."""
+
+    customer_id: UUID
+    payment_method_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """The payment methods of a customer, as far as they were asked for, and which of them is the default."""
+
+    customer_id: UUID
+    methods: Sequence[PaymentMethodSecret]
+    default_id: UUID | None
+
+    def pick(self, payment_method_id: UUID | None) -> PaymentMethodSecret:
+        """The one with this id, or the default one. Raises PaymentMethodNotFound, or PaymentMethodMissing."""
+        wanted = payment_method_id or self.default_id
+        if wanted is None:
+            raise PaymentMethodMissing(self.customer_id)
+        for method in self.methods:
+            if method.id == wanted:
+                return method
+        raise PaymentMethodNotFound(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a customer holds while signed in. `expire_time` is that of the access token."""
+
+    customer_id: UUID
+    expire_time: datetime
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)

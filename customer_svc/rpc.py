@@ -1,0 +1,67 @@
+"""The customer service's contracts: request → use case → reply."""
+
+from __future__ import annotations
+
+from commerce.customer.v1 import customer_pb2 as customer
+from commerce.customer.v1 import session_pb2 as session
+from customer_svc import wire
+from customer_svc.usecases import Customers, PaymentMethods, Sessions
+from mesh.call import Call
+
+
+class CustomerService:
+    """`commerce.customer.v1.CustomerService`."""
+
+    def __init__(self, customers: Customers, payment_methods: PaymentMethods) -> None:
+        self._customers = customers
+        self._payment_methods = payment_methods
+
+    async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda made: customer.CreateCustomerResponse(customer=wire.customer(made)),
+            self._customers.create_customer,
+            wire.new_customer(request),
+        )
+
+    async def GetCustomer(self, request: customer.GetCustomerRequest, call: Call) -> customer.GetCustomerResponse:
+        found = await self._customers.get_customer(call.caller, wire.named(request.customer_id))
+        return customer.GetCustomerResponse(customer=wire.customer(found))
+
+    async def AddPaymentMethod(self, request: customer.AddPaymentMethodRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda made: customer.AddPaymentMethodResponse(payment_method=wire.payment_method(made)),
+            self._payment_methods.add_payment_method,
+            wire.named(request.customer_id),
+            request.token,
+            make_default=request.make_default,
+        )
+
+    async def ListPaymentMethods(
+        self, request: customer.ListPaymentMethodsRequest, call: Call
+    ) -> customer.ListPaymentMethodsResponse:
+        found, token = await self._payment_methods.list_payment_methods(
+            call.caller,
+            wire.named(request.customer_id),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return customer.ListPaymentMethodsResponse(
+            payment_methods=[wire.payment_method(each) for each in found], next_page_token=token
+        )
+
+    async def ResolvePaymentMethods(
+        self, request: customer.ResolvePaymentMethodsRequest, call: Call
+    ) -> customer.ResolvePaymentMethodsResponse:
+        outcomes = await self._payment_methods.resolve([wire.payment_method_query(each) for each in request.queries])
+        return customer.ResolvePaymentMethodsResponse(results=[wire.payment_method_result(each) for each in outcomes])
+
+
+class SessionService:
+    """`commerce.customer.v1.SessionService`. Its replies hold secrets, so none of them is remembered under a key."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def CreateSession(self, request: session.CreateSessionRequest, call: Call) -> session.CreateSessionResponse:
+        opened = await self._sessions.create_session(request.email, request.password)
+        return session.CreateSessionResponse(session=wire.session(opened))

@@ -1,0 +1,229 @@
+"""The customer service's tables and statements: the only SQL of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from customer_svc.domain import (
+    Card,
+    Credentials,
+    Customer,
+    EmailTaken,
+    PaymentMethod,
+    PaymentMethodQuery,
+    PaymentMethodSecret,
+    Wallet,
+    same_email,
+)
+from mesh.database import BulkInsert, Row, Statement, Transaction
+
+metadata = sa.MetaData()
+_TIME = pg.TIMESTAMP(timezone=True)
+
+customers = sa.Table(
+    "customers",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("email", sa.String, nullable=False, comment="as its owner spells it"),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("phone", sa.String, nullable=False),
+    sa.Column("password_hash", sa.String, nullable=False, comment="argon2id, with salt and parameters"),
+    sa.Column("create_time", _TIME, nullable=False),
+    sa.Column("update_time", _TIME, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+# In "C", whose lower case is that of ASCII whatever the database's locale: the same as `same_email`.
+_same_email = sa.func.lower(customers.c.email.collate("C"))
+sa.Index("customers_email", _same_email, unique=True)
+
+payment_methods = sa.Table(
+    "payment_methods",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("customer_id", sa.Uuid, sa.ForeignKey(customers.c.id), nullable=False),
+    sa.Column("provider", sa.String, nullable=False),
+    sa.Column("token", sa.String, nullable=False, comment="a secret: what the provider charges"),
+    sa.Column("brand", sa.String, nullable=False),
+    sa.Column("last4", sa.String(4), nullable=False),
+    sa.Column("expire_month", sa.Integer, nullable=False),
+    sa.Column("expire_year", sa.Integer, nullable=False),
+    sa.Column("is_default", sa.Boolean, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False),
+)
+sa.Index("payment_methods_customer", payment_methods.c.customer_id, payment_methods.c.id)
+# The last word on the default: whatever the code does, a customer has no two.
+sa.Index(
+    "payment_methods_default",
+    payment_methods.c.customer_id,
+    unique=True,
+    postgresql_where=payment_methods.c.is_default,
+)
+
+_customer = sa.select(*(column for column in customers.c if column.name != "password_hash"))
+_customer_id = sa.bindparam("customer", type_=sa.Uuid)
+_payment_method = sa.select(*(column for column in payment_methods.c if column.name != "token"))
+
+ADD_CUSTOMER = BulkInsert(*customers.c)
+CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id))
+LOCK_CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id).with_for_update())
+WRITE_CUSTOMER = Statement(
+    sa.update(customers)
+    .where(customers.c.id == _customer_id)
+    .values(
+        update_time=sa.bindparam("new_update_time", type_=_TIME),
+        version=sa.bindparam("new_version", type_=sa.BigInteger),
+    )
+)
+CREDENTIALS = Statement(
+    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == sa.bindparam("email", type_=sa.String))
+)
+# Only in the place of the hash that was checked: the password may have been changed since.
+REPLACE_HASH = Statement(
+    sa.update(customers)
+    .where(customers.c.id == _customer_id, customers.c.password_hash == sa.bindparam("old_hash", type_=sa.String))
+    .values(password_hash=sa.bindparam("new_hash", type_=sa.String))
+)
+ADD_PAYMENT_METHOD = BulkInsert(*payment_methods.c)
+_default = payment_methods.c.is_default
+HAS_DEFAULT = Statement(sa.select(payment_methods.c.id).where(payment_methods.c.customer_id == _customer_id, _default))
+CLEAR_DEFAULT = Statement(
+    sa.update(payment_methods).where(payment_methods.c.customer_id == _customer_id, _default).values(is_default=False)
+)
+_customer_ids = sa.any_(sa.bindparam("customer_ids", type_=sa.ARRAY(sa.Uuid)))
+_method_ids = sa.any_(sa.bindparam("method_ids", type_=sa.ARRAY(sa.Uuid)))
+WALLETS = Statement(
+    sa.select(
+        customers.c.id.label("owner_id"),
+        payment_methods.c.id,
+        payment_methods.c.provider,
+        payment_methods.c.token,
+        payment_methods.c.is_default,
+    )
+    .outerjoin(
+        payment_methods,
+        (payment_methods.c.customer_id == customers.c.id)
+        # Says nothing new, but lets the planner find them by index, whatever it knows of the tables.
+        & (payment_methods.c.customer_id == _customer_ids)
+        & (_default | (payment_methods.c.id == _method_ids)),
+    )
+    .where(customers.c.id == _customer_ids)
+)
+
+
+async def add_customer(transaction: Transaction, customer: Customer, password_hash: str) -> None:
+    """Raises EmailTaken."""
+    row = (
+        customer.id,
+        customer.email,
+        customer.name,
+        customer.phone,
+        password_hash,
+        customer.create_time,
+        customer.update_time,
+        customer.version,
+    )
+    try:
+        await transaction.insert(ADD_CUSTOMER, [row])
+    except asyncpg.UniqueViolationError as error:
+        raise EmailTaken from error
+
+
+async def get_customer(reading: Transaction, customer_id: UUID) -> Customer | None:
+    """A customer as they are now."""
+    row = await reading.fetch_one(CUSTOMER, customer=customer_id)
+    return Customer(**row) if row else None
+
+
+async def lock_customer(transaction: Transaction, customer_id: UUID) -> Customer | None:
+    """Lock a customer, and by that what belongs to them, for the rest of the transaction."""
+    row = await transaction.fetch_one(LOCK_CUSTOMER, customer=customer_id)
+    return Customer(**row) if row else None
+
+
+async def write_customer(transaction: Transaction, customer: Customer) -> None:
+    """Write when a locked customer was changed, and the version that this made."""
+    await transaction.execute(
+        WRITE_CUSTOMER, customer=customer.id, new_update_time=customer.update_time, new_version=customer.version
+    )
+
+
+async def get_credentials(reading: Transaction, email: str) -> Credentials | None:
+    """The credentials of the customer with this email address, in whatever case it is written."""
+    row = await reading.fetch_one(CREDENTIALS, email=same_email(email))
+    return Credentials(row["id"], row["password_hash"]) if row else None
+
+
+async def replace_hash(transaction: Transaction, old: Credentials, new_hash: str) -> None:
+    """Put a new hash of the same password in the place of the old one, if that is still there."""
+    await transaction.execute(REPLACE_HASH, customer=old.customer_id, old_hash=old.password_hash, new_hash=new_hash)
+
+
+async def has_default(transaction: Transaction, customer_id: UUID) -> bool:
+    """Whether a customer, who is locked, has a default payment method."""
+    return await transaction.fetch_one(HAS_DEFAULT, customer=customer_id) is not None
+
+
+async def clear_default(transaction: Transaction, customer_id: UUID) -> None:
+    """Leave a customer, who is locked, without a default payment method."""
+    await transaction.execute(CLEAR_DEFAULT, customer=customer_id)
+
+
+async def add_payment_method(transaction: Transaction, method: PaymentMethod, token: str) -> None:
+    """Keep a payment method with its token."""
+    card = method.card
+    row = (
+        method.id,
+        method.customer_id,
+        card.provider,
+        token,
+        card.brand,
+        card.last4,
+        card.expire_month,
+        card.expire_year,
+        method.is_default,
+        method.create_time,
+    )
+    await transaction.insert(ADD_PAYMENT_METHOD, [row])
+
+
+async def list_payment_methods(
+    reading: Transaction, customer_id: UUID, *, before: UUID | None, most: int
+) -> list[PaymentMethod]:
+    """A customer's payment methods, newest first."""
+    statement = _payment_method.where(payment_methods.c.customer_id == customer_id)
+    if before is not None:
+        statement = statement.where(payment_methods.c.id < before)
+    rows = await reading.fetch(Statement(statement.order_by(payment_methods.c.id.desc()).limit(most)))
+    return [_as_payment_method(row) for row in rows]
+
+
+async def get_wallets(reading: Transaction, queries: Sequence[PaymentMethodQuery]) -> dict[UUID, Wallet]:
+    """The wallets of those customers of the queries that exist, in one statement for all."""
+    rows = await reading.fetch(
+        WALLETS,
+        customer_ids=list({query.customer_id for query in queries}),
+        method_ids=list({query.payment_method_id for query in queries if query.payment_method_id}),
+    )
+    by_owner: dict[UUID, list[Row]] = {}
+    for row in rows:
+        # A customer without any has one row, without a payment method.
+        by_owner.setdefault(row["owner_id"], []).extend([row] if row["id"] else [])
+    return {owner_id: _as_wallet(owner_id, found) for owner_id, found in by_owner.items()}
+
+
+def _as_payment_method(row: Row) -> PaymentMethod:
+    card = Card(row["provider"], row["brand"], row["last4"], row["expire_month"], row["expire_year"])
+    return PaymentMethod(row["id"], row["customer_id"], card, row["is_default"], row["create_time"])
+
+
+def _as_wallet(owner_id: UUID, rows: Sequence[Row]) -> Wallet:
+    return Wallet(
+        owner_id,
+        [PaymentMethodSecret(row["id"], owner_id, row["provider"], row["token"]) for row in rows],
+        default_id=next((row["id"] for row in rows if row["is_default"]), None),
+    )

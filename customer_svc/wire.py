@@ -1,0 +1,99 @@
+"""Customers, payment methods and sessions ↔ the messages of the contract."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from commerce.customer.v1 import customer_pb2, events_pb2, session_pb2
+from customer_svc.domain import (
+    Customer,
+    NewCustomer,
+    PaymentMethod,
+    PaymentMethodQuery,
+    PaymentMethodSecret,
+    Session,
+)
+from mesh import status, wire
+from mesh.errors import MeshError
+from mesh.events import Event
+
+
+def named(customer_id: str) -> UUID | None:
+    """The customer whom a request names; none for `me`."""
+    return None if customer_id == "me" else UUID(customer_id)
+
+
+def new_customer(request: customer_pb2.CreateCustomerRequest) -> NewCustomer:
+    """What somebody gives to sign up."""
+    return NewCustomer(request.email, request.name, request.phone, request.password)
+
+
+def customer(value: Customer) -> customer_pb2.Customer:
+    """A customer as they see themselves."""
+    return customer_pb2.Customer(
+        id=str(value.id),
+        email=value.email,
+        name=value.name,
+        phone=value.phone,
+        create_time=wire.timestamp(value.create_time),
+        update_time=wire.timestamp(value.update_time),
+        etag=str(value.version),
+    )
+
+
+def payment_method(value: PaymentMethod) -> customer_pb2.PaymentMethod:
+    """A payment method as its owner sees it."""
+    return customer_pb2.PaymentMethod(
+        id=str(value.id),
+        customer_id=str(value.customer_id),
+        provider=value.card.provider,
+        brand=value.card.brand,
+        last4=value.card.last4,
+        expire_month=value.card.expire_month,
+        expire_year=value.card.expire_year,
+        is_default=value.is_default,
+        create_time=wire.timestamp(value.create_time),
+    )
+
+
+def payment_method_query(message: customer_pb2.PaymentMethodQuery) -> PaymentMethodQuery:
+    """A question of a service."""
+    return PaymentMethodQuery(UUID(message.customer_id), wire.uuid_or_none(message.payment_method_id))
+
+
+def payment_method_result(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.PaymentMethodResult:
+    """What it takes to charge, or why there is nothing."""
+    if isinstance(outcome, MeshError):
+        return customer_pb2.PaymentMethodResult(error=status.to_status(outcome))
+    return customer_pb2.PaymentMethodResult(
+        payment_method=customer_pb2.PaymentMethodSecret(
+            id=str(outcome.id),
+            customer_id=str(outcome.customer_id),
+            provider=outcome.provider,
+            token=outcome.token,
+        )
+    )
+
+
+def session(value: Session) -> session_pb2.Session:
+    """What a customer gets who signs in."""
+    return session_pb2.Session(
+        access_token=value.access_token,
+        refresh_token=value.refresh_token,
+        expire_time=wire.timestamp(value.expire_time),
+        customer_id=str(value.customer_id),
+    )
+
+
+def customer_created(value: Customer) -> Event:
+    """The event of a new customer."""
+    return Event(
+        "commerce.customer.created", value.id, value.version, events_pb2.CustomerCreated(customer=customer(value))
+    )
+
+
+def customer_updated(value: Customer) -> Event:
+    """The event of a customer who has changed, or what belongs to them."""
+    return Event(
+        "commerce.customer.updated", value.id, value.version, events_pb2.CustomerUpdated(customer=customer(value))
+    )

@@ -1,0 +1,127 @@
+"""The services behind the edge, as Envoy's clusters: who they are, how they are reached, when they are left alone."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.config import Address, EdgeConfig, TlsFiles
+
+ANY = "any"
+"""The cluster of all services, for what every service answers alike."""
+
+
+def clusters(config: EdgeConfig) -> list[dict[str, Any]]:
+    """A cluster for each service, and one of them all."""
+    services = [_service(name, addresses, config) for name, addresses in config.upstreams.items()]
+    return [*services, _any_of(list(config.upstreams))]
+
+
+def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "STATIC" if all(_is_ip(address.host) for address in addresses) else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "lb_policy": "ROUND_ROBIN",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [_endpoint(address) for address in addresses]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "initial_stream_window_size": 1024 * 1024,
+                        "initial_connection_window_size": 16 * 1024 * 1024,
+                        # A machine that is gone says nothing: ask it, so that its calls do not hang.
+                        "connection_keepalive": {"interval": "10s", "timeout": "5s"},
+                    }
+                },
+            }
+        },
+        "transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": _mutual_tls(name, config.tls),
+        },
+        "health_checks": [
+            {
+                "grpc_health_check": {},
+                "interval": "1s",
+                # Without traffic Envoy would look once a minute, and send the first calls to a dead process.
+                "no_traffic_interval": "1s",
+                "timeout": "1s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+            }
+        ],
+        # Sick is who breaks connections or does not answer. An error that a service answers with is an answer.
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 5,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_success_rate": 0,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_consecutive_gateway_failure": 0,
+            "base_ejection_time": "5s",
+            "max_ejection_percent": 50,
+        },
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": config.limits.upstream_requests,
+                    "max_pending_requests": config.limits.upstream_requests,
+                    "max_requests": config.limits.upstream_requests,
+                    "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 10},
+                }
+            ]
+        },
+    }
+
+
+def _any_of(names: list[str]) -> dict[str, Any]:
+    """All services in one, the first healthy one taken."""
+    return {
+        "name": ANY,
+        "connect_timeout": "1s",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": {
+            "name": "envoy.clusters.aggregate",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig",
+                "clusters": names,
+            },
+        },
+    }
+
+
+def _mutual_tls(name: str, tls: TlsFiles) -> dict[str, Any]:
+    return {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": name,
+        "common_tls_context": {
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+            "alpn_protocols": ["h2"],
+            "tls_certificates": [
+                {"certificate_chain": {"filename": str(tls.cert)}, "private_key": {"filename": str(tls.key)}}
+            ],
+            "validation_context": {
+                "trusted_ca": {"filename": str(tls.ca)},
+                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}}],
+            },
+        },
+    }
+
+
+def _endpoint(address: Address) -> dict[str, Any]:
+    return {"endpoint": {"address": {"socket_address": {"address": address.host, "port_value": address.port}}}}
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

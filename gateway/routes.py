@@ -1,0 +1,128 @@
+"""The edge's routes: one for each method that people may call, and no other way in.
+
+Envoy matches them after transcoding, so that a JSON request is found by the name of its method, as any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from commerce.access.v1 import access_pb2
+from gateway.clusters import ANY
+from gateway.config import EdgeConfig
+from gateway.contracts import Method, methods
+from gateway.filters import (
+    NO_BODY_LIMIT,
+    NO_RATE_LIMIT,
+    SUBJECT,
+    TOKEN_NEEDED,
+    TOKEN_WELCOME,
+    bare_resource,
+    cors_policy,
+)
+
+REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+"""With these a client finds out what is served. Every service of the mesh answers for all of them."""
+
+STREAM_IDLE = "3600s"
+"""How long a stream may be silent. A client that is gone is noticed much sooner, by HTTP/2 pings or TCP."""
+
+_SPEAKS_GRPC = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+"""A client of gRPC or gRPC-Web, or one of JSON whose request the transcoder has taken up."""
+
+_NOWHERE = {
+    "match": {"prefix": "/"},
+    # A route to a cluster that does not exist, not a direct response: CORS only looks at routes.
+    "route": {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"},
+}
+
+
+def route_table(config: EdgeConfig) -> dict[str, Any]:
+    """Envoy's `route_config`."""
+    return {
+        "name": "edge",
+        "validate_clusters": False,
+        "request_headers_to_remove": [SUBJECT, "x-envoy-internal"],
+        "virtual_hosts": [
+            {
+                "name": "edge",
+                "domains": ["*"],
+                "typed_per_filter_config": cors_policy(config.allowed_origins),
+                "response_headers_to_add": [_header("x-content-type-options", "nosniff")],
+                "routes": [
+                    _answer("/healthz", {"inline_string": '{"status":"up"}'}, cache="no-store"),
+                    _answer("/.well-known/jwks.json", {"filename": str(config.jwks)}, cache="public, max-age=300"),
+                    *(_route(method) for method in methods() if method.is_open),
+                    *(_reflection(service) for service in REFLECTION),
+                    _NOWHERE,
+                ],
+            }
+        ],
+    }
+
+
+def _route(method: Method) -> dict[str, Any]:
+    route: dict[str, Any] = {
+        "match": {"path": method.path, "headers": [_SPEAKS_GRPC]},
+        "route": {
+            "cluster": method.upstream,
+            "timeout": f"{method.seconds:g}s",
+            "retry_policy": _retries(method),
+        },
+        "typed_per_filter_config": TOKEN_WELCOME if method.access == access_pb2.ACCESS_PUBLIC else TOKEN_NEEDED,
+        "response_headers_to_add": [_header("cache-control", "no-store")],
+    }
+    if method.is_stream:
+        route["route"]["idle_timeout"] = STREAM_IDLE
+    else:
+        # The service learns how long it has, unless the client has told it. It is a little longer than the edge
+        # waits: gRPC itself ends a call at its deadline, and gives no reason.
+        timeout = {"key": "grpc-timeout", "value": f"{method.seconds * 1000 + 250:.0f}m"}
+        route["request_headers_to_add"] = [{"header": timeout, "append_action": "ADD_IF_ABSENT"}]
+    if method.response_body:
+        route["metadata"] = bare_resource(method.response_body)
+    return route
+
+
+def _retries(method: Method) -> dict[str, Any]:
+    """A call that never reached a service is sent to another; one that may have, only if it changes nothing."""
+    causes = ["connect-failure", "refused-stream"]
+    if method.is_read and not method.is_stream:
+        causes += ["reset", "unavailable"]
+    return {
+        "retry_on": ",".join(causes),
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        "host_selection_retry_max_attempts": 3,
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                },
+            }
+        ],
+    }
+
+
+def _reflection(service: str) -> dict[str, Any]:
+    return {
+        "match": {"prefix": f"/{service}/", "headers": [_SPEAKS_GRPC]},
+        "route": {"cluster": ANY, "timeout": "0s"},
+        # It is a conversation: to wait for the end of the request would be to wait for ever.
+        "typed_per_filter_config": NO_BODY_LIMIT,
+    }
+
+
+def _answer(path: str, body: dict[str, str], *, cache: str) -> dict[str, Any]:
+    """What the edge says by itself, however busy it is."""
+    return {
+        "match": {"path": path, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
+        "direct_response": {"status": 200, "body": body},
+        "typed_per_filter_config": NO_RATE_LIMIT,
+        "response_headers_to_add": [_header("content-type", "application/json"), _header("cache-control", cache)],
+    }
+
+
+def _header(name: str, value: str) -> dict[str, Any]:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}

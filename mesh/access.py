@@ -1,0 +1,48 @@
+"""Access rules: declared in the contract as a method option, enforced by one link of the chain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from commerce.access.v1 import access_pb2
+from mesh.call import Kind
+from mesh.errors import PermissionDenied, Unauthenticated
+from mesh.identity import OUTSIDERS
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor
+
+    from mesh.call import Call
+
+
+class AccessUndeclared(Exception):
+    """A method of a contract has no access rule: the server must not start."""
+
+
+def rule_of(method: MethodDescriptor) -> access_pb2.Access.ValueType:
+    """The access rule of a method. Raises AccessUndeclared when the contract has none."""
+    rule = method.GetOptions().Extensions[access_pb2.access]
+    if rule == access_pb2.ACCESS_UNSPECIFIED:
+        raise AccessUndeclared(f"{method.full_name} declares no (commerce.access.v1.access)")
+    return rule
+
+
+def require(rule: access_pb2.Access.ValueType, call: Call) -> None:
+    """Raise unless the rule lets this call in. Whose resource it is, is for the use case to check.
+
+    Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one.
+    """
+    match rule:
+        case access_pb2.ACCESS_PUBLIC:
+            return
+        case access_pb2.ACCESS_SERVICE:
+            if call.peer in OUTSIDERS:
+                raise PermissionDenied("only services of the mesh may call this", metadata={"access": "SERVICE"})
+        case _ if call.caller.kind not in (Kind.CUSTOMER, Kind.STAFF):
+            raise Unauthenticated("this needs an access token", reason="TOKEN_MISSING")
+        case access_pb2.ACCESS_CUSTOMER:
+            return
+        case access_pb2.ACCESS_STAFF if call.caller.is_staff:
+            return
+        case _:
+            raise PermissionDenied("this needs the role staff", metadata={"access": "STAFF"})

@@ -1,0 +1,235 @@
+"""The event bus: one NATS connection per process, its streams, and signals that may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import nats
+import nats.errors
+import nats.js.api as js
+import nats.js.errors
+import orjson
+import structlog
+
+from mesh import tasks
+from mesh.events import stream_of
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+    from nats.js import JetStreamContext
+
+MAX_AGE_S = 30 * 24 * 3600
+"""How long a stream keeps an event."""
+DEDUPLICATION_S = 120
+"""How long a stream remembers event ids, so that a relay that starts again leaves no second copy."""
+DEAD_LETTERS = "DEADLETTERS"
+"""The stream of events that a consumer could not apply."""
+
+log = structlog.get_logger(__name__)
+
+
+class Message(NamedTuple):
+    """What is published."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+
+
+class _Flight:
+    """Messages on their way to streams."""
+
+    def __init__(self, count: int) -> None:
+        self.acknowledged = [False] * count
+        self.missing = count
+        self.landed = asyncio.Event()
+
+    def hear(self, index: int, *, accepted: bool) -> None:
+        self.acknowledged[index] = accepted
+        self.missing -= 1
+        if self.missing == 0:
+            self.landed.set()
+
+
+class Bus:
+    """A connection to NATS that comes back by itself. A service can serve, and take orders, while it is down."""
+
+    def __init__(self, url: str, *, name: str, replicas: int = 1) -> None:
+        self._url = url
+        self._name = name
+        self._replicas = replicas
+        self._client: Client | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._signals: dict[str, Subscription] = {}
+        self._inbox = ""
+        self._flights: dict[int, _Flight] = {}
+        self._numbers = itertools.count()
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self) -> None:
+        """Begin to connect, in the background."""
+        self._connecting = asyncio.create_task(self._connect(), name="nats connect")
+
+    async def stop(self) -> None:
+        """Send what is buffered, then close."""
+        await tasks.end(self._connecting, self._mending)
+        if self._client is not None:
+            try:
+                await asyncio.wait_for(self._client.flush(), 2)
+            except (nats.errors.Error, TimeoutError, OSError):
+                log.warning("nats not flushed at stop")
+            await self._client.close()
+
+    async def connected(self) -> None:
+        """Wait until the connection has been made once; afterwards it mends itself."""
+        await self._ready.wait()
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        """JetStream. Await `connected` first."""
+        return self._connection.jetstream()
+
+    @property
+    def _connection(self) -> Client:
+        if self._client is None:
+            raise nats.errors.ConnectionClosedError
+        return self._client
+
+    def on_reconnect(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Do `action` whenever the connection has come back; again, when it fails, until it succeeds."""
+        self._on_reconnect.append(action)
+
+    async def publish(self, messages: Sequence[Message], *, timeout: float = 5.0) -> list[bool]:
+        """Publish to streams, all in flight at once; for each whether its stream has acknowledged it in time.
+
+        Nothing is awaited between two of them, so they leave in one write.
+        """
+        client = self._connection
+        flight = _Flight(len(messages))
+        number = next(self._numbers)
+        self._flights[number] = flight
+        try:
+            async with asyncio.timeout(timeout):
+                for index, message in enumerate(messages):
+                    reply = f"{self._inbox}.{number}.{index}"
+                    await client.publish(message.subject, message.payload, reply=reply, headers=message.headers)
+                await flight.landed.wait()
+        except TimeoutError:
+            log.warning("not acknowledged in time", messages=len(messages), of_them=flight.missing)
+        finally:
+            del self._flights[number]
+        return flight.acknowledged
+
+    async def _acknowledged(self, message: Msg) -> None:
+        *_, number, index = message.subject.split(".")
+        if flight := self._flights.get(int(number)):
+            # An empty answer is the server's word that no stream listens.
+            flight.hear(int(index), accepted=bool(message.data) and "error" not in orjson.loads(message.data))
+
+    async def ensure_stream_of(self, area: str) -> None:
+        """Make the stream of an area's events, or bring its settings up to date."""
+        name = stream_of(f"commerce.{area}.")
+        await self.ensure_stream(name, f"commerce.{area}.>")
+
+    async def ensure_stream(self, name: str, subjects: str) -> None:
+        """Make a stream on files for `subjects`, or bring its settings up to date."""
+        config = js.StreamConfig(
+            name=name,
+            subjects=[subjects],
+            storage=js.StorageType.FILE,
+            retention=js.RetentionPolicy.LIMITS,
+            max_age=MAX_AGE_S,
+            duplicate_window=DEDUPLICATION_S,
+            num_replicas=self._replicas,
+        )
+        try:
+            await self.jetstream.add_stream(config)
+        except nats.js.errors.BadRequestError:
+            # It is there with other settings.
+            await self.jetstream.update_stream(config)
+
+    async def signal(self, topic: str) -> None:
+        """Tell whoever listens to `topic` to look. May be lost: only ever a short cut past a poll."""
+        if self._client is not None and self._client.is_connected:
+            try:
+                await self._client.publish(topic)
+            except nats.errors.Error as error:
+                log.debug("signal lost", topic=topic, error=repr(error))
+
+    async def on_signal(self, topic: str, action: Callable[[], None]) -> None:
+        """Call `action` at each signal of `topic`, until `off_signal`."""
+
+        async def heard(_: Msg) -> None:
+            action()
+
+        self._signals[topic] = await self._connection.subscribe(topic, cb=heard)
+
+    async def off_signal(self, topic: str) -> None:
+        """No longer listen to `topic`."""
+        subscription = self._signals.pop(topic, None)
+        if subscription is not None and self._client is not None and not self._client.is_closed:
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error as error:
+                log.debug("not unsubscribed", topic=topic, error=repr(error))
+
+    async def _connect(self) -> None:
+        delay = 0.1
+        while True:
+            try:
+                self._client = await nats.connect(
+                    self._url,
+                    name=self._name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,
+                    connect_timeout=2,
+                    ping_interval=10,
+                    pending_size=64 * 1024 * 1024,
+                    error_cb=_log_error,
+                    disconnected_cb=_log_disconnect,
+                    reconnected_cb=self._reconnected,
+                )
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                log.warning("nats cannot be reached", url=self._url, error=repr(error))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+            else:
+                self._inbox = self._client.new_inbox()
+                await self._client.subscribe(f"{self._inbox}.*.*", cb=self._acknowledged)
+                self._ready.set()
+                return
+
+    async def _reconnected(self) -> None:
+        log.info("nats connected again")
+        if self._mending is not None:
+            self._mending.cancel()
+        # Not here: what this callback raises, the client takes for a failure to reconnect.
+        self._mending = asyncio.create_task(self._mend(), name="nats mend")
+
+    async def _mend(self) -> None:
+        for action in self._on_reconnect:
+            delay = 0.1
+            while True:
+                try:
+                    await action()
+                except (OSError, TimeoutError, nats.errors.Error) as error:
+                    log.warning("not mended after a reconnection", error=repr(error), again_in=delay)
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, 5.0)
+                else:
+                    break
+
+
+async def _log_error(error: Exception) -> None:
+    log.warning("nats error", error=repr(error))
+
+
+async def _log_disconnect() -> None:
+    log.warning("nats disconnected")

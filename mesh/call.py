@@ -1,0 +1,117 @@
+"""One call: who asks, until when, under which trace and key. Every use case that changes something takes one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from uuid import UUID
+
+from mesh.errors import NotFound
+from mesh.trace import Trace
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from mesh.idempotency import IdempotencyKey
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kind(StrEnum):
+    """What sort of caller it is."""
+
+    ANONYMOUS = "anonymous"
+    CUSTOMER = "customer"
+    STAFF = "staff"
+    SERVICE = "service"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `id` is the token's subject for people, the name in the certificate for services, else empty."""
+
+    kind: Kind = Kind.ANONYMOUS
+    id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.id}" if self.id else self.kind.value
+
+    @property
+    def is_staff(self) -> bool:
+        """Whether staff's wider rights hold."""
+        return self.kind is Kind.STAFF
+
+    @property
+    def customer_id(self) -> UUID | None:
+        """The customer who asks; none for anybody else."""
+        return UUID(self.id) if self.kind is Kind.CUSTOMER else None
+
+    def may_see(self, owner: UUID) -> bool:
+        """Whether a resource of customer `owner` is this caller's to see: their own, or anyone's for staff."""
+        return self.is_staff or self.customer_id == owner
+
+    def own(self, owner: UUID, refusal: NotFound) -> None:
+        """Raise `refusal` unless the caller may see what belongs to `owner`: what is not yours does not exist."""
+        if not self.may_see(owner):
+            raise refusal
+
+
+ANYBODY = Caller()
+
+
+@dataclass(slots=True)
+class Call:
+    """A call under way. The chain of `mesh.interceptors` fills it in, one part a link."""
+
+    method: str
+    """The full name, `/commerce.order.v1.OrderService/CreateOrder`."""
+    trace: Trace = field(default_factory=Trace.new)
+    deadline: float | None = None
+    """When the caller stops waiting, in the event loop's time; none for work that nobody waits for."""
+    peer: str = ""
+    """The mesh name in the peer's certificate (`gateway`, `product`, …); empty when there is none."""
+    caller: Caller = ANYBODY
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What came with it: the text headers, by lower-case name."""
+    key: IdempotencyKey | None = None
+    reply: bytes | None = None
+    """The serialized reply, once `encode` has made it."""
+    _to_wire: Callable[[Any], Message] | None = None
+
+    @property
+    def authorization(self) -> str:
+        """The header as it came, to be passed on when another service is asked in the caller's name."""
+        return self.metadata.get("authorization", "")
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, never below zero; none without a deadline."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    def encode(self, result: object) -> bytes:
+        """Make the reply for `result`, in wire form. What is stored under the key is what is sent."""
+        if self._to_wire is None:
+            raise RuntimeError(f"{self.method} stores a reply, so its servicer must answer through Call.answer")
+        self.reply = self._to_wire(result).SerializeToString()
+        return self.reply
+
+    async def answer(
+        self,
+        to_wire: Callable[[R], Message],
+        use_case: Callable[Concatenate[Call, P], Awaitable[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> bytes:
+        """Run a changing use case and give its reply, made by `to_wire`, in wire form.
+
+        A use case that stores its reply (`UnitOfWork.remember`) has encoded it already: then that one is sent.
+        """
+        self._to_wire = to_wire
+        result = await use_case(self, *args, **kwargs)
+        return self.reply if self.reply is not None else self.encode(result)

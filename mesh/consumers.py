@@ -1,0 +1,234 @@
+"""Consumers: events from JetStream, applied in batches, each exactly once.
+
+    stream ─ durable consumer ─ batch ─ BEGIN · inbox rows · use case · COMMIT ─ acks
+
+The inbox row is written in the transaction of the effect and the acknowledgement comes last, so an event that is
+delivered again changes nothing. An event that fails is tried again with growing pauses; after `MAX_ATTEMPTS` it is
+parked in the dead-letter stream with what went wrong. A database or peer that is down is not the event's fault: then
+the whole batch waits, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import nats.errors
+import nats.js.api as js
+import sqlalchemy as sa
+import structlog
+
+from mesh import events, tasks
+from mesh.bus import DEAD_LETTERS
+from mesh.database import BulkInsert, Statement
+from mesh.errors import NOBODYS_FAULT
+from mesh.events import Received, stream_of
+from mesh.group_commit import run_batch
+from mesh.schema import inbox
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from mesh.bus import Bus
+    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+
+M = TypeVar("M", bound="Message")
+
+MAX_ATTEMPTS = 8
+"""Failures of one event before it is parked."""
+MAX_BATCH = 256
+ACK_WAIT_S = 5
+"""After this long without an acknowledgement an event is delivered again: its consumer has died, or is slow, and then
+the second copy meets the inbox."""
+
+RECORD = BulkInsert(inbox.c.event_id, inbox.c.consumer, returning=[inbox.c.event_id], skip_existing=True)
+PURGE = Statement(sa.delete(inbox).where(inbox.c.receive_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval)))
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler(Generic[M]):
+    """What a consumer does with events of one type: `apply` gets all of a batch, in their order, in one transaction."""
+
+    payload: type[M]
+    apply: Callable[[UnitOfWork, Sequence[Received[M]]], Awaitable[None]]
+
+
+Handlers = Mapping[str, Handler[Any]]
+"""By event type. Within a batch the types are applied in the order of this table: list causes before effects.
+
+Types with the same `apply` come to it together, in that order: for what must lock all it needs at once.
+"""
+
+
+class Consumer:
+    """Applies the events of one area to a service. All processes of the service share the work."""
+
+    def __init__(self, service: str, area: str, handlers: Handlers, *, bus: Bus, units: UnitsOfWork) -> None:
+        self.name = f"{service}-{area}"
+        self.applied = 0
+        """Events applied by this process so far."""
+        self.batches = 0
+        """Transactions that took."""
+        self._area = area
+        self._handlers = handlers
+        self._bus = bus
+        self._units = units
+        self._arrived: list[Msg] = []
+        self._wake = asyncio.Event()
+        self._failures: dict[str, int] = {}
+        self._subscription: Subscription | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Begin to consume, in the background."""
+        self._bus.on_reconnect(self._ensure)
+        self._task = asyncio.create_task(self._run(), name=f"consumer {self.name}")
+
+    async def stop(self) -> None:
+        """Finish the batch under way and hand back the rest, so that another process gets it at once."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=10)
+            await tasks.end(self._task)
+        if self._subscription is not None:
+            try:
+                # What is on its way arrives before this is over, and goes back with the rest.
+                async with asyncio.timeout(2):
+                    await self._subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
+                for message in self._arrived:
+                    await message.nak()
+            except (TimeoutError, nats.errors.Error) as error:
+                log.warning("events not handed back", consumer=self.name, error=repr(error))
+
+    async def _run(self) -> None:
+        await self._subscribe()
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._arrived and not self._stopping:
+                batch, self._arrived = self._arrived[:MAX_BATCH], self._arrived[MAX_BATCH:]
+                try:
+                    await self._consume(batch)
+                except Exception:
+                    # Whatever it is, the consumer goes on. Effects are kept, acknowledgements may be lost: the events
+                    # are delivered again, and those that were applied meet the inbox.
+                    log.exception("events not acknowledged", consumer=self.name, count=len(batch))
+
+    async def _subscribe(self) -> None:
+        await self._bus.connected()
+        delay = 0.1
+        while not self._stopping:
+            try:
+                await self._ensure()
+                self._subscription = await self._bus.jetstream.subscribe_bind(
+                    stream=stream_of(f"commerce.{self._area}."),
+                    consumer=self.name,
+                    config=self._config,
+                    cb=self._received,
+                    manual_ack=True,
+                )
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                log.warning("cannot subscribe", consumer=self.name, error=repr(error), again_in=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+            else:
+                return
+
+    async def _ensure(self) -> None:
+        """Make streams and consumer if they are not there: NATS may have come back with an empty store."""
+        await self._bus.ensure_stream_of(self._area)
+        await self._bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>")
+        await self._bus.jetstream.add_consumer(stream_of(f"commerce.{self._area}."), self._config)
+
+    @property
+    def _config(self) -> js.ConsumerConfig:
+        return js.ConsumerConfig(
+            durable_name=self.name,
+            deliver_subject=f"mesh.deliver.{self.name}",
+            deliver_group=self.name,
+            filter_subjects=[f"{event_type}.*" for event_type in self._handlers],
+            deliver_policy=js.DeliverPolicy.ALL,
+            ack_policy=js.AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=4 * MAX_BATCH,
+        )
+
+    async def _received(self, message: Msg) -> None:
+        self._arrived.append(message)
+        self._wake.set()
+
+    async def _consume(self, batch: Sequence[Msg]) -> None:
+        outcomes = await run_batch(self._apply, batch)
+        for message, outcome in zip(batch, outcomes, strict=True):
+            if outcome is None:
+                await message.ack()
+                if self._failures:
+                    self._failures.pop(_identity(message), None)
+            elif isinstance(outcome, NOBODYS_FAULT):
+                await message.nak(delay=1)
+            else:
+                await self._failed(message, outcome)
+
+    async def _apply(self, batch: Sequence[Msg]) -> list[Exception | None]:
+        """Apply a batch in one transaction. Raises, with nothing done, when any event of it fails."""
+        received = [self._decode(message) for message in batch]
+        async with self._units.begin() as work:
+            rows = await work.transaction.insert(RECORD, sorted((event.id, self.name) for event in received))
+            fresh = {row["event_id"] for row in rows}
+            by_type: dict[str, dict[Any, Received[Any]]] = {event_type: {} for event_type in self._handlers}
+            for event in received:
+                if event.id in fresh:
+                    by_type[event.type][event.id] = event
+            by_apply: dict[Any, list[Received[Any]]] = {}
+            for event_type, news in by_type.items():
+                by_apply.setdefault(self._handlers[event_type].apply, []).extend(news.values())
+            for apply, events_of_it in by_apply.items():
+                if events_of_it:
+                    await apply(work, events_of_it)
+        self.applied += len(fresh)
+        self.batches += 1
+        return [None] * len(batch)
+
+    def _decode(self, message: Msg) -> Received[Any]:
+        header = message.headers or {}
+        return events.received(header, self._handlers[header["ce-type"]].payload.FromString(message.data))
+
+    async def _failed(self, message: Msg, error: Exception) -> None:
+        identity = _identity(message)
+        attempts = self._failures[identity] = self._failures.get(identity, 0) + 1
+        details = {"consumer": self.name, "event_id": identity, "subject": message.subject, "attempt": attempts}
+        if attempts < MAX_ATTEMPTS:
+            delay = min(0.1 * 2**attempts, 30.0)
+            log.warning("event failed", **details, again_in=delay, exc_info=error)
+            await message.nak(delay=delay)
+            return
+        log.error("event parked", **details, exc_info=error)
+        headers = {
+            **(message.headers or {}),
+            # The event's own id would be dropped as a copy when two consumers park the same event.
+            "Nats-Msg-Id": f"{self.name}/{identity}",
+            "mesh-consumer": self.name,
+            "mesh-subject": message.subject,
+            "mesh-attempts": str(attempts),
+            "mesh-error": _one_line(error),
+        }
+        await self._bus.jetstream.publish(f"mesh.dead.{self.name}.{message.subject}", message.data, headers=headers)
+        await message.ack()
+        del self._failures[identity]
+
+
+def _identity(message: Msg) -> str:
+    return (message.headers or {}).get("ce-id", f"{message.subject}/{message.metadata.sequence.stream}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -1,0 +1,138 @@
+"""Group commit: work that arrives together is committed together.
+
+Calls of a hot use case join one batch: while a batch is being committed, the next one gathers. There is no timer, so
+a lone call waits for nobody, and the batch grows by itself just as fast as the load does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar, cast
+
+from mesh.errors import NOBODYS_FAULT, ResourceExhausted, Unavailable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BatchWork = Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
+"""A use case over a batch: one result an item, in order. An item refused by a rule gets its error as its result."""
+
+
+async def run_batch(work: BatchWork[Item, Result], items: Sequence[Item]) -> list[Result | Exception]:
+    """Run `work` over `items` so that one bad item fails alone. Never raises; a failure is its item's result.
+
+    When `work` raises, nothing of its batch took effect: the batch is halved and each half tried by itself, down to
+    the item that is at fault. What is nobody's fault (`NOBODYS_FAULT`) fails the whole batch at once: a part that does
+    not answer would be waited for again in every half.
+    """
+    try:
+        results = list(await work(items))
+    except NOBODYS_FAULT as error:
+        return [error] * len(items)
+    except Exception as error:  # noqa: BLE001  # it becomes its item's result
+        if len(items) == 1:
+            return [error]
+        middle = len(items) // 2
+        return await run_batch(work, items[:middle]) + await run_batch(work, items[middle:])
+    if len(results) != len(items):
+        # Nobody can tell which result is whose, and what took effect is not to be done again.
+        return [RuntimeError(f"{len(items)} items went into a batch, {len(results)} results came out")] * len(items)
+    return results
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Gathers the items of concurrent calls into batches and gives each call its own result.
+
+    `lanes` batches run at a time, each of at most `max_batch` items; at most `max_waiting` more wait, and whoever comes
+    then is refused as OVERLOADED. One lane is the rule: a second one halves the batches, and where both want the same
+    rows it only waits for the first (ADR-0011).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: BatchWork[Item, Result],
+        *,
+        max_batch: int = 256,
+        max_waiting: int = 4096,
+        lanes: int = 1,
+    ) -> None:
+        self.name = name
+        self.batches = 0
+        """Batches run so far."""
+        self.items = 0
+        """Items in them; `items / batches` is the mean batch."""
+        self._work = work
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._lanes = lanes
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def submit(self, item: Item) -> Result:
+        """The result of `item`, raised when it is an error.
+
+        Cancelling a call that still waits takes its item out; one that is being committed runs on, and is committed
+        or not as a whole: a retry with the same idempotency key tells.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            self._forget_cancelled()
+        if len(self._waiting) >= self._max_waiting:
+            raise ResourceExhausted(
+                f"{self.name} has {len(self._waiting)} calls waiting", metadata={"queue": self.name}, retry_after=1.0
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, future))
+        if not self._scheduled and len(self._running) < self._lanes:
+            # Not at once but in this turn of the loop, so that calls that arrived together start together.
+            self._scheduled = True
+            loop.call_soon(self._open_lane)
+        return await future
+
+    def _open_lane(self) -> None:
+        self._scheduled = False
+        lane = asyncio.get_running_loop().create_task(self._run_lane(), name=f"group commit {self.name}")
+        self._running.add(lane)
+
+    async def _run_lane(self) -> None:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        try:
+            while batch := self._next_batch():
+                self.batches += 1
+                self.items += len(batch)
+                for (_, future), result in zip(
+                    batch, await run_batch(self._work, [item for item, _ in batch]), strict=True
+                ):
+                    if future.done():
+                        continue
+                    if isinstance(result, Exception):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+        except BaseException:
+            # Only the end of the process gets here: whoever waits must not wait for ever.
+            self._interrupt([*batch, *self._waiting])
+            raise
+        finally:
+            # In the same turn as the last look at the queue: whoever comes next must see that this lane is free.
+            self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    def _interrupt(self, entries: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        for _, future in entries:
+            if not future.done():
+                future.set_exception(Unavailable(f"{self.name} was interrupted"))
+
+    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            item, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((item, future))
+        return batch
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())

@@ -1,0 +1,144 @@
+"""One rule for every change: the same key and the same request get the same reply, and change nothing twice.
+
+Key, caller, method, hash of the request and the reply are written in the transaction of the effect. So a failed
+attempt leaves no row, and a key whose first attempt is still under way makes the second one wait in the database for
+the first to end, in whichever process that runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from mesh.database import BulkInsert, Database, Row, Statement, Transaction
+from mesh.errors import AlreadyExists, InvalidArgument, Violation
+from mesh.schema import idempotency as table
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from mesh.call import Call, Caller
+
+HEADER = "idempotency-key"
+RETENTION = timedelta(hours=24)
+"""How long a reply is kept."""
+
+_VALID = re.compile(r"[\x21-\x7e]{1,255}")
+
+FIND = Statement(
+    sa.select(table.c.digest, table.c.method, table.c.request_hash, table.c.reply).where(
+        table.c.digest == sa.any_(sa.bindparam("digests", type_=sa.ARRAY(sa.LargeBinary)))
+    )
+)
+CLAIM = BulkInsert(
+    table.c.digest, table.c.caller, table.c.method, table.c.request_hash, table.c.reply,
+    returning=[table.c.digest], skip_existing=True,
+)  # fmt: skip
+SETTLE = Statement(
+    sa.update(table)
+    .where(table.c.digest == sa.bindparam("key_digest", type_=sa.LargeBinary))
+    .values(reply=sa.bindparam("key_reply", type_=sa.LargeBinary))
+)
+PURGE = Statement(sa.delete(table).where(table.c.create_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval)))
+
+
+class IdempotencyKeyReused(AlreadyExists):
+    """The key was used before, by the same caller, for another request."""
+
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+    def __init__(self) -> None:
+        super().__init__("this idempotency key was used for another request; take a new key for a new intent")
+
+
+class Replay(Exception):
+    """The change was made before; `reply` is what was answered then, in wire form."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__("replayed")
+        self.reply = reply
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A caller's key together with the request it stands for."""
+
+    digest: bytes
+    """32 bytes for caller and key. The key belongs to its caller: the same text of another caller is another key."""
+    caller: str
+    method: str
+    request_hash: bytes
+    """32 bytes, keyed with the idempotency key, so that a guess at a password in the request cannot be tried out."""
+
+    @classmethod
+    def of(cls, text: str, caller: Caller, method: str, request: Message) -> IdempotencyKey:
+        """Raises InvalidArgument / IDEMPOTENCY_KEY_INVALID unless `text` is 1 to 255 visible ASCII characters."""
+        if _VALID.fullmatch(text) is None:
+            raise InvalidArgument(
+                "the idempotency key must be 1 to 255 visible ASCII characters",
+                reason="IDEMPOTENCY_KEY_INVALID",
+                violations=[Violation(HEADER, "must be 1 to 255 visible ASCII characters")],
+            )
+        key = text.encode()
+        digest = blake2b(str(caller).encode() + b"\0" + key, digest_size=32).digest()
+        canonical = request.SerializeToString(deterministic=True)
+        secret = blake2b(key, digest_size=32).digest()
+        return cls(digest, str(caller), method, blake2b(canonical, key=secret, digest_size=32).digest())
+
+    def outcome(self, row: Row) -> Replay | IdempotencyKeyReused:
+        """What a call with this key gets, given the stored row of its digest."""
+        if row["method"] == self.method and row["request_hash"] == self.request_hash:
+            return Replay(row["reply"])
+        return IdempotencyKeyReused()
+
+
+Outcomes = dict[bytes, Replay | IdempotencyKeyReused]
+"""By digest: the calls that need not, or must not, be carried out."""
+
+
+async def find(database: Database, calls: Sequence[Call]) -> Outcomes:
+    """The calls among these that were answered before, in one statement; for hot paths that look before they lock."""
+    keys = [call.key for call in calls if call.key is not None]
+    if not keys:
+        return {}
+    async with database.reading() as reading:
+        return await _outcomes(reading, keys)
+
+
+async def claim(transaction: Transaction, calls: Sequence[Call]) -> Outcomes:
+    """Write the calls' rows, with those replies that are encoded already; the calls that were answered before.
+
+    First thing in the transaction of an effect: from here on a second attempt waits until this one has ended.
+    Raises TwinCalls when two of the calls have one key; in `run_batch` that sets them apart.
+    """
+    rows: dict[bytes, tuple[Any, ...]] = {}
+    for call in calls:
+        if (key := call.key) is not None:
+            if key.digest in rows:
+                raise TwinCalls
+            rows[key.digest] = (key.digest, key.caller, key.method, key.request_hash, call.reply)
+    # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
+    fresh = {row["digest"] for row in await transaction.insert(CLAIM, (rows[digest] for digest in sorted(rows)))}
+    known = [call.key for call in calls if call.key is not None and call.key.digest not in fresh]
+    return await _outcomes(transaction, known) if known else {}
+
+
+class TwinCalls(Exception):
+    """Two calls with one key are in one batch; apart, the second finds the reply of the first."""
+
+
+async def _outcomes(reading: Transaction, keys: Sequence[IdempotencyKey]) -> Outcomes:
+    rows = {row["digest"]: row for row in await reading.fetch(FIND, digests=[key.digest for key in keys])}
+    return {key.digest: key.outcome(rows[key.digest]) for key in keys if key.digest in rows}
+
+
+async def purge(database: Database) -> int:
+    """Delete the replies that are past their retention; how many went."""
+    async with database.transaction() as transaction:
+        return await transaction.execute(PURGE, age=RETENTION)

@@ -1,0 +1,91 @@
+"""Who calls: people by the access token they carry, services by the certificate of their connection."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from mesh.call import ANYBODY, Caller, Kind
+from mesh.errors import Unauthenticated
+
+if TYPE_CHECKING:
+    import grpc
+
+ISSUER = "commerce-mesh"
+"""Both `iss` and `aud` of the access tokens."""
+ALGORITHM = "ES256"
+CLOCK_SKEW_S = 60
+"""How far the clock of whoever signed a token may be ahead. When one expires, it is our clock that counts."""
+TRUST_DOMAIN = "spiffe://commerce-mesh/"
+"""What the URI name in every certificate of the mesh begins with; the rest is the peer's name."""
+OUTSIDERS = frozenset({"", "gateway", "operator"})
+"""Peers that are no service: what they carry in comes from people."""
+
+_REMEMBERED = 20_000
+
+
+class Tokens:
+    """Verifies access tokens: each one once, then from memory until it expires."""
+
+    def __init__(self, jwks: Path) -> None:
+        """Raises ValueError or OSError when `jwks` is no file with a JSON Web Key Set."""
+        self._keys = KeySet.import_key_set(json.loads(jwks.read_text()))
+        self._rules = jwt.JWTClaimsRegistry(
+            leeway=CLOCK_SKEW_S,
+            iss={"essential": True, "value": ISSUER},
+            aud={"essential": True, "value": ISSUER},
+            sub={"essential": True},
+            exp={"essential": True},
+            role={"essential": True, "values": [Kind.CUSTOMER.value, Kind.STAFF.value]},
+        )
+        self._known: dict[str, tuple[Caller, float]] = {}
+
+    def caller(self, authorization: str) -> Caller:
+        """The caller behind an `authorization` header; anybody when it is empty.
+
+        Raises Unauthenticated / TOKEN_INVALID for anything else than a valid, unexpired bearer token.
+        """
+        if not authorization:
+            return ANYBODY
+        known = self._known.get(authorization)
+        if known is None:
+            known = self._verified(authorization)
+            if len(self._known) >= _REMEMBERED:
+                self._forget()
+            self._known[authorization] = known
+        caller, expires = known
+        if expires <= time.time():
+            raise Unauthenticated("the access token has expired")
+        return caller
+
+    def _verified(self, authorization: str) -> tuple[Caller, float]:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthenticated("the authorization header must hold a bearer token")
+        try:
+            claims: dict[str, Any] = jwt.decode(token.strip(), self._keys, algorithms=[ALGORITHM]).claims
+            self._rules.validate(claims)
+            return Caller(Kind(claims["role"]), str(claims["sub"])), float(claims["exp"])
+        except (JoseError, ValueError, TypeError) as error:
+            raise Unauthenticated("the access token is not valid") from error
+
+    def _forget(self) -> None:
+        now = time.time()
+        self._known = {header: known for header, known in self._known.items() if known[1] > now}
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+
+
+def peer_name(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The mesh name in the peer's verified certificate; empty when there is none."""
+    for name in context.auth_context().get("x509_subject_alternative_name", ()):
+        text = name.decode()
+        if text.startswith(TRUST_DOMAIN):
+            return text.removeprefix(TRUST_DOMAIN)
+    return ""

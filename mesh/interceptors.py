@@ -1,0 +1,235 @@
+"""The chain that every call passes, one job a link, composed once per method when the server is built.
+
+    telemetry → errors → deadline → identity → access → validation → idempotency → servicer
+
+A link is made from the method and the handler behind it. What a method does not need (the key of a read, say) is
+left out of its chain instead of being asked at each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import protovalidate
+import structlog
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from mesh import access, status
+from mesh.call import ANYBODY, Call, Caller, Kind
+from mesh.errors import (
+    Code,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    MeshError,
+    ResourceExhausted,
+    Unimplemented,
+    Violation,
+)
+from mesh.idempotency import HEADER, IdempotencyKey, Replay
+from mesh.identity import OUTSIDERS, Tokens, peer_name
+from mesh.trace import Trace
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.message import Message
+
+    from commerce.access.v1 import access_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Servicer = Callable[[Any, Call], Awaitable["Message | bytes"]]
+"""A method of an `rpc.py`: a request and its call in; a reply out, as a message or in wire form."""
+Handler = Callable[["Message", Call, Context], Awaitable["Message | bytes"]]
+
+log = structlog.get_logger("rpc")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the links need to know beyond the method."""
+
+    tokens: Tokens
+    default_timeout: float = 10.0
+    """Seconds for a call whose caller sets no deadline."""
+
+
+class InFlight:
+    """Counts the calls under way, and refuses more than `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.count = 0
+        self._most = most
+
+    def __enter__(self) -> None:
+        if self.count >= self._most:
+            raise ResourceExhausted(f"{self.count} calls are under way", retry_after=1.0)
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
+def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, in_flight: InFlight) -> Handler:
+    """The handler of a method. Raises AccessUndeclared when the contract has no access rule for it."""
+    rule = access.rule_of(method)
+    handler = _serving(servicer) if servicer is not None else _unimplemented(method)
+    if is_change(method):
+        handler = _idempotency(handler)
+    handler = _validation(handler)
+    handler = _access(handler, rule)
+    handler = _identity(handler, policy.tokens)
+    handler = _deadline(handler, policy.default_timeout)
+    handler = _errors(handler, in_flight)
+    return _telemetry(handler)
+
+
+def is_change(method: MethodDescriptor) -> bool:
+    """Whether the contract does not mark the method as free of side effects."""
+    return bool(method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS)
+
+
+def _telemetry(behind: Handler) -> Handler:
+    """A line a call, for whoever asks for debug. What is refused is logged anyway, and the edge logs every request."""
+
+    async def telemetry(request: Message, call: Call, context: Context) -> Message | bytes:
+        began = perf_counter()
+        reply = await behind(request, call, context)
+        log.debug("served", method=call.method, caller=str(call.caller), trace=call.trace.trace_id,
+                  ms=round((perf_counter() - began) * 1e3, 2))  # fmt: skip
+        return reply
+
+    return telemetry
+
+
+def _errors(behind: Handler, in_flight: InFlight) -> Handler:
+    async def errors(request: Message, call: Call, context: Context) -> Message | bytes:
+        try:
+            with in_flight:
+                return await behind(request, call, context)
+        except MeshError as error:
+            failure = error
+        except Exception:
+            log.exception("fault", method=call.method, trace=call.trace.trace_id)
+            failure = Internal("an internal error; quote the trace id", metadata={"traceId": call.trace.trace_id})
+        log.log(
+            LEVEL_OF.get(failure.code, logging.INFO), "refused", method=call.method, code=failure.code.name,
+            reason=failure.reason, error=failure.message, caller=str(call.caller), trace=call.trace.trace_id,
+        )  # fmt: skip
+        answer = status.to_status(failure)
+        await context.abort(status.grpc_code(answer), failure.message, status.trailers(answer))
+        raise AssertionError("abort raises")
+
+    return errors
+
+
+LEVEL_OF = {Code.INTERNAL: logging.ERROR, Code.UNAVAILABLE: logging.WARNING, Code.RESOURCE_EXHAUSTED: logging.WARNING}
+"""Log levels of refusals; the rest are the caller's business, and logged as information."""
+
+
+def _deadline(behind: Handler, default_timeout: float) -> Handler:
+    async def deadline(request: Message, call: Call, context: Context) -> Message | bytes:
+        remaining: float | None = context.time_remaining()  # none without a deadline, whatever the stubs say
+        # An absent deadline reads as none, or as centuries.
+        timeout = default_timeout if remaining is None or remaining > 3600 else remaining
+        call.deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                return await behind(request, call, context)
+        except TimeoutError as error:
+            if call.remaining():
+                raise
+            raise DeadlineExceeded("the deadline passed before the answer was there") from error
+
+    return deadline
+
+
+def _identity(behind: Handler, tokens: Tokens) -> Handler:
+    async def identity(request: Message, call: Call, context: Context) -> Message | bytes:
+        call.peer = peer_name(context)
+        call.caller = tokens.caller(call.authorization)
+        if call.caller is ANYBODY and call.peer not in OUTSIDERS:
+            call.caller = Caller(Kind.SERVICE, call.peer)
+        return await behind(request, call, context)
+
+    return identity
+
+
+def _access(behind: Handler, rule: access_pb2.Access.ValueType) -> Handler:
+    async def check_access(request: Message, call: Call, context: Context) -> Message | bytes:
+        access.require(rule, call)
+        return await behind(request, call, context)
+
+    return check_access
+
+
+def _validation(behind: Handler) -> Handler:
+    async def validation(request: Message, call: Call, context: Context) -> Message | bytes:
+        violations = protovalidate.collect_violations(request)
+        if violations:
+            raise InvalidArgument(
+                "the request is not valid",
+                violations=[Violation(_path(violation.proto), violation.proto.message) for violation in violations],
+            )
+        return await behind(request, call, context)
+
+    return validation
+
+
+def _path(violation: Any) -> str:
+    """The field of a violation as a path: `items[0].quantity`.
+
+    A rule about a message as a whole has no field; its id is `<field>.<rule>` by the contracts' convention.
+    """
+    if violation.field is None or not violation.field.elements:
+        return str(violation.rule_id).rpartition(".")[0]
+    path = ""
+    for element in violation.field.elements:
+        path += f".{element.field_name}" if path else element.field_name
+        if element.subscript is not None and element.subscript.field == "index":
+            path += f"[{element.subscript.value}]"
+    return path
+
+
+def _idempotency(behind: Handler) -> Handler:
+    async def idempotency(request: Message, call: Call, context: Context) -> Message | bytes:
+        text = call.metadata.get(HEADER)
+        if text is not None:
+            call.key = IdempotencyKey.of(text, call.caller, call.method, request)
+        try:
+            return await behind(request, call, context)
+        except Replay as replay:
+            await context.send_initial_metadata((("idempotency-replayed", "true"),))
+            return replay.reply
+
+    return idempotency
+
+
+def _serving(servicer: Servicer) -> Handler:
+    async def serve(request: Message, call: Call, _: Context) -> Message | bytes:
+        return await servicer(request, call)
+
+    return serve
+
+
+def _unimplemented(method: MethodDescriptor) -> Handler:
+    async def refuse(_request: Message, _call: Call, _context: Context) -> Message | bytes:
+        raise Unimplemented(f"{method.full_name} is not there yet")
+
+    return refuse
+
+
+def entry(handler: Handler, method: str) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
+    """The chain as gRPC calls it."""
+
+    async def enter(request: Message, context: Context) -> Message | bytes:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        call = Call(method=method, trace=Trace.following(metadata.get("traceparent", "")), metadata=metadata)
+        return await handler(request, call, context)
+
+    return enter

@@ -1,0 +1,126 @@
+"""Alembic, run from code: each service's `migrations/versions` brings its database up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command, context, op
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+def upgrade(package: str, database_url: str) -> None:
+    """Bring the database of `package` (`order_svc`) to its newest version. Idempotent; not to be run inside a loop."""
+    config = _config(package)
+    config.attributes["database_url"] = database_url
+    command.upgrade(config, "head")
+
+
+def head(package: str) -> str | None:
+    """The newest version that `package` knows."""
+    return ScriptDirectory.from_config(_config(package)).get_current_head()
+
+
+def run_env() -> None:
+    """The body of every `migrations/env.py`."""
+    asyncio.run(_run(str(context.config.attributes["database_url"])))
+
+
+def create_runtime_tables() -> None:
+    """The runtime's tables as of version 1, for a service's first migration."""
+    op.execute("CREATE SCHEMA mesh")
+    op.create_table(
+        "idempotency",
+        sa.Column("digest", sa.LargeBinary(), nullable=False, comment="of caller and key"),
+        sa.Column("caller", sa.String(), nullable=False),
+        sa.Column("method", sa.String(), nullable=False),
+        sa.Column("request_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("reply", sa.LargeBinary(), nullable=True, comment="null only inside the transaction that makes it"),
+        sa.Column(
+            "create_time",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("digest"),
+        schema="mesh",
+        comment="The stored replies of changes, kept a day, so that a retry changes nothing.",
+    )
+    op.create_table(
+        "inbox",
+        sa.Column("event_id", sa.Uuid(), nullable=False),
+        sa.Column("consumer", sa.String(), nullable=False),
+        sa.Column(
+            "receive_time",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("event_id", "consumer"),
+        schema="mesh",
+        comment="Events applied, written in the transaction of their effect, so that a redelivery changes nothing.",
+    )
+    op.create_table(
+        "outbox",
+        sa.Column("seq", sa.BigInteger(), sa.Identity(), nullable=False, comment="commit order within an aggregate"),
+        sa.Column(
+            "create_time",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column("event_id", sa.Uuid(), nullable=False),
+        sa.Column("type", sa.String(), nullable=False),
+        sa.Column("aggregate_id", sa.Uuid(), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False, comment="the aggregate's version"),
+        sa.Column("payload", sa.LargeBinary(), nullable=False),
+        sa.Column("traceparent", sa.String(), nullable=False),
+        sa.Column(
+            "publish_time",
+            postgresql.TIMESTAMP(timezone=True),
+            nullable=True,
+            comment="when the stream acknowledged it",
+        ),
+        sa.PrimaryKeyConstraint("seq", "create_time"),
+        schema="mesh",
+        comment="Events, written in the transaction of their cause. A partition a day, dropped whole.",
+        postgresql_partition_by="RANGE (create_time)",
+    )
+    op.create_index(
+        "outbox_unpublished",
+        "outbox",
+        ["seq"],
+        unique=False,
+        schema="mesh",
+        postgresql_where=sa.text("publish_time IS NULL"),
+    )
+    # Rows that no day's partition takes; empty unless a clock runs wild.
+    op.execute("CREATE TABLE mesh.outbox_default PARTITION OF mesh.outbox DEFAULT")
+
+
+async def _run(database_url: str) -> None:
+    url = make_url(database_url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, poolclass=sa.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(_migrate)
+        await connection.commit()
+    await engine.dispose()
+
+
+def _migrate(connection: sa.Connection) -> None:
+    context.configure(connection=connection, transaction_per_migration=False)
+    with context.begin_transaction():
+        # Two processes that migrate at once take turns.
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(7340032)"))
+        context.run_migrations()
+
+
+def _config(package: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).resolve().parent.parent / package / "migrations"))
+    return config

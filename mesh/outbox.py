@@ -1,0 +1,243 @@
+"""The outbox: events leave the database for JetStream in the order of their commits, and none is lost.
+
+One relay per service is active, whoever holds an advisory lock, and does all its work on the connection that holds
+it: connection and lock are lost together, so two relays never publish at once. It is woken by a commit in its own
+process, by a core NATS message after a commit in another, and looks by itself every second should both be lost. It is
+not woken by NOTIFY, which serialises all commits of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import nats.js.errors
+import sqlalchemy as sa
+import structlog
+
+from mesh import events, tasks
+from mesh.bus import Message
+from mesh.database import SESSION, BulkInsert, Row, Statement
+from mesh.ids import new_id
+from mesh.schema import outbox as table
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from mesh.bus import Bus
+    from mesh.database import Database
+    from mesh.events import Event
+
+RETENTION = timedelta(days=7)
+"""How long published rows stay, for `mesh events refill` after a stream has lost what it had acknowledged."""
+
+APPEND = BulkInsert(
+    table.c.event_id, table.c.type, table.c.aggregate_id, table.c.sequence, table.c.payload, table.c.traceparent
+)
+UNPUBLISHED = Statement(
+    sa.select(table)
+    .where(table.c.publish_time.is_(None))
+    .order_by(table.c.seq)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+PUBLISHED = Statement(
+    sa.update(table)
+    .where(
+        table.c.seq == sa.any_(sa.bindparam("seqs", type_=sa.ARRAY(sa.BigInteger))),
+        # Lets the planner leave out the partitions of other days.
+        table.c.create_time.between(
+            sa.bindparam("first", type_=sa.TIMESTAMP(timezone=True)),
+            sa.bindparam("last", type_=sa.TIMESTAMP(timezone=True)),
+        ),
+    )
+    .values(publish_time=sa.func.clock_timestamp())
+)
+
+_LOCK = 0x0B0C_5EED
+"""The advisory lock of the active relay; the databases of the services do not share theirs."""
+
+log = structlog.get_logger(__name__)
+
+
+def row(event: Event, traceparent: str) -> tuple[Any, ...]:
+    """The row of an event, in the order of `APPEND`."""
+    return (new_id(), event.type, event.aggregate_id, event.sequence, event.payload.SerializeToString(), traceparent)
+
+
+class Relay:
+    """Publishes a service's outbox. Start one in every process; one of them is active."""
+
+    def __init__(self, service: str, database: Database, bus: Bus, *, batch: int = 512, poll: float = 1.0) -> None:
+        self.published = 0
+        """Events published by this process so far."""
+        self.active = False
+        """Whether this process holds the lock."""
+        self._service = service
+        self._database = database
+        self._bus = bus
+        self._batch = batch
+        self._poll = poll
+        self._woken = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to relay, in the background."""
+        self._task = asyncio.create_task(self._run(), name=f"relay {self._service}")
+
+    async def stop(self) -> None:
+        """Publish what is there, then stop. What cannot be published now stays for the next process."""
+        self._stopped.set()
+        self._woken.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=10)
+            await tasks.end(self._task)
+
+    def wake(self) -> None:
+        """There are new events: called after each commit that wrote some."""
+        if self.active:
+            self._woken.set()
+        else:
+            call = asyncio.get_running_loop().create_task(self._bus.signal(self._topic))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    @property
+    def _topic(self) -> str:
+        return f"mesh.relay.{self._service}"
+
+    async def _run(self) -> None:
+        delay = self._poll
+        while not self._stopped.is_set():
+            try:
+                await self._lead()
+                await _wait(self._stopped, self._poll)
+                delay = self._poll
+            except Exception:
+                # Whatever it is, the relay begins anew: an event that is not published is an order that waits.
+                log.exception("relay interrupted", relay=self._service, again_in=delay)
+                await _wait(self._stopped, delay)
+                delay = min(delay * 2, 10.0)
+
+    async def _lead(self) -> None:
+        """Take the lock and relay until told to stop; nothing when another process has it."""
+        await self._bus.connected()
+        connection = await asyncpg.connect(self._database.url, timeout=5, command_timeout=15, server_settings=SESSION)
+        try:
+            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+                return
+            self.active = True
+            await self._bus.ensure_stream_of(self._service)
+            await self._bus.on_signal(self._topic, self._woken.set)
+            log.info("relay active", relay=self._service)
+            maintenance = datetime.now(UTC)
+            while True:
+                self._woken.clear()
+                if datetime.now(UTC) >= maintenance:
+                    await maintain_partitions(connection, datetime.now(UTC))
+                    maintenance = datetime.now(UTC) + timedelta(hours=1)
+                rows = await connection.fetch(UNPUBLISHED.sql, *UNPUBLISHED.arguments({"most": self._batch}))
+                if rows:
+                    await self._publish(connection, rows)
+                elif self._stopped.is_set():
+                    return
+                if len(rows) < self._batch and not self._stopped.is_set():
+                    await _wait(self._woken, self._poll)
+        finally:
+            self.active = False
+            await self._bus.off_signal(self._topic)
+            await connection.close(timeout=2)
+
+    async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
+        """Publish, and mark what the stream has acknowledged. Raises when that is not all."""
+        done: list[Row] = []
+        for wave in _waves(rows):
+            acknowledged = await self._send(wave)
+            done += acknowledged
+            if len(acknowledged) < len(wave):
+                break
+        if done:
+            values = {
+                "seqs": [row["seq"] for row in done],
+                "first": min(row["create_time"] for row in done),
+                "last": max(row["create_time"] for row in done),
+            }
+            await connection.execute(PUBLISHED.sql, *PUBLISHED.arguments(values))
+            self.published += len(done)
+        if len(done) < len(rows):
+            raise nats.js.errors.Error(f"{len(rows) - len(done)} of {len(rows)} events not acknowledged")
+
+    async def _send(self, wave: list[Row]) -> list[Row]:
+        """Send all of a wave at once; those that the stream has acknowledged."""
+        acknowledged = await self._bus.publish([self._message(row) for row in wave])
+        return [row for row, is_there in zip(wave, acknowledged, strict=True) if is_there]
+
+    def _message(self, row: Row) -> Message:
+        headers = events.headers(
+            event_id=row["event_id"],
+            event_type=row["type"],
+            source=self._service,
+            aggregate_id=row["aggregate_id"],
+            sequence=row["sequence"],
+            time=row["create_time"],
+            traceparent=row["traceparent"],
+        )
+        return Message(f"{row['type']}.{row['aggregate_id']}", row["payload"], headers)
+
+
+def _waves(rows: list[Row]) -> list[list[Row]]:
+    """Split into what may be in flight together: of each aggregate one event at a time.
+
+    A connection that dies loses any of the messages in flight, and the next event must not overtake a lost one.
+    """
+    waves: list[list[Row]] = []
+    before: Counter[UUID] = Counter()
+    for row in rows:
+        if before[row["aggregate_id"]] == len(waves):
+            waves.append([])
+        waves[before[row["aggregate_id"]]].append(row)
+        before[row["aggregate_id"]] += 1
+    return waves
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> None:
+    """Make the partitions of today and the next two days; drop those past `RETENTION` that hold nothing unpublished.
+
+    A row that no day's partition takes goes into the default one, so that a clock or a missed run loses nothing. A day
+    of which that one holds rows already gets no partition of its own: it stays there to its end.
+    """
+    today = now.astimezone(UTC).date()
+    for day in (today + timedelta(days=offset) for offset in range(3)):
+        name = f"outbox_{day:%Y%m%d}"
+        if not await connection.fetchval("SELECT to_regclass($1)", f"mesh.{name}"):
+            with suppress(asyncpg.CheckViolationError):  # the default one holds rows of that day
+                await connection.execute(
+                    f"CREATE TABLE mesh.{name} PARTITION OF mesh.outbox "
+                    f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z')"
+                )
+    oldest = f"outbox_{today - RETENTION:%Y%m%d}"
+    for partition in await connection.fetch(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+        "WHERE i.inhparent = 'mesh.outbox'::regclass AND c.relname ~ '^outbox_[0-9]{8}$' AND c.relname < $1",
+        oldest,
+    ):
+        name = partition["relname"]
+        unpublished = f"SELECT EXISTS (SELECT FROM mesh.{name} WHERE publish_time IS NULL)"  # noqa: S608  # our own name
+        if not await connection.fetchval(unpublished):
+            await connection.execute(f"DROP TABLE mesh.{name}")
+    await connection.execute(
+        "DELETE FROM mesh.outbox_default WHERE publish_time IS NOT NULL AND create_time < $1", now - RETENTION
+    )

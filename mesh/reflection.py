@@ -1,0 +1,67 @@
+"""gRPC reflection for the whole mesh: every service answers for all contracts (ADR-0008)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf import descriptor_pool
+from grpc_reflection.v1alpha import reflection
+
+import commerce
+from commerce.access.v1 import access_pb2
+from mesh.access import rule_of
+
+if TYPE_CHECKING:
+    import grpc
+    from google.protobuf.descriptor import FileDescriptor
+
+
+def enable(server: grpc.aio.Server) -> None:
+    """Let `server` describe all public services of the mesh, and reflection itself."""
+    names = [*public_services(), reflection.SERVICE_NAME]
+    pool = _Pool(descriptor_pool.Default())
+    reflection.enable_server_reflection(names, server, pool)  # type: ignore[arg-type]  # it answers like one
+
+
+def public_services() -> list[str]:
+    """The full names of all services of the mesh that people may call."""
+    pool = descriptor_pool.Default()
+    services = (service for name in load_contracts() for service in pool.FindFileByName(name).services_by_name.values())
+    return sorted(
+        service.full_name
+        for service in services
+        if any(rule_of(method) != access_pb2.ACCESS_SERVICE for method in service.methods)
+    )
+
+
+def load_contracts() -> list[str]:
+    """Import all generated contracts; the names of their files."""
+    files = []
+    for root in map(Path, commerce.__path__):
+        for found in sorted(root.rglob("*_pb2.py")):
+            name = ".".join(found.relative_to(root.parent).with_suffix("").parts)
+            files.append(importlib.import_module(name).DESCRIPTOR.name)
+    return files
+
+
+class _Pool:
+    """The descriptor pool, which by itself does not find a method by its name, as `describe` asks for it."""
+
+    def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802  # the pool's name for it
+        """The file of a message, enum, service or method. Raises KeyError."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            if method not in found.methods_by_name:
+                raise
+            return found.file

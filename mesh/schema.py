@@ -1,0 +1,47 @@
+"""The runtime's own tables. Each service's database has them in the schema `mesh`, beside its own in `public`."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+metadata = sa.MetaData(schema="mesh")
+
+_now = sa.func.clock_timestamp()
+
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("digest", sa.LargeBinary, primary_key=True, comment="of caller and key"),
+    sa.Column("caller", sa.String, nullable=False),
+    sa.Column("method", sa.String, nullable=False),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("reply", sa.LargeBinary, comment="null only inside the transaction that makes it"),
+    sa.Column("create_time", pg.TIMESTAMP(timezone=True), nullable=False, server_default=_now),
+    comment="The stored replies of changes, kept a day, so that a retry changes nothing.",
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("seq", sa.BigInteger, sa.Identity(), primary_key=True, comment="commit order within an aggregate"),
+    sa.Column("create_time", pg.TIMESTAMP(timezone=True), primary_key=True, server_default=_now),
+    sa.Column("event_id", sa.Uuid, nullable=False),
+    sa.Column("type", sa.String, nullable=False),
+    sa.Column("aggregate_id", sa.Uuid, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False, comment="the aggregate's version"),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("traceparent", sa.String, nullable=False),
+    sa.Column("publish_time", pg.TIMESTAMP(timezone=True), comment="when the stream acknowledged it"),
+    postgresql_partition_by="RANGE (create_time)",
+    comment="Events, written in the transaction of their cause. A partition a day, dropped whole.",
+)
+
+unpublished = sa.Index("outbox_unpublished", outbox.c.seq, postgresql_where=outbox.c.publish_time.is_(None))
+
+inbox = sa.Table(
+    "inbox",
+    metadata,
+    sa.Column("event_id", sa.Uuid, primary_key=True),
+    sa.Column("consumer", sa.String, primary_key=True),
+    sa.Column("receive_time", pg.TIMESTAMP(timezone=True), nullable=False, server_default=_now),
+    comment="Events applied, written in the transaction of their effect, so that a redelivery changes nothing.",
+)

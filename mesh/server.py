@@ -1,0 +1,141 @@
+"""The gRPC server of a service: its contract's methods behind the chain, health, and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from google.protobuf import descriptor_pool, message_factory
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from mesh import reflection, tasks
+from mesh.errors import Unavailable
+from mesh.identity import Tokens
+from mesh.interceptors import InFlight, Policy, chain, entry
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import ServiceDescriptor
+    from google.protobuf.message import Message
+
+    from mesh.settings import ServiceSettings
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_concurrent_streams", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+Check = Callable[[], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class MethodUnknown(Exception):
+    """A servicer has a method that its contract does not have."""
+
+
+class Server:
+    """Serves contracts with mutual TLS. Health says SERVING only while every check passes and nothing drains."""
+
+    def __init__(self, settings: ServiceSettings, servicers: Mapping[str, object], *, checks: Sequence[Check]) -> None:
+        """`servicers` by the full name of their service, `commerce.order.v1.OrderService`.
+
+        Raises AccessUndeclared or MethodUnknown: a server with a hole in its contract does not start.
+        """
+        self.port = 0
+        """The port it listens on, once started."""
+        self._settings = settings
+        self._checks = checks
+        self._in_flight = InFlight(settings.max_in_flight)
+        policy = Policy(Tokens(settings.jwks), settings.default_timeout)
+        pool = descriptor_pool.Default()
+        self._handlers = {
+            name: self._handlers_of(pool.FindServiceByName(name), servicer, policy)
+            for name, servicer in servicers.items()
+        }
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen, and say SERVING as soon as the checks pass. Raises Unavailable when the address is taken."""
+        server = self._server = grpc.aio.server(options=_OPTIONS)
+        for name, handlers in self._handlers.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+            server.add_registered_method_handlers(name, handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable(server)
+        credentials = grpc.ssl_server_credentials(
+            [(self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())],
+            root_certificates=self._settings.tls_ca.read_bytes(),
+            require_client_auth=True,
+        )
+        try:
+            self.port = server.add_secure_port(self._settings.listen, credentials)
+        except RuntimeError as error:
+            raise Unavailable(f"it cannot listen on {self._settings.listen}") from error
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.start()
+        await self._look()
+        self._watch = asyncio.create_task(self._keep_looking(), name="health")
+        log.info("listening", port=self.port)
+
+    async def stop(self) -> None:
+        """Drain: say NOT_SERVING, take no new call, and let those in flight end, as long as the settings allow."""
+        if self._server is None:
+            return
+        await tasks.end(self._watch)
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._settings.drain_notice_seconds:
+            await asyncio.sleep(self._settings.drain_notice_seconds)
+        log.info("draining", in_flight=self._in_flight.count)
+        await self._server.stop(self._settings.drain_seconds)
+        log.info("drained", cut=self._in_flight.count)
+
+    def _handlers_of(
+        self, service: ServiceDescriptor, servicer: object, policy: Policy
+    ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        unknown = {name for name in vars(type(servicer)) if name[0].isupper()} - set(service.methods_by_name)
+        if unknown:
+            raise MethodUnknown(f"{service.full_name} has no {sorted(unknown)}")
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in service.methods:
+            served = chain(method, getattr(servicer, method.name, None), policy, self._in_flight)
+            request_class = message_factory.GetMessageClass(method.input_type)
+            make = (
+                grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+            )
+            handlers[method.name] = make(
+                entry(served, f"/{service.full_name}/{method.name}"),
+                request_deserializer=request_class.FromString,
+                response_serializer=_serialized,
+            )
+        return handlers
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            for check in self._checks:
+                await check()
+        except Exception as error:  # noqa: BLE001  # whatever it is, a service that cannot be checked is not ready
+            log.warning("not ready", error=repr(error))
+            await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        else:
+            await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _say(self, state: int) -> None:
+        for name in ("", *self._handlers):
+            await self._health.set(name, state)
+
+
+def _serialized(reply: Message | bytes) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()

@@ -1,0 +1,97 @@
+"""Errors ↔ `google.rpc.Status`, the one mapper of the mesh."""
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from mesh.errors import BRANCHES, Code, DeadlineExceeded, Internal, MeshError, Unavailable, Violation
+
+DOMAIN = "commerce"
+"""The `ErrorInfo.domain` of every reason."""
+
+_DETAILS = "grpc-status-details-bin"
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def to_status(error: MeshError) -> status_pb2.Status:
+    """The wire form of an error: always an `ErrorInfo`, with `BadRequest` and `RetryInfo` where they say something."""
+    details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
+    if error.violations:
+        details.append(
+            _packed(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                        for v in error.violations
+                    ]
+                )
+            )
+        )
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=error.code, message=error.message, details=details)
+
+
+def from_status(status: status_pb2.Status) -> MeshError:
+    """The error that another service answered with: same branch, reason and values as over there."""
+    try:
+        branch = BRANCHES[Code(status.code)]
+    except ValueError:
+        branch = Internal
+    info, violations, retry_after = error_details_pb2.ErrorInfo(reason=branch.reason), [], None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            violations = [Violation(v.field, v.description) for v in bad.field_violations]
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after = retry.retry_delay.ToMilliseconds() / 1000
+    error = branch.__new__(branch)
+    MeshError.__init__(
+        error,
+        status.message,
+        reason=info.reason,
+        metadata=dict(info.metadata),
+        violations=violations,
+        retry_after=retry_after,
+    )
+    return error
+
+
+def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
+    """The error behind a failed call to `service`: its own if it named one, else what the transport saw."""
+    for key, value in failure.trailing_metadata():
+        if key == _DETAILS and isinstance(value, bytes):
+            return from_status(status_pb2.Status.FromString(value))
+    match failure.code():
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"the {service} service did not answer in time")
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return Unavailable(f"the {service} service cannot be reached", metadata={"service": service})
+        case code:
+            return Internal(f"the {service} service answered {code.name} without a status: {failure.details()}")
+
+
+def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
+    """The transport's code of a status."""
+    return _GRPC_CODES[status.code]
+
+
+def trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
+    """The trailing metadata that carries a status with its details."""
+    return ((_DETAILS, status.SerializeToString()),)
+
+
+def _packed(
+    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

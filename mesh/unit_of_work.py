@@ -1,0 +1,81 @@
+"""A unit of work: one transaction in which an effect, its events and its stored reply are written, or none of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from mesh import idempotency, outbox
+from mesh.database import Transaction
+
+if TYPE_CHECKING:
+    from mesh.call import Call
+    from mesh.database import Database
+    from mesh.events import Event
+    from mesh.idempotency import Outcomes
+    from mesh.outbox import Relay
+    from mesh.trace import Trace
+
+
+class UnitOfWork:
+    """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
+
+    __slots__ = ("_events", "_replies", "transaction")
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction = transaction
+        self._events: list[tuple[Event, str]] = []
+        self._replies: list[tuple[bytes, bytes]] = []
+
+    def publish(self, event: Event, trace: Trace | str = "") -> None:
+        """Publish `event` once this has committed; `trace` is what caused it."""
+        self._events.append((event, trace if isinstance(trace, str) else trace.traceparent))
+
+    def remember(self, call: Call, result: object) -> None:
+        """Store the reply for `result` under the call's key."""
+        reply = call.encode(result)
+        if call.key is not None:
+            self._replies.append((call.key.digest, reply))
+
+    async def claim(self, calls: Sequence[Call]) -> Outcomes:
+        """For a batch whose replies are encoded: write them; see `mesh.idempotency.claim`."""
+        return await idempotency.claim(self.transaction, calls)
+
+    async def flush(self) -> bool:
+        """Write what was gathered; whether there are events among it."""
+        for digest, reply in self._replies:
+            await self.transaction.execute(idempotency.SETTLE, key_digest=digest, key_reply=reply)
+        await self.transaction.insert(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
+        return bool(self._events)
+
+
+class UnitsOfWork:
+    """Begins units of work on a service's database, and wakes the relay when one has left events."""
+
+    def __init__(self, database: Database, relay: Relay) -> None:
+        self.database = database
+        self._relay = relay
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[UnitOfWork]:
+        """A unit of work that no single call stands behind: a batch, an event, a sweep."""
+        async with self.database.transaction() as transaction:
+            work = UnitOfWork(transaction)
+            yield work
+            if await work.flush():
+                transaction.on_commit(self._relay.wake)
+
+    @asynccontextmanager
+    async def once(self, call: Call) -> AsyncIterator[UnitOfWork]:
+        """The unit of work of one call, carried out once for its key.
+
+        Raises Replay when it was carried out before (the chain answers with the stored reply), and
+        IdempotencyKeyReused when the key stands for another request. The block must `remember` its result.
+        """
+        async with self.begin() as work:
+            for outcome in (await work.claim([call])).values():
+                raise outcome
+            yield work
+            if call.reply is None:
+                raise RuntimeError(f"{call.method} was carried out under a key, and its reply was not remembered")

@@ -1,0 +1,40 @@
+"""Plain values ↔ the well-known messages of the wire."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
+
+_NANOS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def money(amount: Decimal, currency: str) -> Money:
+    """`amount` in whole units of an ISO 4217 `currency`, exact to the nano."""
+    total = int(amount.scaleb(9))
+    # Both parts have the sign of the whole, as Money wants it.
+    units = total // _NANOS if total >= 0 else -(-total // _NANOS)
+    return Money(currency_code=currency, units=units, nanos=total - units * _NANOS)
+
+
+def amount(value: Money) -> Decimal:
+    """The amount of a `Money`, exact."""
+    return Decimal(value.units * _NANOS + value.nanos).scaleb(-9)
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """An aware moment, to the microsecond."""
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
+
+
+def moment(stamp: Timestamp) -> datetime:
+    """A `Timestamp` as an aware moment in UTC."""
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def uuid_or_none(text: str) -> UUID | None:
+    """The id in a field that may be empty; the contract's validation has already refused any other text."""
+    return UUID(text) if text else None

@@ -1,0 +1,78 @@
+"""The order service, wired: settings in, service out. Read it as the table of contents."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from mesh.bus import Bus
+from mesh.clients import Peer
+from mesh.consumers import Consumer
+from mesh.database import Database
+from mesh.housekeeping import housekeeping
+from mesh.jobs import Periodic
+from mesh.lifecycle import Service
+from mesh.outbox import Relay
+from mesh.paging import Pages
+from mesh.server import Server
+from mesh.settings import ServiceSettings, Target, secret_bytes
+from mesh.unit_of_work import UnitsOfWork
+from order_svc.consumers import payment_events
+from order_svc.peers import CustomerPeer, StockPeer
+from order_svc.rpc import OrderService
+from order_svc.usecases import Placement, Reading, Saga
+
+
+class Settings(ServiceSettings):
+    """The order service's settings."""
+
+    customer_target: Target
+    """Where the customer service is."""
+    product_target: Target
+    """Where the product service is."""
+    payment_deadline: float = Field(default=900.0, gt=0)
+    """Seconds in which an order must be paid, or it is cancelled."""
+    hold_margin: float = Field(default=300.0, gt=0)
+    """Seconds that a hold outlives the payment deadline."""
+    deadline_sweep_seconds: float = Field(default=1.0, gt=0)
+    """How often orders past their deadline are looked for."""
+
+
+def build(settings: Settings) -> Service:
+    """Wire the service."""
+    database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
+    bus = Bus(settings.nats_url, name="order", replicas=settings.nats_replicas)
+    relay = Relay("order", database, bus)
+    units = UnitsOfWork(database, relay)
+    customers = Peer("customer", settings.customer_target, settings)
+    products = Peer("product", settings.product_target, settings)
+
+    placement = Placement(
+        units,
+        CustomerPeer(customers),
+        StockPeer(products),
+        payment_deadline=timedelta(seconds=settings.payment_deadline),
+        hold_margin=timedelta(seconds=settings.hold_margin),
+    )
+    reading = Reading(units, Pages(secret_bytes(settings.page_secret)))
+    saga = Saga(units)
+
+    return Service(
+        "order",
+        [
+            database,
+            bus,
+            customers,
+            products,
+            relay,
+            housekeeping(database),
+            Periodic("payment deadlines", settings.deadline_sweep_seconds, saga.cancel_overdue),
+            Consumer("order", "payment", payment_events(saga), bus=bus, units=units),
+            Server(
+                settings,
+                {"commerce.order.v1.OrderService": OrderService(placement, reading, saga)},
+                checks=[database.check],
+            ),
+        ],
+    )

@@ -1,0 +1,298 @@
+"""Orders and the only ways in which they change.
+
+            place                     captured
+    (none) ──────▶ PENDING ────────────────────────▶ CONFIRMED ─▶ SHIPPED ─▶ DELIVERED
+                    │  │ declined                       │ cancel
+                    │  └──────────────▶ CANCELLED       ▼
+                    └─ cancel, deadline ─────────▶ CANCELLING ── declined, voided, refunded ─▶ CANCELLED
+
+An order in CANCELLING waits for the payment service to say what became of the money, and only then is CANCELLED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
+
+from mesh.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Violation
+
+MAX_QUANTITY = 10_000
+"""The most of one product that an order may have."""
+
+
+class OrderNotFound(NotFound):
+    """There is no such order, or it is not yours."""
+
+    reason = "ORDER_NOT_FOUND"
+
+    def __init__(self, order_id: UUID) -> None:
+        super().__init__(f"there is no order {order_id}", metadata={"orderId": str(order_id)})
+
+
+class CustomerNotFound(NotFound):
+    """There is no such customer, or it is not you."""
+
+    reason = "CUSTOMER_NOT_FOUND"
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__(f"there is no customer {customer_id}", metadata={"customerId": str(customer_id)})
+
+
+class OrderState(FailedPrecondition):
+    """The order is not in a state that allows this."""
+
+    reason = "ORDER_STATE"
+
+    def __init__(self, order_id: UUID, status: Status, wish: Cause) -> None:
+        super().__init__(
+            f"order {order_id} is {status}: {wish} is not possible",
+            metadata={"orderId": str(order_id), "status": f"ORDER_STATUS_{status}"},
+        )
+
+
+class EtagMismatch(Aborted):
+    """The order has changed since the caller read it."""
+
+    def __init__(self, order_id: UUID) -> None:
+        super().__init__(f"order {order_id} has changed: read it again", metadata={"orderId": str(order_id)})
+
+
+class HoldLost(Aborted):
+    """The hold behind this attempt was given up as orphaned; a retry makes a new one."""
+
+    reason = "HOLD_LOST"
+
+    def __init__(self) -> None:
+        super().__init__("the stock held for this attempt was given back meanwhile: try again")
+
+
+class Status(StrEnum):
+    """Where an order is in its life."""
+
+    DRAFT = "DRAFT"
+    PENDING = "PENDING"
+    CONFIRMED = "CONFIRMED"
+    SHIPPED = "SHIPPED"
+    DELIVERED = "DELIVERED"
+    CANCELLING = "CANCELLING"
+    CANCELLED = "CANCELLED"
+    ABANDONED = "ABANDONED"
+    """Never placed, and never to be: its orphaned hold was given back. Nobody sees such an order."""
+
+
+class CancelReason(StrEnum):
+    """Why an order was cancelled."""
+
+    PAYMENT_DECLINED = "PAYMENT_DECLINED"
+    PAYMENT_TIMEOUT = "PAYMENT_TIMEOUT"
+    CUSTOMER_REQUEST = "CUSTOMER_REQUEST"
+    STAFF_REQUEST = "STAFF_REQUEST"
+
+
+class Cause(StrEnum):
+    """What moves an order."""
+
+    CANCEL = "cancel"
+    CAPTURED = "payment captured"
+    DECLINED = "payment declined"
+    VOIDED = "payment voided"
+    REFUNDED = "payment refunded"
+
+
+TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
+    (Status.PENDING, Cause.CAPTURED): Status.CONFIRMED,
+    (Status.PENDING, Cause.DECLINED): Status.CANCELLED,
+    (Status.PENDING, Cause.CANCEL): Status.CANCELLING,
+    (Status.CONFIRMED, Cause.CANCEL): Status.CANCELLING,
+    (Status.CANCELLING, Cause.DECLINED): Status.CANCELLED,
+    (Status.CANCELLING, Cause.VOIDED): Status.CANCELLED,
+    (Status.CANCELLING, Cause.REFUNDED): Status.CANCELLED,
+}
+"""All changes there are. What is in neither table is a fault, and raises."""
+
+UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
+    {
+        # A late capture: the payment service has been told to cancel, and refunds it.
+        (Status.CANCELLING, Cause.CAPTURED),
+        # Answers that come twice, or after the one that counted.
+        (Status.CANCELLED, Cause.CAPTURED),
+        (Status.CANCELLED, Cause.DECLINED),
+        (Status.CANCELLED, Cause.VOIDED),
+        (Status.CANCELLED, Cause.REFUNDED),
+        # Money given back for goods that stay sold.
+        (Status.CONFIRMED, Cause.REFUNDED),
+        (Status.SHIPPED, Cause.REFUNDED),
+        (Status.DELIVERED, Cause.REFUNDED),
+    }
+)
+"""News that are right and change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One product of an order, at the price that was agreed when it was placed."""
+
+    id: UUID
+    product_id: UUID
+    sku: str
+    name: str
+    quantity: int
+    unit_price: Decimal
+
+    @property
+    def line_total(self) -> Decimal:
+        """Quantity times unit price."""
+        return self.quantity * self.unit_price
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order. `version` grows with every change and is its etag."""
+
+    id: UUID
+    customer_id: UUID
+    status: Status
+    items: tuple[Item, ...]
+    total: Decimal
+    currency: str
+    payment_method_id: UUID
+    payment_id: UUID | None
+    order_date: datetime
+    payment_deadline: datetime
+    cancel_reason: CancelReason | None
+    cancel_note: str
+    update_time: datetime
+    version: int
+
+    def moved(self, cause: Cause, now: datetime, **changes: object) -> Order:
+        """The order after `cause`; the very same one when that changes nothing. Raises OrderState."""
+        if (self.status, cause) in UNMOVED:
+            return self
+        try:
+            status = TRANSITIONS[self.status, cause]
+        except KeyError:
+            raise OrderState(self.id, self.status, cause) from None
+        return replace(self, status=status, update_time=now, version=self.version + 1, **changes)  # type: ignore[arg-type]
+
+    def cancel(self, reason: CancelReason, note: str, now: datetime) -> Order:
+        """Ask for the end of it. Raises OrderState once it is shipped, cancelled or being cancelled."""
+        return self.moved(Cause.CANCEL, now, cancel_reason=reason, cancel_note=note)
+
+    def hear(self, cause: Cause, payment_id: UUID, now: datetime) -> Order:
+        """Take in what the payment service says."""
+        reason = self.cancel_reason
+        if cause is Cause.DECLINED and reason is None:
+            reason = CancelReason.PAYMENT_DECLINED
+        return self.moved(cause, now, payment_id=payment_id, cancel_reason=reason)
+
+    def require_etag(self, etag: str) -> None:
+        """Raise EtagMismatch when the caller names another version than this one."""
+        if etag and etag != str(self.version):
+            raise EtagMismatch(self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLine:
+    """One line of a hold: the offer at which the product service set the goods aside."""
+
+    product_id: UUID
+    sku: str
+    name: str
+    quantity: int
+    unit_price: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Stock that the product service has set aside, under the order id of the first attempt."""
+
+    order_id: UUID
+    lines: tuple[HeldLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentMethod:
+    """How an order is to be paid. The token is the provider's, and a secret."""
+
+    id: UUID
+    provider: str
+    token: str
+
+
+def merged(lines: Iterable[tuple[UUID, int]]) -> dict[UUID, int]:
+    """Quantities by product; lines of the same product become one. Raises InvalidArgument above `MAX_QUANTITY`."""
+    quantities: dict[UUID, int] = {}
+    for product_id, quantity in lines:
+        quantities[product_id] = quantities.get(product_id, 0) + quantity
+    violations = [
+        Violation("items", f"{quantity} of product {product_id}: must be at most {MAX_QUANTITY}")
+        for product_id, quantity in quantities.items()
+        if quantity > MAX_QUANTITY
+    ]
+    if violations:
+        raise InvalidArgument("the request is not valid", violations=violations)
+    return quantities
+
+
+def placed(
+    customer_id: UUID,
+    hold: Hold,
+    item_ids: Sequence[UUID],
+    payment_method: PaymentMethod,
+    *,
+    now: datetime,
+    deadline: timedelta,
+) -> Order:
+    """The order for goods that are held. Raises InvalidArgument / CURRENCY_MISMATCH: one currency an order."""
+    currencies = sorted({line.currency for line in hold.lines})
+    if len(currencies) > 1:
+        raise InvalidArgument(
+            f"one order, one currency: these products are sold in {', '.join(currencies)}",
+            reason="CURRENCY_MISMATCH",
+            metadata={"currencies": ",".join(currencies)},
+            violations=[Violation("items", "are sold in different currencies")],
+        )
+    items = tuple(
+        Item(item_id, line.product_id, line.sku, line.name, line.quantity, line.unit_price)
+        for item_id, line in zip(item_ids, hold.lines, strict=True)
+    )
+    return Order(
+        id=hold.order_id,
+        customer_id=customer_id,
+        status=Status.PENDING,
+        items=items,
+        total=sum((item.line_total for item in items), Decimal(0)),
+        currency=currencies[0],
+        payment_method_id=payment_method.id,
+        payment_id=None,
+        order_date=now,
+        payment_deadline=now + deadline,
+        cancel_reason=None,
+        cancel_note="",
+        update_time=now,
+        version=1,
+    )
+
+
+class HoldWish(StrEnum):
+    """What an order wants of its hold."""
+
+    KEEP = "KEEP"
+    COMMIT = "COMMIT"
+    RELEASE = "RELEASE"
+
+
+WISHES: Mapping[Status, HoldWish] = {
+    Status.PENDING: HoldWish.KEEP,
+    Status.CANCELLING: HoldWish.KEEP,
+    Status.CONFIRMED: HoldWish.COMMIT,
+    Status.SHIPPED: HoldWish.COMMIT,
+    Status.DELIVERED: HoldWish.COMMIT,
+    Status.CANCELLED: HoldWish.RELEASE,
+    Status.ABANDONED: HoldWish.RELEASE,
+}

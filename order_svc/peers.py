@@ -1,0 +1,109 @@
+"""The services that the order service asks. Each question carries many orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
+from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
+from mesh import status, wire
+from mesh.call import Call
+from mesh.clients import Peer
+from mesh.errors import MeshError
+from order_svc.domain import HeldLine, Hold, PaymentMethod
+
+
+class CustomerPeer:
+    """The customer service."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def payment_methods(
+        self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
+    ) -> list[PaymentMethod | MeshError]:
+        """For each customer the payment method with that id, or the default one; an error where there is none."""
+        stub = customer_pb2_grpc.CustomerServiceStub(self._peer.channel)
+        request = customer_pb2.ResolvePaymentMethodsRequest(
+            queries=[
+                customer_pb2.PaymentMethodQuery(
+                    customer_id=str(customer_id), payment_method_id=str(method_id) if method_id else ""
+                )
+                for customer_id, method_id in wanted
+            ]
+        )
+        reply = await self._peer.ask(stub.ResolvePaymentMethods, request, calls=calls)
+        return [
+            status.from_status(result.error)
+            if result.HasField("error")
+            else PaymentMethod(
+                UUID(result.payment_method.id), result.payment_method.provider, result.payment_method.token
+            )
+            for result in reply.results
+        ]
+
+
+class StockPeer:
+    """The product service's inventory."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def reserve(
+        self,
+        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
+        expire_time: datetime,
+        calls: Sequence[Call],
+    ) -> list[Hold | MeshError]:
+        """Hold stock for each (order id, key, customer, quantities), all of it or none; an error where that fails.
+
+        A key that holds already gets its hold back, with the order id of its first attempt.
+        """
+        stub = inventory_pb2_grpc.InventoryServiceStub(self._peer.channel)
+        expires = wire.timestamp(expire_time)
+        request = inventory_pb2.ReserveStockRequest(
+            reservations=[
+                inventory_pb2.Reservation(
+                    order_id=str(order_id),
+                    hold_key=key,
+                    customer_id=str(customer_id),
+                    lines=[
+                        inventory_pb2.ReservationLine(product_id=str(product_id), quantity=quantity)
+                        for product_id, quantity in quantities.items()
+                    ],
+                    expire_time=expires,
+                )
+                for order_id, key, customer_id, quantities in wanted
+            ]
+        )
+        reply = await self._peer.ask(stub.ReserveStock, request, calls=calls)
+        return [
+            status.from_status(result.error) if result.HasField("error") else _hold(result.hold)
+            for result in reply.results
+        ]
+
+    async def release(self, order_ids: Sequence[UUID]) -> None:
+        """Give back what is held for these orders."""
+        stub = inventory_pb2_grpc.InventoryServiceStub(self._peer.channel)
+        await self._peer.ask(
+            stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[str(each) for each in order_ids])
+        )
+
+
+def _hold(message: inventory_pb2.Hold) -> Hold:
+    return Hold(
+        UUID(message.order_id),
+        tuple(
+            HeldLine(
+                UUID(line.product_id),
+                line.sku,
+                line.name,
+                line.quantity,
+                wire.amount(line.unit_price),
+                line.unit_price.currency_code,
+            )
+            for line in message.lines
+        ),
+    )

@@ -1,0 +1,57 @@
+"""The order service's contract: request → use case → reply."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from commerce.order.v1 import order_pb2 as order
+from mesh.call import Call
+from mesh.wire import uuid_or_none
+from order_svc import wire
+from order_svc.usecases import Placement, Reading, Saga
+
+
+class OrderService:
+    """`commerce.order.v1.OrderService`."""
+
+    def __init__(self, placement: Placement, reading: Reading, saga: Saga) -> None:
+        self._placement = placement
+        self._reading = reading
+        self._saga = saga
+
+    async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda placed: order.CreateOrderResponse(order=placed),
+            self._placement.place,
+            uuid_or_none(request.customer_id),
+            wire.lines(request),
+            uuid_or_none(request.payment_method_id),
+            draft=request.draft,
+        )
+
+    async def GetOrder(self, request: order.GetOrderRequest, call: Call) -> order.GetOrderResponse:
+        found = await self._reading.get_order(call, UUID(request.order_id))
+        return order.GetOrderResponse(order=wire.order(found))
+
+    async def ListOrders(self, request: order.ListOrdersRequest, call: Call) -> order.ListOrdersResponse:
+        found, token = await self._reading.list_orders(
+            call,
+            customer_id=uuid_or_none(request.customer_id),
+            status=wire.STATUS_OF.get(request.status),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return order.ListOrdersResponse(orders=[wire.order(each) for each in found], next_page_token=token)
+
+    async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)),
+            self._saga.cancel_order,
+            UUID(request.order_id),
+            note=request.reason,
+            etag=request.etag,
+        )
+
+    async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
+        wishes = await self._saga.resolve_holds([UUID(each) for each in request.order_ids])
+        return order.ResolveHoldsResponse(decisions=[wire.decision(each, wish) for each, wish in wishes.items()])

@@ -1,0 +1,338 @@
+"""What the order service can do. Transactions begin and end here, and none is open while another service is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import structlog
+
+from commerce.order.v1 import order_pb2
+from mesh import idempotency
+from mesh.errors import InvalidArgument, MeshError, Unimplemented, Violation
+from mesh.events import Received
+from mesh.group_commit import GroupCommit
+from mesh.ids import new_id
+from mesh.paging import Pages
+from order_svc import store, wire
+from order_svc.domain import (
+    WISHES,
+    CancelReason,
+    Cause,
+    CustomerNotFound,
+    Hold,
+    HoldWish,
+    Order,
+    OrderNotFound,
+    PaymentMethod,
+    Status,
+    merged,
+    placed,
+)
+
+if TYPE_CHECKING:
+    from mesh.call import Call
+    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from order_svc.peers import CustomerPeer, StockPeer
+
+log = structlog.get_logger(__name__)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Placing:
+    """A wish to place an order. What is made here stays the same for every attempt at it."""
+
+    call: Call
+    customer_id: UUID
+    quantities: dict[UUID, int]
+    payment_method_id: UUID | None
+    order_id: UUID = field(default_factory=new_id)
+    hold_key: bytes = b""
+
+    def __post_init__(self) -> None:
+        # Without an idempotency key every attempt is one of its own.
+        self.hold_key = self.call.key.digest if self.call.key else os.urandom(32)
+
+
+@dataclass(slots=True)
+class Ready:
+    """A placing with all that its order is made of."""
+
+    index: int
+    placing: Placing
+    method: PaymentMethod
+    hold: Hold
+
+
+Results = dict[int, order_pb2.Order | Exception]
+"""What came of each placing, by its place in the batch."""
+
+
+class Placement:
+    """Places orders, in groups: one question to the customer service, one to the product service, one commit."""
+
+    def __init__(
+        self,
+        units: UnitsOfWork,
+        customers: CustomerPeer,
+        stock: StockPeer,
+        *,
+        payment_deadline: timedelta,
+        hold_margin: timedelta,
+    ) -> None:
+        self._units = units
+        self._customers = customers
+        self._stock = stock
+        self._deadline = payment_deadline
+        self._hold_margin = hold_margin
+        self.group: GroupCommit[Placing, order_pb2.Order] = GroupCommit("order placement", self._place, max_batch=256)
+
+    async def place(
+        self,
+        call: Call,
+        customer_id: UUID | None,
+        lines: Iterable[tuple[UUID, int]],
+        payment_method_id: UUID | None,
+        *,
+        draft: bool,
+    ) -> order_pb2.Order:
+        """Place an order: its stock is held when this returns, its payment is under way.
+
+        What it returns is the order's message, made once for the reply and for the event.
+
+        Raises what the customer service says of the payment method and the product service of the stock;
+        InvalidArgument (CURRENCY_MISMATCH; staff must name the customer), CustomerNotFound, HoldLost; Replay.
+        """
+        if draft:
+            raise Unimplemented("drafts are not there yet: place the order at once")
+        owner = customer_id or call.caller.customer_id
+        if owner is None:
+            raise InvalidArgument(
+                "the request is not valid", violations=[Violation("customer_id", "staff must name the customer")]
+            )
+        call.caller.own(owner, CustomerNotFound(owner))
+        return await self.group.submit(Placing(call, owner, merged(lines), payment_method_id))
+
+    async def _place(self, batch: Sequence[Placing]) -> list[order_pb2.Order | Exception]:
+        """The batch behind `place`; see `mesh.group_commit`."""
+        results: Results = {}
+        answered = await idempotency.find(self._units.database, [placing.call for placing in batch])
+        fresh: list[tuple[int, Placing]] = []
+        for index, placing in enumerate(batch):
+            if placing.call.key and (outcome := answered.get(placing.call.key.digest)):
+                results[index] = outcome
+            else:
+                fresh.append((index, placing))
+
+        ready = await self._hold(await self._payable(fresh, results), results)
+        unused = await self._write(ready, results)
+        await self._give_back(unused)
+        return [results[index] for index in range(len(batch))]
+
+    async def _payable(
+        self, fresh: Sequence[tuple[int, Placing]], results: Results
+    ) -> list[tuple[int, Placing, PaymentMethod]]:
+        """Those with a payment method; the others get their result."""
+        if not fresh:
+            return []
+        methods = await self._customers.payment_methods(
+            [(placing.customer_id, placing.payment_method_id) for _, placing in fresh],
+            [placing.call for _, placing in fresh],
+        )
+        payable = []
+        for (index, placing), method in zip(fresh, methods, strict=True):
+            if isinstance(method, MeshError):
+                results[index] = method
+            else:
+                payable.append((index, placing, method))
+        return payable
+
+    async def _hold(self, payable: Sequence[tuple[int, Placing, PaymentMethod]], results: Results) -> list[Ready]:
+        """Those whose stock is held; the others get their result."""
+        if not payable:
+            return []
+        holds = await self._stock.reserve(
+            [(each.order_id, each.hold_key, each.customer_id, each.quantities) for _, each, _ in payable],
+            _now() + self._deadline + self._hold_margin,
+            [placing.call for _, placing, _ in payable],
+        )
+        ready = []
+        for (index, placing, method), hold in zip(payable, holds, strict=True):
+            if isinstance(hold, MeshError):
+                results[index] = hold
+            else:
+                ready.append(Ready(index, placing, method, hold))
+        return ready
+
+    async def _write(self, ready: Sequence[Ready], results: Results) -> list[UUID]:
+        """Commit the orders with their events and replies; the ids of holds that were not used here."""
+        made: list[tuple[Ready, Order, order_pb2.Order]] = []
+        unused: list[UUID] = []
+        now = _now()
+        for each in ready:
+            try:
+                order = placed(
+                    each.placing.customer_id,
+                    each.hold,
+                    [new_id() for _ in each.hold.lines],
+                    each.method,
+                    now=now,
+                    deadline=self._deadline,
+                )
+            except MeshError as refusal:
+                results[each.index] = refusal
+                unused.append(each.hold.order_id)
+            else:
+                message = wire.order(order)
+                each.placing.call.encode(message)
+                made.append((each, order, message))
+        if not made:
+            return unused
+        async with self._units.begin() as work:
+            taken = await work.claim([each.placing.call for each, _, _ in made])
+            orders = []
+            for each, order, message in made:
+                key = each.placing.call.key
+                if key and (outcome := taken.get(key.digest)):
+                    results[each.index] = outcome
+                    unused.append(each.hold.order_id)
+                else:
+                    orders.append(order)
+                    results[each.index] = message
+                    work.publish(wire.placed(order, message, each.method), each.placing.call.trace)
+            await store.add_orders(work.transaction, orders)
+        return unused
+
+    async def _give_back(self, unused: Sequence[UUID]) -> None:
+        """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells."""
+        if not unused:
+            return
+        async with self._units.begin() as work:
+            statuses = await store.abandon_unknown(work.transaction, unused, _now())
+        orphans = [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]
+        if not orphans:
+            return
+        try:
+            await self._stock.release(orphans)
+        except MeshError as error:
+            # The product service's sweep finds them.
+            log.warning("holds not given back", orders=[str(each) for each in orphans], error=error.message)
+
+
+class Reading:
+    """Orders as their customers and staff read them."""
+
+    def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
+        self._units = units
+        self._pages = pages
+
+    async def get_order(self, call: Call, order_id: UUID) -> Order:
+        """One order. Raises OrderNotFound, also for a stranger's."""
+        async with self._units.database.reading() as reading:
+            order = await store.get(reading, order_id)
+        if order is None:
+            raise OrderNotFound(order_id)
+        call.caller.own(order.customer_id, OrderNotFound(order_id))
+        return order
+
+    async def list_orders(
+        self, call: Call, *, customer_id: UUID | None, status: Status | None, page_size: int, page_token: str
+    ) -> tuple[list[Order], str]:
+        """A page of the caller's orders (staff: anyone's), newest first, and the token of the next one.
+
+        Raises CustomerNotFound when a customer asks for another's.
+        """
+        if not call.caller.is_staff:
+            customer_id = customer_id or call.caller.customer_id
+        if customer_id is not None:
+            call.caller.own(customer_id, CustomerNotFound(customer_id))
+        scope = f"orders\0{customer_id}\0{status}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        async with self._units.database.reading() as reading:
+            found = await store.list_orders(
+                reading,
+                customer_id=customer_id,
+                status=status,
+                before=UUID(position[0]) if position else None,
+                most=size + 1,
+            )
+        if len(found) <= size:
+            return found, ""
+        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+
+
+CAUSES = {
+    "commerce.payment.captured": Cause.CAPTURED,
+    "commerce.payment.declined": Cause.DECLINED,
+    "commerce.payment.voided": Cause.VOIDED,
+    "commerce.payment.refunded": Cause.REFUNDED,
+}
+"""What the events of the payment service mean to an order."""
+
+
+class Saga:
+    """Moves placed orders to their end: what the payment service says, what customers ask, what the clock says."""
+
+    def __init__(self, units: UnitsOfWork) -> None:
+        self._units = units
+
+    async def cancel_order(self, call: Call, order_id: UUID, *, note: str, etag: str) -> Order:
+        """Begin to cancel. Raises OrderNotFound, EtagMismatch, or OrderState once it is too late."""
+        reason = CancelReason.STAFF_REQUEST if call.caller.is_staff else CancelReason.CUSTOMER_REQUEST
+        now = _now()
+        async with self._units.once(call) as work:
+            order = (await store.lock(work.transaction, [order_id])).get(order_id)
+            if order is None:
+                raise OrderNotFound(order_id)
+            call.caller.own(order.customer_id, OrderNotFound(order_id))
+            order.require_etag(etag)
+            cancelling = order.cancel(reason, note, now)
+            await store.write(work.transaction, [cancelling], now)
+            work.publish(wire.moved(cancelling), call.trace)
+            work.remember(call, cancelling)
+        return cancelling
+
+    async def on_payment(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
+        """What became of orders' money, causes before effects; every order that it concerns is locked at once.
+
+        Raises OrderNotFound or OrderState when the news cannot be: such an event is parked.
+        """
+        now = _now()
+        orders = await store.lock(work.transaction, (UUID(event.payload.payment.order_id) for event in events))
+        changed: dict[UUID, Order] = {}
+        for event in events:
+            payment = event.payload.payment
+            order_id = UUID(payment.order_id)
+            if order_id not in orders:
+                raise OrderNotFound(order_id)
+            order = orders[order_id].hear(CAUSES[event.type], UUID(payment.id), now)
+            if order is not orders[order_id]:
+                orders[order_id] = changed[order_id] = order
+                work.publish(wire.moved(order), event.traceparent)
+        await store.write(work.transaction, list(changed.values()), now)
+
+    async def cancel_overdue(self, *, most: int = 256) -> bool:
+        """Begin to cancel orders that were not paid in time; whether there may be more."""
+        now = _now()
+        async with self._units.begin() as work:
+            overdue = await store.lock_overdue(work.transaction, now, most)
+            cancelling = [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue]
+            await store.write(work.transaction, cancelling, now)
+            for order in cancelling:
+                work.publish(wire.moved(order))
+        return len(overdue) == most
+
+    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldWish]:
+        """What each order wants of its hold. For an order that was never placed, to release it: it never will be."""
+        async with self._units.begin() as work:
+            statuses = await store.abandon_unknown(work.transaction, order_ids, _now())
+        return {order_id: WISHES[status] for order_id, status in statuses.items()}

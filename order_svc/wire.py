@@ -1,0 +1,106 @@
+"""Orders ↔ the messages of the contract."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from commerce.order.v1 import events_pb2, order_pb2
+from mesh import wire
+from mesh.events import Event
+from order_svc.domain import CancelReason, HoldWish, Order, PaymentMethod, Status
+
+STATUSES = {
+    Status.DRAFT: order_pb2.ORDER_STATUS_DRAFT,
+    Status.PENDING: order_pb2.ORDER_STATUS_PENDING,
+    Status.CONFIRMED: order_pb2.ORDER_STATUS_CONFIRMED,
+    Status.SHIPPED: order_pb2.ORDER_STATUS_SHIPPED,
+    Status.DELIVERED: order_pb2.ORDER_STATUS_DELIVERED,
+    Status.CANCELLING: order_pb2.ORDER_STATUS_CANCELLING,
+    Status.CANCELLED: order_pb2.ORDER_STATUS_CANCELLED,
+}
+STATUS_OF = {number: status for status, number in STATUSES.items()}
+REASONS = {
+    CancelReason.PAYMENT_DECLINED: order_pb2.CANCEL_REASON_PAYMENT_DECLINED,
+    CancelReason.PAYMENT_TIMEOUT: order_pb2.CANCEL_REASON_PAYMENT_TIMEOUT,
+    CancelReason.CUSTOMER_REQUEST: order_pb2.CANCEL_REASON_CUSTOMER_REQUEST,
+    CancelReason.STAFF_REQUEST: order_pb2.CANCEL_REASON_STAFF_REQUEST,
+}
+RESOLUTIONS = {
+    HoldWish.KEEP: order_pb2.HOLD_RESOLUTION_KEEP,
+    HoldWish.COMMIT: order_pb2.HOLD_RESOLUTION_COMMIT,
+    HoldWish.RELEASE: order_pb2.HOLD_RESOLUTION_RELEASE,
+}
+
+
+def order(value: Order) -> order_pb2.Order:
+    """An order as its readers see it."""
+    return order_pb2.Order(
+        id=str(value.id),
+        customer_id=str(value.customer_id),
+        status=STATUSES[value.status],
+        items=[
+            order_pb2.OrderItem(
+                id=str(item.id),
+                product_id=str(item.product_id),
+                sku=item.sku,
+                name=item.name,
+                quantity=item.quantity,
+                unit_price=wire.money(item.unit_price, value.currency),
+                line_total=wire.money(item.line_total, value.currency),
+            )
+            for item in value.items
+        ],
+        total_amount=wire.money(value.total, value.currency),
+        payment_method_id=str(value.payment_method_id),
+        payment_id=str(value.payment_id) if value.payment_id else "",
+        order_date=wire.timestamp(value.order_date),
+        payment_deadline=wire.timestamp(value.payment_deadline),
+        cancel_reason=REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED,
+        cancel_note=value.cancel_note,
+        update_time=wire.timestamp(value.update_time),
+        etag=str(value.version),
+    )
+
+
+def lines(request: order_pb2.CreateOrderRequest) -> list[tuple[UUID, int]]:
+    """Products and quantities as they were asked for."""
+    return [(UUID(line.product_id), line.quantity) for line in request.items]
+
+
+def decision(order_id: UUID, wish: HoldWish) -> order_pb2.HoldDecision:
+    """What becomes of a hold."""
+    return order_pb2.HoldDecision(order_id=str(order_id), resolution=RESOLUTIONS[wish])
+
+
+def placed(value: Order, message: order_pb2.Order, method: PaymentMethod) -> Event:
+    """The event of a new order, whose message is made already, with all that is needed to charge it."""
+    return Event(
+        "commerce.order.placed",
+        value.id,
+        value.version,
+        events_pb2.OrderPlaced(
+            order=message,
+            provider=method.provider,
+            provider_token=method.token,
+            payment_deadline=message.payment_deadline,
+        ),
+    )
+
+
+def moved(value: Order) -> Event:
+    """The event of an order's new status."""
+    match value.status:
+        case Status.CONFIRMED:
+            return Event(
+                "commerce.order.confirmed", value.id, value.version, events_pb2.OrderConfirmed(order=order(value))
+            )
+        case Status.CANCELLING:
+            return Event(
+                "commerce.order.cancelling", value.id, value.version, events_pb2.OrderCancelling(order=order(value))
+            )
+        case Status.CANCELLED:
+            return Event(
+                "commerce.order.cancelled", value.id, value.version, events_pb2.OrderCancelled(order=order(value))
+            )
+        case status:
+            raise ValueError(f"no event tells of {status}")

@@ -1,0 +1,1 @@
+"""The payment service: what orders are charged, once, and what is given back."""

@@ -1,0 +1,89 @@
+"""The payment service, wired: settings in, service out. Read it as the table of contents."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from mesh.bus import Bus
+from mesh.consumers import Consumer
+from mesh.database import Database
+from mesh.group_commit import GroupCommit
+from mesh.housekeeping import housekeeping
+from mesh.jobs import Periodic
+from mesh.lifecycle import Service
+from mesh.outbox import Relay
+from mesh.server import Server
+from mesh.settings import ServiceSettings
+from mesh.unit_of_work import UnitsOfWork
+from payment_svc.charger import Charger, Settlement
+from payment_svc.consumers import order_events
+from payment_svc.domain import Payment
+from payment_svc.providers import Provider
+from payment_svc.providers.sandbox import Sandbox
+from payment_svc.rpc import PaymentService
+from payment_svc.usecases import Payments, Settlements
+
+
+class Settings(ServiceSettings):
+    """The payment service's settings."""
+
+    provider_timeout: float = Field(default=3.0, gt=0)
+    """Seconds after which a provider's answer is no longer waited for, and looked up instead."""
+    provider_calls: int = Field(default=256, gt=0)
+    """Payments that are at providers at a time."""
+    payment_queue: int = Field(default=4096, gt=0)
+    """Payments that the process holds, being charged or waiting for it; more are left to the sweep."""
+    payment_lease: float = Field(default=10.0, gt=0)
+    """Seconds that a process keeps a payment to itself; after that it counts as dead. Several provider time-outs."""
+    payment_sweep_seconds: float = Field(default=0.5, gt=0)
+    """How often payments are looked for whose retry is due, or whose process has died."""
+    sandbox_connections: int = Field(default=4, ge=2)
+    """The most database connections of the sandbox provider, beside the service's own."""
+    sandbox_slow_seconds: float = Field(default=2.0, ge=0)
+    """How long the sandbox provider takes to answer for `tok_slow`."""
+
+
+def build(settings: Settings) -> Service:
+    """Wire the service."""
+    url = settings.database_url.get_secret_value()
+    database = Database(url, max_connections=settings.database_connections)
+    bus = Bus(settings.nats_url, name="payment", replicas=settings.nats_replicas)
+    relay = Relay("payment", database, bus)
+    units = UnitsOfWork(database, relay)
+
+    sandbox_database = Database(url, max_connections=settings.sandbox_connections)
+    providers: dict[str, Provider] = {
+        "sandbox": Sandbox(sandbox_database, slow_seconds=settings.sandbox_slow_seconds),
+    }
+
+    lease = timedelta(seconds=settings.payment_lease)
+    settlements = GroupCommit[Settlement, Payment]("settlements", Settlements(units, lease=lease).settle)
+    charger = Charger(
+        providers,
+        settlements.submit,
+        at_a_time=settings.provider_calls,
+        most=settings.payment_queue,
+        timeout=settings.provider_timeout,
+    )
+    payments = Payments(units, charger, providers=providers.keys(), lease=lease)
+
+    return Service(
+        "payment",
+        [
+            database,
+            sandbox_database,
+            bus,
+            relay,
+            housekeeping(database),
+            charger,
+            Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
+            Consumer("payment", "order", order_events(payments), bus=bus, units=units),
+            Server(
+                settings,
+                {"commerce.payment.v1.PaymentService": PaymentService(payments)},
+                checks=[database.check],
+            ),
+        ],
+    )

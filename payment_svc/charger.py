@@ -1,0 +1,190 @@
+"""The charger: asks providers for what payments are due, many at a time, with no transaction open.
+
+It holds nothing that is not in the database. Whatever is cut off, refused for lack of room or learns nothing keeps its
+`next_attempt_time`, and the sweep brings it back, in this process or in another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+
+from mesh.errors import MeshError
+from mesh.tasks import end
+from payment_svc.domain import Due, Payment, ProviderContradiction
+from payment_svc.providers import Absent, Charge, Outcome, Provider, Refund, Refused, Unavailable, Unknown, Unsettled
+
+Answer = TypeVar("Answer")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a provider answered when it was asked for what was due; to be written down."""
+
+    payment_id: UUID
+    due: Due
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class _Held:
+    """A payment that this process works on, as it was when last heard of, and its task."""
+
+    payment: Payment
+    task: asyncio.Task[None]
+
+
+class Charger:
+    """Carries payments as far as they go. Two chargers may well work on one payment: the keys keep it charged once.
+
+    At most `at_a_time` payments are at providers, each call for at most `timeout` seconds, so that one that is slow
+    keeps no other waiting; at most `most` are held in all.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        settle: Callable[[Settlement], Awaitable[Payment]],
+        *,
+        at_a_time: int = 256,
+        most: int = 4096,
+        timeout: float = 3.0,
+    ) -> None:
+        self._providers = providers
+        self._settle = settle
+        self._slots = asyncio.Semaphore(at_a_time)
+        self._most = most
+        self._timeout = timeout
+        self._held: dict[UUID, _Held] = {}
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Nothing to do until payments come."""
+
+    async def stop(self) -> None:
+        """Take nothing more, let calls under way end for as long as one may take, cut off the rest."""
+        self._stopping = True
+        if tasks := self._tasks:
+            await asyncio.wait(tasks, timeout=self._timeout)
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """Cut everything off at once, as the death of the process would."""
+        self._stopping = True
+        await end(*self._tasks)
+        self._held.clear()
+
+    @property
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [held.task for held in self._held.values()]
+
+    @property
+    def room(self) -> int:
+        """How many more payments it would take."""
+        return 0 if self._stopping else self._most - len(self._held)
+
+    def begin(self, payments: Iterable[Payment]) -> None:
+        """Carry out what is due of new payments, which no provider has heard of. Call it after they are committed."""
+        self._take(payments, look_first=False)
+
+    def resume(self, payments: Iterable[Payment]) -> None:
+        """Carry out what is due of payments that may have been at the provider before: it is asked what it knows."""
+        self._take(payments, look_first=True)
+
+    async def done(self, payment_id: UUID, timeout: float) -> None:
+        """Wait until this process is done with a payment for now, at most `timeout` seconds."""
+        if held := self._held.get(payment_id):
+            await asyncio.wait([held.task], timeout=timeout)
+
+    def _take(self, payments: Iterable[Payment], *, look_first: bool) -> None:
+        for payment in payments:
+            held = self._held.get(payment.id)
+            if held is not None:
+                # Under way already: its task sees what is new when it comes to it.
+                held.payment = max(held.payment, payment, key=_version)
+            elif self.room > 0:
+                run = self._run(payment.id, look_first=look_first)
+                self._held[payment.id] = _Held(payment, asyncio.create_task(run, name=f"charge {payment.id}"))
+
+    async def _run(self, payment_id: UUID, *, look_first: bool) -> None:
+        held = self._held[payment_id]
+        try:
+            async with self._slots:
+                carried = await self._carry_out(held.payment, look_first=look_first)
+                while carried.version < held.payment.version:
+                    carried = await self._carry_out(held.payment, look_first=True)
+        except ProviderContradiction as error:
+            log.error("provider contradicts the books", payment=str(payment_id), error=error.message)
+        except MeshError as error:
+            log.warning("payment left to the sweep", payment=str(payment_id), error=error.message)
+        except Exception:
+            log.exception("payment left to the sweep", payment=str(payment_id))
+        finally:
+            # Nothing is awaited since the last look at what is new, so nothing new is lost.
+            self._held.pop(payment_id, None)
+
+    async def _carry_out(self, payment: Payment, *, look_first: bool) -> Payment:
+        """Ask for what is due, write the answer down, and so on until nothing is due or nothing was learnt."""
+        while due := payment.due:
+            outcome = await self._ask(payment, due, look_first=look_first)
+            payment = await self._settle(Settlement(payment.id, due, outcome))
+            if isinstance(outcome, Unsettled):
+                # Money that is owed and not given back needs a person; the rest mends itself.
+                level = logging.ERROR if isinstance(outcome, Refused) else logging.WARNING
+                log.log(level, "payment not settled", payment=str(payment.id), due=due, outcome=repr(outcome))
+                if payment.due is due:
+                    break
+        return payment
+
+    async def _ask(self, payment: Payment, due: Due, *, look_first: bool) -> Outcome:
+        provider = self._providers.get(payment.provider)
+        if provider is None:
+            return Unavailable(f"there is no provider {payment.provider}")
+        match due:
+            case Due.CHARGE:
+                return await self._charge(provider, payment, look_first=look_first)
+            case Due.VOID:
+                return await self._answer(provider.void(payment.provider_key))
+            case Due.REFUND:
+                refund = Refund(payment.refund_key, payment.provider_key, payment.refundable)
+                return await self._answer(provider.refund(refund))
+
+    async def _charge(self, provider: Provider, payment: Payment, *, look_first: bool) -> Outcome:
+        """Charge under the payment's one key, whatever happened before; an unknown outcome is looked up."""
+        key = payment.provider_key
+        if look_first:
+            standing = await self._answer(provider.lookup(key))
+            if not isinstance(standing, Absent):
+                return standing
+        charge = Charge(key, payment.token, payment.amount, payment.currency, payment.order_id)
+        outcome = await self._answer(provider.charge(charge))
+        if isinstance(outcome, Unknown):
+            standing = await self._answer(provider.lookup(key))
+            # Absent may still be on its way there: it is asked again later, under the same key.
+            return outcome if isinstance(standing, Absent) else standing
+        return outcome
+
+    async def _answer(self, asked: Awaitable[Answer]) -> Answer | Unknown:
+        """What a provider answers; unknown when it does not in time, or fails."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asked
+        except TimeoutError:
+            return Unknown("no answer in time")
+        except MeshError as error:
+            return Unknown(error.message)
+        except Exception as error:
+            log.exception("provider failed")
+            return Unknown(repr(error))
+
+
+def _version(payment: Payment) -> int:
+    return payment.version

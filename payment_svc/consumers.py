@@ -1,0 +1,13 @@
+"""The events that the payment service applies: subject → use case."""
+
+from commerce.order.v1 import events_pb2
+from mesh.consumers import Handler, Handlers
+from payment_svc.usecases import Payments
+
+
+def order_events(payments: Payments) -> Handlers:
+    """What an order wants of its payment."""
+    return {
+        "commerce.order.placed": Handler(events_pb2.OrderPlaced, payments.on_placed),
+        "commerce.order.cancelling": Handler(events_pb2.OrderCancelling, payments.on_cancelling),
+    }

@@ -1,0 +1,290 @@
+"""Payments: what an order is charged, once, and what is given back.
+
+    PENDING ── capture ──▶ CAPTURED ── refund ──▶ PARTIALLY_REFUNDED ── refund ──▶ REFUNDED
+       ├────── decline ──▶ DECLINED
+       └─────── void ────▶ VOIDED
+
+A payment says by itself what is due at the provider (`Payment.due`), so that whoever reads its row can go on where
+another process died. `cancel_requested` is never taken back: from then on a charge is voided if it can be, and given
+back if it cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from mesh.errors import FailedPrecondition, Internal, NotFound
+
+FIRST_BACKOFF = timedelta(milliseconds=200)
+"""The pause after the first attempt without an outcome; it doubles with each."""
+LONGEST_BACKOFF = timedelta(seconds=30)
+PROVIDER_UNKNOWN = "provider_unknown"
+"""Why a payment through a provider that is not there is declined."""
+
+
+class PaymentNotFound(NotFound):
+    """There is no such payment, or it is not the caller's, or the order has none yet."""
+
+    reason = "PAYMENT_NOT_FOUND"
+
+    def __init__(self, *, payment_id: UUID | None = None, order_id: UUID | None = None) -> None:
+        if payment_id is not None:
+            super().__init__(f"there is no payment {payment_id}", metadata={"paymentId": str(payment_id)})
+        else:
+            super().__init__(f"order {order_id} has no payment", metadata={"orderId": str(order_id)})
+
+
+class PaymentStateRefused(FailedPrecondition):
+    """Where the payment stands does not allow it."""
+
+    reason = "PAYMENT_STATE"
+
+    def __init__(self, payment: Payment, message: str) -> None:
+        super().__init__(message, metadata={"paymentId": str(payment.id), "status": payment.status})
+
+
+class ProviderNotFound(NotFound):
+    """There is no payment provider of this name."""
+
+    reason = "PROVIDER_NOT_FOUND"
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(f"there is no payment provider {provider}", metadata={"provider": provider})
+
+
+class AmountNotPositive(Internal):
+    """An order is to be charged nothing, or less: the contracts do not let it come so far."""
+
+    def __init__(self, order_id: UUID, amount: Decimal) -> None:
+        super().__init__(f"order {order_id} is to be charged {amount}", metadata={"orderId": str(order_id)})
+
+
+class ProviderContradiction(Internal):
+    """The provider says of a payment what cannot be, given what it said before: a person must look at it."""
+
+    def __init__(self, payment: Payment, said: str) -> None:
+        super().__init__(f"payment {payment.id} is {payment.status}, and {payment.provider} says it is {said}")
+
+
+class PaymentStatus(StrEnum):
+    """Where a payment stands."""
+
+    PENDING = "PENDING"
+    CAPTURED = "CAPTURED"
+    DECLINED = "DECLINED"
+    VOIDED = "VOIDED"
+    PARTIALLY_REFUNDED = "PARTIALLY_REFUNDED"
+    REFUNDED = "REFUNDED"
+
+
+HOLDING = frozenset({PaymentStatus.CAPTURED, PaymentStatus.PARTIALLY_REFUNDED})
+"""The statuses in which we have money of the customer."""
+CHARGED = HOLDING | {PaymentStatus.REFUNDED}
+"""The statuses in which money was taken, whatever became of it."""
+UNCHARGED = frozenset({PaymentStatus.DECLINED, PaymentStatus.VOIDED})
+"""The final statuses in which money never moved."""
+
+
+class EntryType(StrEnum):
+    """What sort of row of the ledger it is. The sum is captures less refunds; no money moves with a void."""
+
+    CAPTURE = "CAPTURE"
+    REFUND = "REFUND"
+    VOID = "VOID"
+
+
+class Due(StrEnum):
+    """What is to be asked of the provider next."""
+
+    CHARGE = "CHARGE"
+    VOID = "VOID"
+    REFUND = "REFUND"
+
+
+@dataclass(frozen=True, slots=True)
+class NewPayment:
+    """What an order is to be charged."""
+
+    order_id: UUID
+    customer_id: UUID
+    amount: Decimal
+    currency: str
+    provider: str
+    token: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # Here and not in the database alone, whose complaint would show the row, and the token with it.
+        if self.amount <= 0:
+            raise AmountNotPositive(self.order_id, self.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the ledger, never changed."""
+
+    id: UUID
+    payment_id: UUID
+    type: EntryType
+    amount: Decimal
+    provider_reference: str
+    note: str
+    create_time: datetime
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """The charge of one order.
+
+    `next_attempt_time` is set exactly as long as something is due: a process that takes the payment up moves it ahead
+    (a lease), one that learnt nothing sets it to when to ask again, and the sweep takes what is past it. It keeps
+    processes from doing the same work, and nothing more: that money moves once rests on the keys.
+    `token` is kept as long as it is needed. `traceparent` is the trace of the last order event about it. `version`
+    grows with every change that others can see.
+    """
+
+    id: UUID
+    order_id: UUID
+    customer_id: UUID
+    amount: Decimal
+    currency: str
+    provider: str
+    token: str
+    provider_key: str
+    status: PaymentStatus
+    refunded_amount: Decimal
+    provider_reference: str
+    failure_reason: str
+    cancel_requested: bool
+    attempts: int
+    next_attempt_time: datetime | None
+    create_time: datetime
+    process_time: datetime | None
+    traceparent: str
+    version: int
+
+    def __repr__(self) -> str:
+        """Without the token: whatever logs a payment must not log it."""
+        return f"<Payment {self.id} {self.status} v{self.version}>"
+
+    @classmethod
+    def begin(cls, payment_id: UUID, new: NewPayment, traceparent: str, now: datetime, until: datetime) -> Payment:
+        """A payment to be charged, kept by the caller until `until`."""
+        return cls(
+            id=payment_id,
+            order_id=new.order_id,
+            customer_id=new.customer_id,
+            amount=new.amount,
+            currency=new.currency,
+            provider=new.provider,
+            token=new.token,
+            provider_key=f"payment-{payment_id}",
+            status=PaymentStatus.PENDING,
+            refunded_amount=Decimal(0),
+            provider_reference="",
+            failure_reason="",
+            cancel_requested=False,
+            attempts=0,
+            next_attempt_time=until,
+            create_time=now,
+            process_time=None,
+            traceparent=traceparent,
+            version=1,
+        )
+
+    @classmethod
+    def called_off(cls, payment_id: UUID, new: NewPayment, traceparent: str, now: datetime) -> Payment:
+        """The payment of an order that was cancelled before it was heard of: it never reaches a provider."""
+        return cls.begin(payment_id, new, traceparent, now, now).request_cancel(traceparent, now, now).void(now)
+
+    @property
+    def due(self) -> Due | None:
+        """What is to be asked of the provider next; none when the payment is settled."""
+        if self.status is PaymentStatus.PENDING:
+            return Due.VOID if self.cancel_requested else Due.CHARGE
+        return Due.REFUND if self.cancel_requested and self.status in HOLDING else None
+
+    @property
+    def refundable(self) -> Decimal:
+        """What is left to give back."""
+        return self.amount - self.refunded_amount if self.status in HOLDING else Decimal(0)
+
+    @property
+    def refund_key(self) -> str:
+        """The provider's key of the refund of a cancelled order; the same at every attempt."""
+        return f"refund-{self.id}"
+
+    def require_same(self, new: NewPayment) -> None:
+        """Raise PaymentStateRefused unless this is the payment that `new` asks for, and it is not called off."""
+        if (self.customer_id, self.amount, self.currency) != (new.customer_id, new.amount, new.currency):
+            raise PaymentStateRefused(self, f"order {self.order_id} is charged {self.amount} {self.currency} already")
+        if self.cancel_requested or self.status is PaymentStatus.VOIDED:
+            raise PaymentStateRefused(self, f"order {self.order_id} is cancelled")
+
+    def request_cancel(self, traceparent: str, now: datetime, until: datetime) -> Payment:
+        """Call the payment off: void it or give the money back is now due, unless there is none."""
+        if self.cancel_requested:
+            return self
+        return self._moved(now, until, cancel_requested=True, traceparent=traceparent)
+
+    def capture(self, reference: str, now: datetime, until: datetime) -> Payment:
+        """The provider took the money. Heard again, it changes nothing. Raises ProviderContradiction."""
+        if self.status in CHARGED and self.provider_reference == reference:
+            return self
+        self._require_pending("charged")
+        return self._moved(now, until, status=PaymentStatus.CAPTURED, provider_reference=reference)
+
+    def decline(self, reason: str, now: datetime) -> Payment:
+        """The provider refused to take the money: declined, or called off when it was to be so anyway.
+
+        Heard again, it changes nothing. Raises ProviderContradiction.
+        """
+        if self.status in UNCHARGED:
+            return self
+        self._require_pending("declined")
+        status = PaymentStatus.VOIDED if self.cancel_requested else PaymentStatus.DECLINED
+        return self._moved(now, now, status=status, failure_reason=reason)
+
+    def void(self, now: datetime) -> Payment:
+        """The provider has not taken the money and never will. Heard again, it changes nothing.
+
+        Raises ProviderContradiction, also when nobody has called the payment off.
+        """
+        if self.status in UNCHARGED:
+            return self
+        self._require_pending("voided")
+        if not self.cancel_requested:
+            raise ProviderContradiction(self, "voided")
+        return self._moved(now, now, status=PaymentStatus.VOIDED)
+
+    def refund(self, amount: Decimal, now: datetime, until: datetime) -> Payment:
+        """The provider gave `amount` back. Raises ProviderContradiction when that is more than there was."""
+        if not 0 < amount <= self.refundable:
+            raise ProviderContradiction(self, f"refunded {amount}")
+        refunded = self.refunded_amount + amount
+        status = PaymentStatus.REFUNDED if refunded == self.amount else PaymentStatus.PARTIALLY_REFUNDED
+        return self._moved(now, until, status=status, refunded_amount=refunded)
+
+    def postpone(self, now: datetime) -> Payment:
+        """Nothing was learnt from the provider: ask again after a pause that grows with the attempts."""
+        pause = min(FIRST_BACKOFF * 2 ** min(self.attempts, 16), LONGEST_BACKOFF)
+        return replace(self, attempts=self.attempts + 1, next_attempt_time=now + pause)
+
+    def _require_pending(self, said: str) -> None:
+        if self.status is not PaymentStatus.PENDING:
+            raise ProviderContradiction(self, said)
+
+    def _moved(self, now: datetime, until: datetime, **changes: Any) -> Payment:
+        moved = replace(self, **changes, attempts=0, version=self.version + 1)
+        pending = moved.status is PaymentStatus.PENDING
+        return replace(
+            moved,
+            token=moved.token if pending else "",
+            next_attempt_time=until if moved.due else None,
+            process_time=None if pending else self.process_time or now,
+        )

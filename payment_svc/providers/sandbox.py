@@ -1,0 +1,259 @@
+"""The sandbox provider: no money moves, and everything else is as with a real one.
+
+It keeps a durable record of its own, in transactions of its own, and does not know the service's tables. One row a
+key: whoever writes it first, a charge or a void, decides for good what the key stands for. What the token asks for
+(slowness, silence) happens after that, on the way back to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from mesh.database import BulkInsert, Database, Row, Statement, Transaction
+from mesh.group_commit import GroupCommit
+from mesh.ids import new_id
+from payment_svc.providers import (
+    Absent,
+    Approved,
+    Charge,
+    Declined,
+    Refund,
+    Refunded,
+    Refused,
+    Unavailable,
+    Unknown,
+    Voided,
+)
+
+metadata = sa.MetaData(schema="sandbox")
+_TIME = pg.TIMESTAMP(timezone=True)
+_AMOUNT = sa.Numeric(28, 9)
+_now = sa.func.clock_timestamp()
+
+charges = sa.Table(
+    "charges",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("reference", sa.String, nullable=False, unique=True),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("token", sa.String, comment="null for a key that was voided before a charge came"),
+    sa.Column("amount", _AMOUNT),
+    sa.Column("currency", sa.String(3)),
+    sa.Column("order_id", sa.Uuid, comment="what the caller said it was for"),
+    sa.Column("refunded_amount", _AMOUNT, nullable=False, server_default="0"),
+    sa.Column("create_time", _TIME, nullable=False, server_default=_now),
+    sa.CheckConstraint("status IN ('APPROVED', 'DECLINED', 'VOIDED')", name="status_known"),
+    sa.CheckConstraint("status = 'VOIDED' OR amount > 0", name="amount_positive"),
+    sa.CheckConstraint("0 <= refunded_amount", name="refunded_not_negative"),
+    sa.CheckConstraint(
+        "refunded_amount <= CASE status WHEN 'APPROVED' THEN amount ELSE 0 END", name="refunded_within_amount"
+    ),
+    comment="What stands under each key. Two approved charges of one order would be a double charge.",
+)
+sa.Index("charges_order", charges.c.order_id)
+
+refunds = sa.Table(
+    "refunds",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("charge_key", sa.String, sa.ForeignKey(charges.c.key), nullable=False),
+    sa.Column("reference", sa.String, nullable=False, unique=True),
+    sa.Column("amount", _AMOUNT, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False, server_default=_now),
+    sa.CheckConstraint("amount > 0", name="amount_positive"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("key", sa.String, nullable=False, index=True),
+    sa.Column("token", sa.String, nullable=False),
+    sa.Column("amount", _AMOUNT, nullable=False),
+    sa.Column("order_id", sa.Uuid, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False, server_default=_now),
+    comment="Every request for a charge that has reached the provider, whatever came of it.",
+)
+
+_keys = sa.bindparam("keys", type_=sa.ARRAY(sa.String))
+_DECIDE = BulkInsert(
+    charges.c.key, charges.c.status, charges.c.reference, charges.c.reason, charges.c.token, charges.c.amount,
+    charges.c.currency, charges.c.order_id,
+    returning=[charges.c.key], skip_existing=True,
+)  # fmt: skip
+_LOG_ATTEMPTS = BulkInsert(attempts.c.key, attempts.c.token, attempts.c.amount, attempts.c.order_id)
+_TRIED = Statement(sa.select(attempts.c.key).where(attempts.c.key == sa.any_(_keys)).distinct())
+_CHARGES = Statement(sa.select(charges).where(charges.c.key == sa.any_(_keys)))
+_LOCK_CHARGES = Statement(
+    sa.select(charges).where(charges.c.key == sa.any_(_keys)).order_by(charges.c.key).with_for_update()
+)
+_REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)))
+_ADD_REFUNDS = BulkInsert(refunds.c.key, refunds.c.charge_key, refunds.c.reference, refunds.c.amount)
+_given_back = (
+    sa.func.unnest(_keys, sa.bindparam("totals", type_=sa.ARRAY(_AMOUNT)))
+    .table_valued(sa.column("key", sa.String), sa.column("total", _AMOUNT), name="row")
+    .render_derived()
+)
+_WRITE_REFUNDED = Statement(
+    sa.update(charges).where(charges.c.key == _given_back.c.key).values(refunded_amount=_given_back.c.total)
+)
+
+REFUSALS = {"tok_declined": "card_declined", "tok_insufficient_funds": "insufficient_funds"}
+"""The tokens that are declined, and why."""
+SLOW, SILENT, FLAKY = "tok_slow", "tok_timeout", "tok_flaky"
+"""The tokens that are charged in a way of their own."""
+APPROVED = frozenset({"tok_visa", SLOW, SILENT, FLAKY})
+"""The tokens that are charged; any other is declined as unknown."""
+
+
+_Standing = Approved | Declined | Voided
+"""What a key can stand for."""
+
+
+class _Status(StrEnum):
+    APPROVED = "APPROVED"
+    DECLINED = "DECLINED"
+    VOIDED = "VOIDED"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a key shall stand for unless it stands for something already."""
+
+    key: str
+    charge: Charge | None
+    """None for a void."""
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """The row that it would have, in the order of `_DECIDE`."""
+        charge = self.charge
+        reference = f"ch_{new_id().hex}"
+        if charge is None:
+            return self.key, _Status.VOIDED, reference, "", None, None, None, None
+        approved = charge.token in APPROVED
+        return (
+            self.key,
+            _Status.APPROVED if approved else _Status.DECLINED,
+            reference,
+            "" if approved else REFUSALS.get(charge.token, "token_unknown"),
+            charge.token,
+            charge.amount,
+            charge.currency,
+            charge.order_id,
+        )
+
+
+class Sandbox:
+    """The provider `sandbox`. `slow_seconds` is how long it takes to answer for `tok_slow`."""
+
+    def __init__(self, database: Database, *, slow_seconds: float = 2.0) -> None:
+        self._database = database
+        self._slow_seconds = slow_seconds
+        self._decisions = GroupCommit[_Wish, _Standing | Unavailable]("sandbox charges", self._decide)
+        self._refunds = GroupCommit[Refund, Refunded | Refused]("sandbox refunds", self._give_back)
+        self._lookups = GroupCommit[str, _Standing | Absent]("sandbox look-ups", self._look_up)
+
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+        """As the protocol says; the token tells how it goes."""
+        standing = await self._decisions.submit(_Wish(charge.key, charge))
+        if charge.token == SLOW:
+            await asyncio.sleep(self._slow_seconds)
+        elif charge.token == SILENT:
+            # The charge stands, and the answer never comes.
+            await asyncio.Event().wait()
+        return standing
+
+    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | Unavailable | Unknown:
+        """As the protocol says."""
+        return await self._lookups.submit(key)
+
+    async def void(self, key: str) -> Approved | Voided | Unavailable | Unknown:
+        """As the protocol says. A declined charge counts as voided: no money will be taken under its key."""
+        standing = await self._decisions.submit(_Wish(key, None))
+        return Voided() if isinstance(standing, Declined) else standing
+
+    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+        """As the protocol says."""
+        return await self._refunds.submit(refund)
+
+    async def _decide(self, batch: Sequence[_Wish]) -> list[_Standing | Unavailable]:
+        """What stands under each key from now on: what the wish says, or what was there before."""
+        asked = [wish.charge for wish in batch if wish.charge is not None]
+        async with self._database.transaction() as transaction:
+            unready = await self._unready(transaction, asked)
+            await transaction.insert(_LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
+            # Of two wishes for one key, the first one counts.
+            rows = {wish.key: wish.row for wish in reversed(batch) if wish.key not in unready}
+            written = await transaction.insert(_DECIDE, (rows[key] for key in sorted(rows)))
+            standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in written}
+            if known := rows.keys() - standing.keys():
+                standing |= await _charges(transaction, list(known))
+        return [standing.get(wish.key) or Unavailable("try again") for wish in batch]
+
+    async def _unready(self, transaction: Transaction, asked: Sequence[Charge]) -> set[str]:
+        """The keys with `tok_flaky` for which no charge was asked before."""
+        flaky = {charge.key for charge in asked if charge.token == FLAKY}
+        if not flaky:
+            return flaky
+        return flaky - {row["key"] for row in await transaction.fetch(_TRIED, keys=sorted(flaky))}
+
+    async def _look_up(self, batch: Sequence[str]) -> list[_Standing | Absent]:
+        async with self._database.reading() as reading:
+            standing = await _charges(reading, list(batch))
+        return [standing.get(key) or Absent() for key in batch]
+
+    async def _give_back(self, batch: Sequence[Refund]) -> list[Refunded | Refused]:
+        async with self._database.transaction() as transaction:
+            locked = await transaction.fetch(_LOCK_CHARGES, keys=sorted({refund.charge_key for refund in batch}))
+            left: dict[str, Decimal] = {
+                row["key"]: row["amount"] - row["refunded_amount"]
+                for row in locked
+                if row["status"] == _Status.APPROVED
+            }
+            totals: dict[str, Decimal] = {}
+            before = {row["key"]: row["refunded_amount"] for row in locked}
+            known: dict[str, Refunded | Refused] = {
+                row["key"]: Refunded(row["reference"], row["amount"])
+                for row in await transaction.fetch(_REFUNDS, keys=[refund.key for refund in batch])
+            }
+            news: list[tuple[Any, ...]] = []
+            for refund in batch:
+                key, amount = refund.charge_key, refund.amount
+                if refund.key in known:
+                    continue
+                if amount > left.get(key, Decimal(0)):
+                    known[refund.key] = Refused("exceeds_charge" if key in left else "no_charge")
+                    continue
+                made = known[refund.key] = Refunded(f"re_{new_id().hex}", amount)
+                news.append((refund.key, key, made.reference, amount))
+                left[key] -= amount
+                totals[key] = totals.get(key, before[key]) + amount
+            await transaction.insert(_ADD_REFUNDS, news)
+            if totals:
+                await transaction.execute(_WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
+        return [known[refund.key] for refund in batch]
+
+
+async def _charges(reading: Transaction, keys: list[str]) -> dict[str, _Standing]:
+    rows: list[Row] = await reading.fetch(_CHARGES, keys=keys)
+    return {row["key"]: _standing(row["status"], row["reference"], row["reason"]) for row in rows}
+
+
+def _standing(status: str, reference: str, reason: str) -> _Standing:
+    match _Status(status):
+        case _Status.APPROVED:
+            return Approved(reference)
+        case _Status.DECLINED:
+            return Declined(reason)
+        case _Status.VOIDED:
+            return Voided()

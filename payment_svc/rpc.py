@@ -1,0 +1,34 @@
+"""The payment service's contract: request → use case → reply."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from commerce.payment.v1 import payment_pb2 as payment
+from mesh.call import Call
+from payment_svc import wire
+from payment_svc.usecases import Payments
+
+
+class PaymentService:
+    """`commerce.payment.v1.PaymentService`."""
+
+    def __init__(self, payments: Payments) -> None:
+        self._payments = payments
+
+    async def ProcessPayment(self, request: payment.ProcessPaymentRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda processed: payment.ProcessPaymentResponse(payment=wire.payment(processed)),
+            self._payments.process_payment,
+            wire.requested(request),
+        )
+
+    async def GetPayment(self, request: payment.GetPaymentRequest, call: Call) -> payment.GetPaymentResponse:
+        found = await self._payments.get_payment(call, UUID(request.payment_id))
+        return payment.GetPaymentResponse(payment=wire.payment(found))
+
+    async def GetOrderPayment(
+        self, request: payment.GetOrderPaymentRequest, call: Call
+    ) -> payment.GetOrderPaymentResponse:
+        found = await self._payments.get_order_payment(call, UUID(request.order_id))
+        return payment.GetOrderPaymentResponse(payment=wire.payment(found))

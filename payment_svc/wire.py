@@ -1,0 +1,96 @@
+"""Payments ↔ the messages of the contract. The token goes in, and never out."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from uuid import UUID
+
+from commerce.order.v1 import events_pb2 as order_events
+from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import events_pb2, payment_pb2
+from mesh import wire
+from mesh.events import Event
+from payment_svc.domain import NewPayment, Payment, PaymentStatus
+
+STATUSES = {
+    PaymentStatus.PENDING: payment_pb2.PAYMENT_STATUS_PENDING,
+    PaymentStatus.CAPTURED: payment_pb2.PAYMENT_STATUS_CAPTURED,
+    PaymentStatus.DECLINED: payment_pb2.PAYMENT_STATUS_DECLINED,
+    PaymentStatus.VOIDED: payment_pb2.PAYMENT_STATUS_VOIDED,
+    PaymentStatus.PARTIALLY_REFUNDED: payment_pb2.PAYMENT_STATUS_PARTIALLY_REFUNDED,
+    PaymentStatus.REFUNDED: payment_pb2.PAYMENT_STATUS_REFUNDED,
+}
+
+
+def requested(request: payment_pb2.ProcessPaymentRequest) -> NewPayment:
+    """What another service asks to charge."""
+    return NewPayment(
+        UUID(request.order_id),
+        UUID(request.customer_id),
+        wire.amount(request.amount),
+        request.amount.currency_code,
+        request.provider,
+        request.token,
+    )
+
+
+def placed(event: order_events.OrderPlaced) -> NewPayment:
+    """What an order that was placed is to be charged."""
+    return _of_order(event.order, event.provider, event.provider_token)
+
+
+def cancelled(event: order_events.OrderCancelling) -> NewPayment:
+    """What an order that is cancelled would have been charged; the event tells nothing of how."""
+    return _of_order(event.order, "", "")
+
+
+def _of_order(order: order_pb2.Order, provider: str, token: str) -> NewPayment:
+    total = order.total_amount
+    return NewPayment(UUID(order.id), UUID(order.customer_id), wire.amount(total), total.currency_code, provider, token)
+
+
+def payment(value: Payment) -> payment_pb2.Payment:
+    """A payment as its readers see it."""
+    return payment_pb2.Payment(
+        id=str(value.id),
+        order_id=str(value.order_id),
+        customer_id=str(value.customer_id),
+        amount=wire.money(value.amount, value.currency),
+        refunded_amount=wire.money(value.refunded_amount, value.currency),
+        status=STATUSES[value.status],
+        provider=value.provider,
+        provider_reference=value.provider_reference,
+        failure_reason=value.failure_reason,
+        create_time=wire.timestamp(value.create_time),
+        process_time=wire.timestamp(value.process_time) if value.process_time else None,
+        etag=str(value.version),
+    )
+
+
+def captured(value: Payment) -> Event:
+    """The event of money that was taken."""
+    return Event(
+        "commerce.payment.captured", value.id, value.version, events_pb2.PaymentCaptured(payment=payment(value))
+    )
+
+
+def declined(value: Payment) -> Event:
+    """The event of money that the provider refused to take."""
+    return Event(
+        "commerce.payment.declined", value.id, value.version, events_pb2.PaymentDeclined(payment=payment(value))
+    )
+
+
+def voided(value: Payment) -> Event:
+    """The event of a payment under which no money was taken, nor will be."""
+    return Event("commerce.payment.voided", value.id, value.version, events_pb2.PaymentVoided(payment=payment(value)))
+
+
+def refunded(value: Payment, amount: Decimal) -> Event:
+    """The event of money given back, `amount` of it this time."""
+    return Event(
+        "commerce.payment.refunded",
+        value.id,
+        value.version,
+        events_pb2.PaymentRefunded(payment=payment(value), amount=wire.money(amount, value.currency)),
+    )

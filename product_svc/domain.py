@@ -1,0 +1,316 @@
+"""Products, their stock, and the holds that orders have on it.
+
+Stock is two numbers: `0 <= reserved <= on_hand`. A hold moves `reserved` only; a sale, a receipt, an adjustment and a
+return move `on_hand`, and each leaves a row in the ledger.
+
+    (none) ── hold ──▶ HELD ── commit ──▶ COMMITTED ── release ──▶ RETURNED
+                        └───── release ──▶ RELEASED
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
+
+from mesh.errors import AlreadyExists, FailedPrecondition, Internal, NotFound
+
+STOCK_LIMIT = 1_000_000_000
+"""The most that `on_hand` may be."""
+
+
+class ProductNotFound(NotFound):
+    """There is no product with this id."""
+
+    reason = "PRODUCT_NOT_FOUND"
+
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(f"there is no product {product_id}", metadata={"productId": str(product_id)})
+
+
+class SkuTaken(AlreadyExists):
+    """Another product has this SKU."""
+
+    reason = "SKU_TAKEN"
+
+    def __init__(self, sku: str) -> None:
+        super().__init__(f"the SKU {sku} is taken", metadata={"sku": sku})
+
+
+class ProductArchived(FailedPrecondition):
+    """The product is no longer sold."""
+
+    reason = "PRODUCT_ARCHIVED"
+
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(f"product {product_id} is archived", metadata={"productId": str(product_id)})
+
+
+class StockInsufficient(FailedPrecondition):
+    """Less can be sold than was asked for."""
+
+    reason = "STOCK_INSUFFICIENT"
+
+    def __init__(self, product_id: UUID, requested: int, available: int) -> None:
+        super().__init__(
+            f"{requested} of product {product_id} asked for, {available} available",
+            metadata={"productId": str(product_id), "requested": str(requested), "available": str(available)},
+        )
+
+
+class StockLimitExceeded(FailedPrecondition):
+    """The change would take the stock above what one product may have."""
+
+    reason = "STOCK_LIMIT_EXCEEDED"
+
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(
+            f"product {product_id} may have {STOCK_LIMIT} on hand at most", metadata={"productId": str(product_id)}
+        )
+
+
+class HoldKeyReused(AlreadyExists):
+    """The key already holds other lines, for an attempt that may still be under way."""
+
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+    def __init__(self) -> None:
+        super().__init__("this idempotency key was used for another order; take a new key for a new intent")
+
+
+class HoldMissing(Internal):
+    """There is no hold for an order that must have one: a fault between the services, never the customer's."""
+
+    def __init__(self, order_id: UUID) -> None:
+        super().__init__(f"order {order_id} is confirmed and has no hold", metadata={"orderId": str(order_id)})
+
+
+class ProductState(StrEnum):
+    """Whether a product is sold."""
+
+    ACTIVE = "ACTIVE"
+    ARCHIVED = "ARCHIVED"
+
+
+class MovementReason(StrEnum):
+    """Why `on_hand` changed."""
+
+    RECEIPT = "RECEIPT"
+    ADJUSTMENT = "ADJUSTMENT"
+    SALE = "SALE"
+    RETURN = "RETURN"
+
+
+class HoldState(StrEnum):
+    """Where a hold is in its life."""
+
+    HELD = "HELD"
+    COMMITTED = "COMMITTED"
+    RELEASED = "RELEASED"
+    RETURNED = "RETURNED"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Something that is sold. `available` is what can be sold now; `version` grows with every change of the product."""
+
+    id: UUID
+    sku: str
+    name: str
+    description: str
+    price: Decimal
+    currency: str
+    state: ProductState
+    available: int
+    create_time: datetime
+    update_time: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What is there of a product, and how much of it orders hold. `version` grows with every movement."""
+
+    product_id: UUID
+    on_hand: int
+    reserved: int
+    update_time: datetime
+    version: int
+
+    @property
+    def available(self) -> int:
+        """What can be sold now."""
+        return self.on_hand - self.reserved
+
+    def hold(self, quantity: int) -> Stock:
+        """Set `quantity` aside. Raises StockInsufficient."""
+        if quantity > self.available:
+            raise StockInsufficient(self.product_id, quantity, self.available)
+        return replace(self, reserved=self.reserved + quantity)
+
+    def release(self, quantity: int) -> Stock:
+        """Give back what was set aside."""
+        return replace(self, reserved=self.reserved - quantity)
+
+    def sell(self, quantity: int) -> Stock:
+        """What was set aside leaves the house."""
+        return replace(
+            self, on_hand=self.on_hand - quantity, reserved=self.reserved - quantity, version=self.version + 1
+        )
+
+    def move(self, delta: int) -> Stock:
+        """A receipt, an adjustment or a return. Raises StockInsufficient when it would take what orders hold."""
+        if self.available + delta < 0:
+            raise StockInsufficient(self.product_id, -delta, self.available)
+        if self.on_hand + delta > STOCK_LIMIT:
+            raise StockLimitExceeded(self.product_id)
+        return replace(self, on_hand=self.on_hand + delta, version=self.version + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """One change of `on_hand`: a row of the ledger, never changed."""
+
+    id: UUID
+    product_id: UUID
+    delta: int
+    on_hand_after: int
+    reason: MovementReason
+    order_id: UUID | None
+    note: str
+    create_time: datetime
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewProduct:
+    """What staff give to make a product."""
+
+    sku: str
+    name: str
+    description: str
+    price: Decimal
+    currency: str
+    initial_stock: int
+
+
+@dataclass(frozen=True, slots=True)
+class StockChange:
+    """What staff ask for: a difference, or a new absolute number."""
+
+    product_id: UUID
+    delta: int | None
+    set_to: int | None
+    reason: MovementReason
+    note: str
+
+    def delta_from(self, stock: Stock) -> int:
+        """The difference that this asks for, given the stock now."""
+        if self.delta is not None:
+            return self.delta
+        return (self.set_to or 0) - stock.on_hand
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a product is sold as at this moment, copied into the hold."""
+
+    product_id: UUID
+    sku: str
+    name: str
+    unit_price: Decimal
+    currency: str
+    state: ProductState
+
+
+@dataclass(frozen=True, slots=True)
+class HoldLine:
+    """One product of a hold, with the offer that the customer accepted."""
+
+    product_id: UUID
+    quantity: int
+    sku: str
+    name: str
+    unit_price: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Stock set aside for an order."""
+
+    order_id: UUID
+    key: bytes
+    customer_id: UUID
+    expire_time: datetime
+    state: HoldState
+    lines: tuple[HoldLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A wish to hold stock: `key` is the caller's identity of the attempt, the same for every retry of it."""
+
+    order_id: UUID
+    key: bytes
+    customer_id: UUID
+    expire_time: datetime
+    quantities: Mapping[UUID, int]
+
+    def adopts(self, hold: Hold) -> Hold:
+        """The hold that an earlier attempt left. Raises HoldKeyReused when it is for other lines."""
+        if {line.product_id: line.quantity for line in hold.lines} != self.quantities:
+            raise HoldKeyReused
+        return hold
+
+
+class Shelf:
+    """Stock under lock, worked on in memory: one reservation after the other, all lines of one or none.
+
+    A hundred buyers of one product cost one row read and one row written.
+    """
+
+    def __init__(self, stocks: Sequence[Stock], offers: Sequence[Offer]) -> None:
+        self._before = {stock.product_id: stock for stock in stocks}
+        self._now = dict(self._before)
+        self._offers = {offer.product_id: offer for offer in offers}
+
+    def stock(self, product_id: UUID) -> Stock:
+        """The stock of a product as it stands after the work so far. Raises ProductNotFound."""
+        try:
+            return self._now[product_id]
+        except KeyError:
+            raise ProductNotFound(product_id) from None
+
+    def put(self, stock: Stock) -> None:
+        """Set the stock of a product."""
+        self._now[stock.product_id] = stock
+
+    def hold(self, reservation: Reservation) -> Hold:
+        """Hold all lines, or none. Raises ProductNotFound, ProductArchived or StockInsufficient."""
+        taken, lines = [], []
+        for product_id, quantity in reservation.quantities.items():
+            stock = self.stock(product_id)
+            offer = self._offers[product_id]
+            if offer.state is ProductState.ARCHIVED:
+                raise ProductArchived(product_id)
+            taken.append(stock.hold(quantity))
+            lines.append(HoldLine(product_id, quantity, offer.sku, offer.name, offer.unit_price, offer.currency))
+        for stock in taken:
+            self.put(stock)
+        return Hold(
+            reservation.order_id,
+            reservation.key,
+            reservation.customer_id,
+            reservation.expire_time,
+            HoldState.HELD,
+            tuple(lines),
+        )
+
+    @property
+    def changed(self) -> list[Stock]:
+        """The stocks that differ from what they were, in primary-key order."""
+        return [stock for key, stock in sorted(self._now.items()) if stock != self._before[key]]

@@ -1,0 +1,94 @@
+"""The product service's contracts: request → use case → reply."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from commerce.product.v1 import inventory_pb2 as inventory
+from commerce.product.v1 import product_pb2 as product
+from mesh.call import Call
+from product_svc import wire
+from product_svc.domain import HoldState
+from product_svc.usecases import Catalogue, Holds, Inventory
+
+
+class ProductService:
+    """`commerce.product.v1.ProductService`."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    async def CreateProduct(self, request: product.CreateProductRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda made: product.CreateProductResponse(product=wire.product(made)),
+            self._catalogue.create_product,
+            wire.new_product(request),
+        )
+
+    async def GetProduct(self, request: product.GetProductRequest, call: Call) -> product.GetProductResponse:
+        found = await self._catalogue.get_product(UUID(request.product_id))
+        return product.GetProductResponse(product=wire.product(found))
+
+    async def BatchGetProducts(
+        self, request: product.BatchGetProductsRequest, call: Call
+    ) -> product.BatchGetProductsResponse:
+        found = await self._catalogue.get_products([UUID(each) for each in request.product_ids])
+        return product.BatchGetProductsResponse(products=[wire.product(each) for each in found])
+
+    async def ListProducts(self, request: product.ListProductsRequest, call: Call) -> product.ListProductsResponse:
+        found, token = await self._catalogue.list_products(
+            query=request.query,
+            order_by=request.order_by,
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return product.ListProductsResponse(products=[wire.product(each) for each in found], next_page_token=token)
+
+
+class InventoryService:
+    """`commerce.product.v1.InventoryService`."""
+
+    def __init__(self, inventory: Inventory, holds: Holds) -> None:
+        self._inventory = inventory
+        self._holds = holds
+
+    async def GetStock(self, request: inventory.GetStockRequest, call: Call) -> inventory.GetStockResponse:
+        stock = await self._inventory.get_stock(UUID(request.product_id))
+        return inventory.GetStockResponse(stock=wire.stock(stock))
+
+    async def UpdateStock(self, request: inventory.UpdateStockRequest, call: Call) -> bytes:
+        return await call.answer(
+            lambda stock: inventory.UpdateStockResponse(stock=wire.stock(stock)),
+            self._inventory.update_stock,
+            wire.stock_change(request),
+        )
+
+    async def ListStockMovements(
+        self, request: inventory.ListStockMovementsRequest, call: Call
+    ) -> inventory.ListStockMovementsResponse:
+        found, token = await self._inventory.list_movements(
+            UUID(request.product_id), page_size=request.page_size, page_token=request.page_token
+        )
+        return inventory.ListStockMovementsResponse(
+            stock_movements=[wire.movement(each) for each in found], next_page_token=token
+        )
+
+    async def ReserveStock(self, request: inventory.ReserveStockRequest, call: Call) -> inventory.ReserveStockResponse:
+        outcomes = await self._holds.reserve(wire.reservation(each) for each in request.reservations)
+        return inventory.ReserveStockResponse(results=[wire.reservation_result(each) for each in outcomes])
+
+    async def CommitStock(self, request: inventory.CommitStockRequest, call: Call) -> bytes:
+        ids = [UUID(each) for each in request.order_ids]
+        return await call.answer(
+            lambda states: inventory.CommitStockResponse(results=_results(ids, states)), self._holds.commit_stock, ids
+        )
+
+    async def ReleaseStock(self, request: inventory.ReleaseStockRequest, call: Call) -> bytes:
+        ids = [UUID(each) for each in request.order_ids]
+        return await call.answer(
+            lambda states: inventory.ReleaseStockResponse(results=_results(ids, states)), self._holds.release_stock, ids
+        )
+
+
+def _results(ids: list[UUID], states: dict[UUID, HoldState]) -> list[inventory.HoldResult]:
+    return [wire.hold_result(order_id, states.get(order_id)) for order_id in ids]

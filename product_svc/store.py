@@ -1,0 +1,423 @@
+"""The product service's tables and statements: the only SQL of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from mesh.database import BulkInsert, Row, Statement, Transaction
+from product_svc.domain import (
+    Hold,
+    HoldLine,
+    HoldState,
+    Movement,
+    MovementReason,
+    Offer,
+    Product,
+    ProductState,
+    SkuTaken,
+    Stock,
+)
+
+metadata = sa.MetaData()
+_TIME = pg.TIMESTAMP(timezone=True)
+_AMOUNT = sa.Numeric(28, 9)
+
+products = sa.Table(
+    "products",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("sku", sa.String, nullable=False, unique=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("description", sa.String, nullable=False),
+    sa.Column("price", _AMOUNT, nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False),
+    sa.Column("update_time", _TIME, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column(
+        "search",
+        pg.TSVECTOR,
+        sa.Computed("to_tsvector('simple', sku || ' ' || name || ' ' || description)", persisted=True),
+    ),
+    sa.CheckConstraint("price >= 0", name="price_not_negative"),
+)
+sa.Index("products_search", products.c.search, postgresql_using="gin")
+sa.Index("products_create_time", products.c.create_time, products.c.id)
+sa.Index("products_name", products.c.name, products.c.id)
+sa.Index("products_price", products.c.price, products.c.id)
+
+stocks = sa.Table(
+    "stocks",
+    metadata,
+    sa.Column("product_id", sa.Uuid, sa.ForeignKey(products.c.id), primary_key=True),
+    sa.Column("on_hand", sa.BigInteger, nullable=False),
+    sa.Column("reserved", sa.BigInteger, nullable=False),
+    sa.Column("update_time", _TIME, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    # The last word on overselling: whatever the code does, this does not let it.
+    sa.CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+holds = sa.Table(
+    "holds",
+    metadata,
+    sa.Column("order_id", sa.Uuid, primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("customer_id", sa.Uuid, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("expire_time", _TIME, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+)
+_held = sa.text("state = 'HELD'")
+# A key holds once at a time; once its hold is settled, the same key may hold anew.
+sa.Index("holds_live_key", holds.c.key, unique=True, postgresql_where=_held)
+sa.Index("holds_expiring", holds.c.expire_time, postgresql_where=_held)
+
+hold_lines = sa.Table(
+    "hold_lines",
+    metadata,
+    sa.Column("order_id", sa.Uuid, primary_key=True),
+    sa.Column("product_id", sa.Uuid, primary_key=True),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("sku", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("unit_price", _AMOUNT, nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.CheckConstraint("quantity > 0", name="quantity_positive"),
+)
+
+movements = sa.Table(
+    "stock_movements",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("product_id", sa.Uuid, nullable=False),
+    sa.Column("delta", sa.BigInteger, nullable=False),
+    sa.Column("on_hand_after", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("order_id", sa.Uuid),
+    sa.Column("note", sa.String, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+    sa.CheckConstraint("on_hand_after >= 0", name="on_hand_not_negative"),
+)
+sa.Index("stock_movements_product", movements.c.product_id, movements.c.id)
+
+_ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
+_product_columns = (
+    *(column for column in products.c if column.name != "search"),
+    (stocks.c.on_hand - stocks.c.reserved).label("available"),
+)
+_product = sa.select(*_product_columns).join(stocks, stocks.c.product_id == products.c.id)
+
+ADD_PRODUCT = BulkInsert(*(column for column in products.c if column.name != "search"))
+ADD_STOCK = BulkInsert(*stocks.c)
+ADD_MOVEMENTS = BulkInsert(*movements.c)
+ADD_HOLDS = BulkInsert(*(column for column in holds.c if column.name != "create_time"))
+ADD_HOLD_LINES = BulkInsert(*hold_lines.c)
+PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
+OFFERS = Statement(
+    sa.select(
+        products.c.id, products.c.sku, products.c.name, products.c.price, products.c.currency, products.c.state
+    ).where(products.c.id == sa.any_(_ids))
+)
+STOCKS = Statement(sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)))
+# Rows are locked in primary-key order, everywhere: UPDATE … FROM unnest locks in no stated order, and deadlocks.
+LOCK_STOCKS = Statement(
+    sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)).order_by(stocks.c.product_id).with_for_update()
+)
+LOCK_HOLDS = Statement(
+    sa.select(holds).where(holds.c.order_id == sa.any_(_ids)).order_by(holds.c.order_id).with_for_update()
+)
+LIVE_HOLDS = Statement(
+    sa.select(holds).where(
+        holds.c.key == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(sa.LargeBinary))),
+        _held,
+    )
+)
+HOLD_LINES = Statement(sa.select(hold_lines).where(hold_lines.c.order_id == sa.any_(_ids)))
+EXPIRED_HOLDS = Statement(
+    sa.select(holds.c.order_id)
+    .where(holds.c.state == "HELD", holds.c.expire_time < sa.bindparam("now", type_=_TIME))
+    .order_by(holds.c.expire_time)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+
+_rows = (
+    sa.func.unnest(
+        sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
+        sa.bindparam("on_hands", type_=sa.ARRAY(sa.BigInteger)),
+        sa.bindparam("reserveds", type_=sa.ARRAY(sa.BigInteger)),
+        sa.bindparam("versions", type_=sa.ARRAY(sa.BigInteger)),
+    )
+    .table_valued(
+        sa.column("id", sa.Uuid),
+        sa.column("on_hand", sa.BigInteger),
+        sa.column("reserved", sa.BigInteger),
+        sa.column("version", sa.BigInteger),
+        name="row",
+    )
+    .render_derived()
+)
+WRITE_STOCKS = Statement(
+    sa.update(stocks)
+    .where(stocks.c.product_id == _rows.c.id)
+    .values(
+        on_hand=_rows.c.on_hand,
+        reserved=_rows.c.reserved,
+        version=_rows.c.version,
+        update_time=sa.bindparam("now", type_=_TIME),
+    )
+)
+WRITE_HOLDS = Statement(
+    sa.update(holds).where(holds.c.order_id == sa.any_(_ids)).values(state=sa.bindparam("new_state", type_=sa.String))
+)
+POSTPONE_HOLDS = Statement(
+    sa.update(holds).where(holds.c.order_id == sa.any_(_ids)).values(expire_time=sa.bindparam("until", type_=_TIME))
+)
+
+_ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {
+    "": (products.c.name, False),
+    "createTime": (products.c.create_time, False),
+    "createTime desc": (products.c.create_time, True),
+    "name": (products.c.name, False),
+    "name desc": (products.c.name, True),
+    "price": (products.c.price, False),
+    "price desc": (products.c.price, True),
+}
+
+
+class HoldKeyTaken(Exception):
+    """Another transaction has made a hold under one of these keys since they were looked up: look again."""
+
+
+async def add_product(transaction: Transaction, product: Product, stock: Stock) -> None:
+    """Raises SkuTaken."""
+    try:
+        await transaction.insert(
+            ADD_PRODUCT,
+            [
+                (
+                    product.id,
+                    product.sku,
+                    product.name,
+                    product.description,
+                    product.price,
+                    product.currency,
+                    product.state,
+                    product.create_time,
+                    product.update_time,
+                    product.version,
+                )
+            ],
+        )
+    except asyncpg.UniqueViolationError as error:
+        raise SkuTaken(product.sku) from error
+    await transaction.insert(
+        ADD_STOCK, [(stock.product_id, stock.on_hand, stock.reserved, stock.update_time, stock.version)]
+    )
+
+
+async def get_products(reading: Transaction, ids: Sequence[UUID]) -> list[Product]:
+    """Those that exist, in the order of `ids`."""
+    rows = {row["id"]: row for row in await reading.fetch(PRODUCTS, ids=list(ids))}
+    return [_as_product(rows[product_id]) for product_id in dict.fromkeys(ids) if product_id in rows]
+
+
+async def list_products(
+    reading: Transaction, *, query: str, order_by: str, after: tuple[Any, UUID] | None, most: int
+) -> list[Product]:
+    """Active products that match all words of `query` (each as a prefix), in the given order, after a position."""
+    values: dict[str, Any] = {"most": most}
+    if query:
+        words = "".join(character if character.isalnum() else " " for character in query).split()
+        # A query of punctuation only matches nothing.
+        values["search"] = " & ".join(f"{word}:*" for word in words)
+    if after is not None:
+        values["position"], values["id_there"] = after
+    statement = _listing(order_by, searching=bool(query), continued=after is not None)
+    return [_as_product(row) for row in await reading.fetch(statement, **values)]
+
+
+@cache
+def _listing(order_by: str, *, searching: bool, continued: bool) -> Statement:
+    """The statement of a list in this order, with or without a query, from its beginning or from a position."""
+    column, descending = _ORDERS[order_by]
+    statement = _product.where(products.c.state == sa.literal_column("'ACTIVE'"))
+    if searching:
+        search = sa.func.to_tsquery("simple", sa.bindparam("search", type_=sa.String))
+        statement = statement.where(products.c.search.op("@@")(search))
+    if continued:
+        here = sa.tuple_(column, products.c.id)
+        there = sa.tuple_(sa.bindparam("position", type_=column.type), sa.bindparam("id_there", type_=sa.Uuid))
+        statement = statement.where(here < there if descending else here > there)
+    direction = sa.desc if descending else sa.asc
+    return Statement(
+        statement.order_by(direction(column), direction(products.c.id)).limit(sa.bindparam("most", type_=sa.Integer))
+    )
+
+
+async def get_stock(reading: Transaction, product_id: UUID) -> Stock | None:
+    """The stock of a product as it is now."""
+    row = await reading.fetch_one(STOCKS, ids=[product_id])
+    return _as_stock(row) if row else None
+
+
+async def lock_stocks(transaction: Transaction, ids: Iterable[UUID]) -> list[Stock]:
+    """Lock stock rows for the rest of the transaction, in primary-key order."""
+    return [_as_stock(row) for row in await transaction.fetch(LOCK_STOCKS, ids=sorted(set(ids)))]
+
+
+async def get_offers(reading: Transaction, ids: Iterable[UUID]) -> list[Offer]:
+    """What products are sold as."""
+    return [
+        Offer(row["id"], row["sku"], row["name"], row["price"], row["currency"], ProductState(row["state"]))
+        for row in await reading.fetch(OFFERS, ids=sorted(set(ids)))
+    ]
+
+
+async def write_stocks(transaction: Transaction, changed: Sequence[Stock], now: datetime) -> None:
+    """Write the numbers of locked stock rows."""
+    if changed:
+        await transaction.execute(
+            WRITE_STOCKS,
+            ids=[stock.product_id for stock in changed],
+            on_hands=[stock.on_hand for stock in changed],
+            reserveds=[stock.reserved for stock in changed],
+            versions=[stock.version for stock in changed],
+            now=now,
+        )
+
+
+async def add_movements(transaction: Transaction, news: Iterable[Movement]) -> None:
+    """Append to the ledger."""
+    await transaction.insert(
+        ADD_MOVEMENTS,
+        (
+            (m.id, m.product_id, m.delta, m.on_hand_after, m.reason, m.order_id, m.note, m.create_time, m.actor)
+            for m in news
+        ),
+    )
+
+
+async def list_movements(reading: Transaction, product_id: UUID, *, before: UUID | None, most: int) -> list[Movement]:
+    """The ledger of a product, newest first."""
+    statement = sa.select(movements).where(movements.c.product_id == product_id)
+    if before is not None:
+        statement = statement.where(movements.c.id < before)
+    rows = await reading.fetch(Statement(statement.order_by(movements.c.id.desc()).limit(most)))
+    return [
+        Movement(
+            row["id"],
+            row["product_id"],
+            row["delta"],
+            row["on_hand_after"],
+            MovementReason(row["reason"]),
+            row["order_id"],
+            row["note"],
+            row["create_time"],
+            row["actor"],
+        )
+        for row in rows
+    ]
+
+
+async def live_holds(reading: Transaction, keys: Sequence[bytes]) -> dict[bytes, Hold]:
+    """The holds that stand under these keys."""
+    rows = await reading.fetch(LIVE_HOLDS, keys=list(keys))
+    return {hold.key: hold for hold in await _with_lines(reading, rows)}
+
+
+async def lock_holds(transaction: Transaction, order_ids: Iterable[UUID]) -> dict[UUID, Hold]:
+    """Lock the holds of orders for the rest of the transaction, in primary-key order."""
+    rows = await transaction.fetch(LOCK_HOLDS, ids=sorted(order_ids))
+    return {hold.order_id: hold for hold in await _with_lines(transaction, rows)}
+
+
+async def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
+    """Write new holds with their lines. Raises HoldKeyTaken."""
+    try:
+        await transaction.insert(
+            ADD_HOLDS, ((hold.order_id, hold.key, hold.customer_id, hold.state, hold.expire_time) for hold in news)
+        )
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != "holds_live_key":
+            raise
+        raise HoldKeyTaken from error
+    await transaction.insert(
+        ADD_HOLD_LINES,
+        (
+            (hold.order_id, line.product_id, line.quantity, line.sku, line.name, line.unit_price, line.currency)
+            for hold in news
+            for line in hold.lines
+        ),
+    )
+
+
+async def write_hold_states(transaction: Transaction, states: dict[UUID, HoldState]) -> None:
+    """Write the new states of locked holds."""
+    for state in sorted(set(states.values())):
+        ids = [order_id for order_id, new in states.items() if new is state]
+        await transaction.execute(WRITE_HOLDS, ids=ids, new_state=state)
+
+
+async def expired_holds(reading: Transaction, now: datetime, most: int) -> list[UUID]:
+    """Orders whose holds should have been settled by now."""
+    return [row["order_id"] for row in await reading.fetch(EXPIRED_HOLDS, now=now, most=most)]
+
+
+async def postpone_holds(transaction: Transaction, order_ids: Sequence[UUID], until: datetime) -> None:
+    """Ask about these holds again, but not before `until`."""
+    await transaction.execute(POSTPONE_HOLDS, ids=list(order_ids), until=until)
+
+
+async def _with_lines(reading: Transaction, rows: Sequence[Row]) -> list[Hold]:
+    if not rows:
+        return []
+    lines: dict[UUID, list[HoldLine]] = {row["order_id"]: [] for row in rows}
+    for line in await reading.fetch(HOLD_LINES, ids=list(lines)):
+        lines[line["order_id"]].append(
+            HoldLine(
+                line["product_id"], line["quantity"], line["sku"], line["name"], line["unit_price"], line["currency"]
+            )
+        )
+    return [
+        Hold(
+            row["order_id"],
+            row["key"],
+            row["customer_id"],
+            row["expire_time"],
+            HoldState(row["state"]),
+            tuple(lines[row["order_id"]]),
+        )
+        for row in rows
+    ]
+
+
+def _as_product(row: Row) -> Product:
+    return Product(
+        row["id"],
+        row["sku"],
+        row["name"],
+        row["description"],
+        row["price"],
+        row["currency"],
+        ProductState(row["state"]),
+        row["available"],
+        row["create_time"],
+        row["update_time"],
+        row["version"],
+    )
+
+
+def _as_stock(row: Row) -> Stock:
+    return Stock(row["product_id"], row["on_hand"], row["reserved"], row["update_time"], row["version"])

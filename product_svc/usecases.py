@@ -1,0 +1,359 @@
+"""What the product service can do. Transactions begin and end here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from mesh.errors import MeshError
+from mesh.group_commit import GroupCommit
+from mesh.ids import new_id
+from mesh.paging import Pages
+from product_svc import store, wire
+from product_svc.domain import (
+    Hold,
+    HoldLine,
+    HoldMissing,
+    HoldState,
+    Movement,
+    MovementReason,
+    NewProduct,
+    Product,
+    ProductNotFound,
+    ProductState,
+    Reservation,
+    Shelf,
+    Stock,
+    StockChange,
+)
+
+if TYPE_CHECKING:
+    from mesh.call import Call
+    from mesh.events import Received
+    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Catalogue:
+    """Products: made by staff, read by anyone."""
+
+    def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
+        self._units = units
+        self._pages = pages
+
+    async def create_product(self, call: Call, new: NewProduct) -> Product:
+        """Add a product with its first stock. Raises SkuTaken."""
+        now = _now()
+        product = Product(
+            new_id(),
+            new.sku,
+            new.name,
+            new.description,
+            new.price,
+            new.currency,
+            ProductState.ACTIVE,
+            new.initial_stock,
+            now,
+            now,
+            version=1,
+        )
+        stock = Stock(product.id, new.initial_stock, 0, now, version=1)
+        async with self._units.once(call) as work:
+            await store.add_product(work.transaction, product, stock)
+            if new.initial_stock:
+                received = Movement(
+                    new_id(),
+                    product.id,
+                    new.initial_stock,
+                    new.initial_stock,
+                    MovementReason.RECEIPT,
+                    None,
+                    "initial stock",
+                    now,
+                    str(call.caller),
+                )
+                await store.add_movements(work.transaction, [received])
+            work.publish(wire.product_created(product), call.trace)
+            work.remember(call, product)
+        return product
+
+    async def get_product(self, product_id: UUID) -> Product:
+        """One product, archived or not. Raises ProductNotFound."""
+        found = await self.get_products([product_id])
+        if not found:
+            raise ProductNotFound(product_id)
+        return found[0]
+
+    async def get_products(self, ids: Sequence[UUID]) -> list[Product]:
+        """Those of `ids` that exist, in that order."""
+        async with self._units.database.reading() as reading:
+            return await store.get_products(reading, ids)
+
+    async def list_products(
+        self, *, query: str, order_by: str, page_size: int, page_token: str
+    ) -> tuple[list[Product], str]:
+        """A page of the active products, and the token of the next one."""
+        scope = f"products\0{query}\0{order_by}"
+        size = self._pages.size(page_size)
+        key, parse = _POSITIONS[order_by.split(" ", maxsplit=1)[0]]
+        position = self._pages.position(scope, page_token)
+        after = (parse(position[0]), UUID(position[1])) if position else None
+        async with self._units.database.reading() as reading:
+            found = await store.list_products(reading, query=query, order_by=order_by, after=after, most=size + 1)
+        if len(found) <= size:
+            return found, ""
+        last = found[size - 1]
+        return found[:size], self._pages.token(scope, [key(last), str(last.id)])
+
+
+_POSITIONS: dict[str, tuple[Callable[[Product], str], Callable[[str], Any]]] = {
+    "": (lambda product: product.name, str),
+    "createTime": (lambda product: product.create_time.isoformat(), datetime.fromisoformat),
+    "name": (lambda product: product.name, str),
+    "price": (lambda product: str(product.price), Decimal),
+}
+"""How a product's place in each order is written into a page token and read back."""
+
+
+class Inventory:
+    """Stock as staff see and change it."""
+
+    def __init__(self, units: UnitsOfWork, pages: Pages, *, low_stock_threshold: int) -> None:
+        self._units = units
+        self._pages = pages
+        self._threshold = low_stock_threshold
+
+    async def get_stock(self, product_id: UUID) -> Stock:
+        """The stock now. Raises ProductNotFound."""
+        async with self._units.database.reading() as reading:
+            stock = await store.get_stock(reading, product_id)
+        if stock is None:
+            raise ProductNotFound(product_id)
+        return stock
+
+    async def update_stock(self, call: Call, change: StockChange) -> Stock:
+        """Move stock. Raises ProductNotFound, StockInsufficient (what orders hold stays) or StockLimitExceeded."""
+        now = _now()
+        async with self._units.once(call) as work:
+            shelf = Shelf(await store.lock_stocks(work.transaction, [change.product_id]), [])
+            before = shelf.stock(change.product_id)
+            delta = change.delta_from(before)
+            if delta:
+                shelf.put(before.move(delta))
+                moved = _movement(
+                    shelf, change.product_id, delta, change.reason, None, change.note, now, str(call.caller)
+                )
+                await _write(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
+            stock = shelf.stock(change.product_id)
+            work.remember(call, stock)
+        return stock
+
+    async def list_movements(self, product_id: UUID, *, page_size: int, page_token: str) -> tuple[list[Movement], str]:
+        """A page of a product's ledger, newest first, and the token of the next one. Raises ProductNotFound."""
+        scope = f"movements\0{product_id}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        async with self._units.database.reading() as reading:
+            if await store.get_stock(reading, product_id) is None:
+                raise ProductNotFound(product_id)
+            before = UUID(position[0]) if position else None
+            found = await store.list_movements(reading, product_id, before=before, most=size + 1)
+        if len(found) <= size:
+            return found, ""
+        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+
+
+class Orders(Protocol):
+    """What the sweeper asks the order service."""
+
+    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        """What each order wants of its hold: HELD to keep it, COMMITTED, or RELEASED for good."""
+
+
+class Holds:
+    """Stock set aside for orders: taken in groups, then sold or given back."""
+
+    def __init__(self, units: UnitsOfWork, orders: Orders, *, low_stock_threshold: int) -> None:
+        self._units = units
+        self._orders = orders
+        self._threshold = low_stock_threshold
+        self.group: GroupCommit[Reservation, Hold] = GroupCommit(
+            "stock holds", self._reserve, max_batch=1000, max_waiting=20_000
+        )
+
+    async def reserve(self, reservations: Iterable[Reservation]) -> list[Hold | BaseException]:
+        """Hold stock for each, all lines or none; one result each.
+
+        A reservation whose key holds already gets that hold back, under the order id of its first attempt. Results may
+        be ProductNotFound, ProductArchived, StockInsufficient, HoldKeyReused; OVERLOADED when too many wait.
+        """
+        return await asyncio.gather(*(self.group.submit(each) for each in reservations), return_exceptions=True)
+
+    async def _reserve(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
+        """The batch behind `reserve`. An attempt and its retry may meet here, in two lanes or two processes."""
+        while True:
+            try:
+                return await self._reserve_or_adopt(batch)
+            except store.HoldKeyTaken:
+                # The other one has committed: its hold is there to be adopted now.
+                continue
+
+    async def _reserve_or_adopt(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
+        wanted = {product_id for reservation in batch for product_id in reservation.quantities}
+        results: list[Hold | Exception] = []
+        news: list[Hold] = []
+        async with self._units.begin() as work:
+            shelf = Shelf(
+                await store.lock_stocks(work.transaction, wanted), await store.get_offers(work.transaction, wanted)
+            )
+            # Not before the lock: a hold whose release was waited for is not there any more.
+            known = await store.live_holds(work.transaction, [reservation.key for reservation in batch])
+            for reservation in batch:
+                try:
+                    if hold := known.get(reservation.key):
+                        results.append(reservation.adopts(hold))
+                    else:
+                        hold = known[reservation.key] = shelf.hold(reservation)
+                        news.append(hold)
+                        results.append(hold)
+                except MeshError as refusal:
+                    results.append(refusal)
+            await store.add_holds(work.transaction, news)
+            await store.write_stocks(work.transaction, shelf.changed, _now())
+        return results
+
+    async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        """Sell what these orders hold. A hold that is released already stays so: a cancelled order is final."""
+        return await self.settle(work, confirmed=order_ids, cancelled=[])
+
+    async def release(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        """Give back what these orders hold, or take back what they were sold."""
+        return await self.settle(work, confirmed=[], cancelled=order_ids)
+
+    async def commit_stock(self, call: Call, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        """`commit` as a call of its own."""
+        async with self._units.once(call) as work:
+            states = await self.commit(work, order_ids)
+            work.remember(call, states)
+        return states
+
+    async def release_stock(self, call: Call, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        """`release` as a call of its own."""
+        async with self._units.once(call) as work:
+            states = await self.release(work, order_ids)
+            work.remember(call, states)
+        return states
+
+    async def on_settled(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
+        """Orders were paid, or cancelled. Raises HoldMissing when a paid one has no hold: it must have had one."""
+        confirmed = [event.aggregate_id for event in events if event.type == ORDER_CONFIRMED]
+        cancelled = [event.aggregate_id for event in events if event.type != ORDER_CONFIRMED]
+        states = await self.settle(work, confirmed=confirmed, cancelled=cancelled)
+        for order_id in confirmed:
+            if order_id not in states:
+                raise HoldMissing(order_id)
+
+    async def sweep(self, *, most: int = 500) -> bool:
+        """Settle holds whose time is over, each as its order says; whether there may be more.
+
+        Nothing is released on suspicion: the order service is asked, and what it calls released can never be ordered.
+        """
+        async with self._units.database.reading() as reading:
+            expired = await store.expired_holds(reading, _now(), most)
+        if not expired:
+            return False
+        wishes = await self._orders.resolve_holds(expired)
+        async with self._units.begin() as work:
+            await self.settle(
+                work,
+                confirmed=[each for each in expired if wishes[each] is HoldState.COMMITTED],
+                cancelled=[each for each in expired if wishes[each] is HoldState.RELEASED],
+            )
+        async with self._units.begin() as work:
+            kept = [each for each in expired if wishes[each] is HoldState.HELD]
+            await store.postpone_holds(work.transaction, kept, _now() + timedelta(minutes=1))
+        return len(expired) == most
+
+    async def settle(
+        self, work: UnitOfWork, *, confirmed: Sequence[UUID], cancelled: Sequence[UUID]
+    ) -> dict[UUID, HoldState]:
+        """`commit` these and `release` those, with one lock on all they need; the states in which they all are now.
+
+        One after the other, in one transaction, the two would lock stock out of order and meet other holds head-on.
+        """
+        found = await store.lock_holds(work.transaction, {*confirmed, *cancelled}) if confirmed or cancelled else {}
+        states = {order_id: hold.state for order_id, hold in found.items()}
+        moves: list[tuple[Hold, HoldState]] = []
+        for order_ids, steps in ((confirmed, _SOLD), (cancelled, _GIVEN_BACK)):
+            for order_id in order_ids:
+                if order_id in states and (new := steps.get(states[order_id])):
+                    states[order_id] = new
+                    moves.append((found[order_id], new))
+        if moves:
+            now = _now()
+            products = {line.product_id for hold, _ in moves for line in hold.lines}
+            shelf = Shelf(await store.lock_stocks(work.transaction, products), [])
+            movements: list[Movement] = []
+            for hold, new in moves:
+                for line in hold.lines:
+                    stock, quantity = shelf.stock(line.product_id), line.quantity
+                    match new:
+                        case HoldState.COMMITTED:
+                            shelf.put(stock.sell(quantity))
+                            movements.append(_settled(shelf, hold, line, -quantity, MovementReason.SALE, now))
+                        case HoldState.RETURNED:
+                            shelf.put(stock.move(quantity))
+                            movements.append(_settled(shelf, hold, line, quantity, MovementReason.RETURN, now))
+                        case _:
+                            shelf.put(stock.release(quantity))
+            await _write(work, shelf, movements, now, self._threshold, "")
+            await store.write_hold_states(work.transaction, {hold.order_id: states[hold.order_id] for hold, _ in moves})
+        return states
+
+
+ORDER_CONFIRMED, ORDER_CANCELLED = "commerce.order.confirmed", "commerce.order.cancelled"
+
+_SOLD = {HoldState.HELD: HoldState.COMMITTED}
+_GIVEN_BACK = {HoldState.HELD: HoldState.RELEASED, HoldState.COMMITTED: HoldState.RETURNED}
+
+
+def _settled(shelf: Shelf, hold: Hold, line: HoldLine, delta: int, reason: MovementReason, now: datetime) -> Movement:
+    return _movement(shelf, line.product_id, delta, reason, hold.order_id, "", now, "service:order")
+
+
+def _movement(
+    shelf: Shelf,
+    product_id: UUID,
+    delta: int,
+    reason: MovementReason,
+    order_id: UUID | None,
+    note: str,
+    now: datetime,
+    actor: str,
+) -> Movement:
+    on_hand = shelf.stock(product_id).on_hand
+    return Movement(new_id(), product_id, delta, on_hand, reason, order_id, note, now, actor)
+
+
+async def _write(
+    work: UnitOfWork, shelf: Shelf, movements: Sequence[Movement], now: datetime, threshold: int, trace: str
+) -> None:
+    """Write what the shelf has become, its ledger, and one event a product that moved."""
+    await store.write_stocks(work.transaction, shelf.changed, now)
+    await store.add_movements(work.transaction, movements)
+    by_product: dict[UUID, list[Movement]] = {}
+    for movement in movements:
+        by_product.setdefault(movement.product_id, []).append(movement)
+    for product_id, moved in by_product.items():
+        stock = shelf.stock(product_id)
+        work.publish(wire.stock_changed(stock, moved), trace)
+        before = moved[0].on_hand_after - moved[0].delta
+        if stock.on_hand <= threshold < before:
+            work.publish(wire.stock_low(stock, threshold), trace)

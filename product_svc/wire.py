@@ -1,0 +1,176 @@
+"""Products and stock ↔ the messages of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from commerce.product.v1 import events_pb2, inventory_pb2, product_pb2
+from mesh import status, wire
+from mesh.errors import MeshError
+from mesh.events import Event
+from product_svc.domain import (
+    Hold,
+    HoldState,
+    Movement,
+    MovementReason,
+    NewProduct,
+    Product,
+    ProductState,
+    Reservation,
+    Stock,
+    StockChange,
+)
+
+STATES = {
+    ProductState.ACTIVE: product_pb2.PRODUCT_STATE_ACTIVE,
+    ProductState.ARCHIVED: product_pb2.PRODUCT_STATE_ARCHIVED,
+}
+REASONS = {
+    MovementReason.RECEIPT: inventory_pb2.STOCK_MOVEMENT_REASON_RECEIPT,
+    MovementReason.ADJUSTMENT: inventory_pb2.STOCK_MOVEMENT_REASON_ADJUSTMENT,
+    MovementReason.SALE: inventory_pb2.STOCK_MOVEMENT_REASON_SALE,
+    MovementReason.RETURN: inventory_pb2.STOCK_MOVEMENT_REASON_RETURN,
+}
+REASON_OF = {number: reason for reason, number in REASONS.items()}
+HOLD_STATES = {
+    HoldState.HELD: inventory_pb2.HOLD_STATE_HELD,
+    HoldState.COMMITTED: inventory_pb2.HOLD_STATE_COMMITTED,
+    HoldState.RELEASED: inventory_pb2.HOLD_STATE_RELEASED,
+    HoldState.RETURNED: inventory_pb2.HOLD_STATE_RETURNED,
+}
+
+
+def new_product(request: product_pb2.CreateProductRequest) -> NewProduct:
+    """What staff asked for."""
+    return NewProduct(
+        request.sku,
+        request.name,
+        request.description,
+        wire.amount(request.price),
+        request.price.currency_code,
+        request.initial_stock,
+    )
+
+
+def product(value: Product) -> product_pb2.Product:
+    """A product as its readers see it."""
+    return product_pb2.Product(
+        id=str(value.id),
+        sku=value.sku,
+        name=value.name,
+        description=value.description,
+        price=wire.money(value.price, value.currency),
+        stock_quantity=value.available,
+        state=STATES[value.state],
+        create_time=wire.timestamp(value.create_time),
+        update_time=wire.timestamp(value.update_time),
+        etag=str(value.version),
+    )
+
+
+def stock_change(request: inventory_pb2.UpdateStockRequest) -> StockChange:
+    """What staff asked for."""
+    relative = request.WhichOneof("change") == "delta"
+    return StockChange(
+        UUID(request.product_id),
+        request.delta if relative else None,
+        None if relative else request.set,
+        REASON_OF[request.reason],
+        request.note,
+    )
+
+
+def stock(value: Stock) -> inventory_pb2.Stock:
+    """The stock as staff see it."""
+    return inventory_pb2.Stock(
+        product_id=str(value.product_id),
+        on_hand=value.on_hand,
+        reserved=value.reserved,
+        available=value.available,
+        update_time=wire.timestamp(value.update_time),
+    )
+
+
+def movement(value: Movement) -> inventory_pb2.StockMovement:
+    """A row of the ledger."""
+    return inventory_pb2.StockMovement(
+        id=str(value.id),
+        product_id=str(value.product_id),
+        delta=value.delta,
+        on_hand_after=value.on_hand_after,
+        reason=REASONS[value.reason],
+        order_id=str(value.order_id) if value.order_id else "",
+        note=value.note,
+        create_time=wire.timestamp(value.create_time),
+        actor=value.actor,
+    )
+
+
+def reservation(message: inventory_pb2.Reservation) -> Reservation:
+    """A wish to hold stock."""
+    return Reservation(
+        UUID(message.order_id),
+        message.hold_key,
+        UUID(message.customer_id),
+        wire.moment(message.expire_time),
+        {UUID(line.product_id): line.quantity for line in message.lines},
+    )
+
+
+def reservation_result(outcome: Hold | BaseException) -> inventory_pb2.ReservationResult:
+    """A hold, or why there is none. What is no error of ours is raised."""
+    if isinstance(outcome, MeshError):
+        return inventory_pb2.ReservationResult(error=status.to_status(outcome))
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return inventory_pb2.ReservationResult(
+        hold=inventory_pb2.Hold(
+            order_id=str(outcome.order_id),
+            lines=[
+                inventory_pb2.HoldLine(
+                    product_id=str(line.product_id),
+                    sku=line.sku,
+                    name=line.name,
+                    quantity=line.quantity,
+                    unit_price=wire.money(line.unit_price, line.currency),
+                )
+                for line in outcome.lines
+            ],
+            expire_time=wire.timestamp(outcome.expire_time),
+        )
+    )
+
+
+def hold_result(order_id: UUID, state: HoldState | None) -> inventory_pb2.HoldResult:
+    """Where the hold of an order is now."""
+    return inventory_pb2.HoldResult(
+        order_id=str(order_id), state=HOLD_STATES[state] if state else inventory_pb2.HOLD_STATE_ABSENT
+    )
+
+
+def product_created(value: Product) -> Event:
+    """The event of a new product."""
+    return Event("commerce.product.created", value.id, value.version, events_pb2.ProductCreated(product=product(value)))
+
+
+def stock_changed(value: Stock, movements: Sequence[Movement]) -> Event:
+    """The event of the movements that led to this stock."""
+    return Event(
+        "commerce.product.stock_changed",
+        value.product_id,
+        value.version,
+        events_pb2.StockChanged(
+            product_id=str(value.product_id), stock=stock(value), movements=[movement(each) for each in movements]
+        ),
+    )
+
+
+def stock_low(value: Stock, threshold: int) -> Event:
+    """The event of a stock that fell to its threshold or below."""
+    return Event(
+        "commerce.product.stock_low",
+        value.product_id,
+        value.version,
+        events_pb2.StockLow(product_id=str(value.product_id), stock=stock(value), threshold=threshold),
+    )

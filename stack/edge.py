@@ -1,0 +1,78 @@
+"""The edge of a mesh on one machine: Envoy, configured by `gateway/`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from gateway.config import Address, EdgeConfig, Limits, TlsFiles
+from gateway.render import envoy_command, write
+from stack.errors import BinaryMissing, StackError
+from stack.pki import Credentials
+from stack.plain_http import plain_client
+from stack.services import NAMES, Services
+from stack.supervisor import Program
+
+
+class Edge:
+    """Envoy on one address, in front of the services."""
+
+    name: Final = "edge"
+
+    def __init__(
+        self,
+        folder: Path,
+        sockets: Path,
+        *,
+        host: str,
+        port: int,
+        services: Services,
+        credentials: Credentials,
+        jwks: Path,
+    ) -> None:
+        self._folder = folder
+        self._admin = sockets / "envoy.sock"
+        self._config = EdgeConfig(
+            host=host,
+            port=port,
+            upstreams={name: [Address(*address) for address in services.addresses(name)] for name in NAMES},
+            tls=TlsFiles(ca=credentials.ca, cert=credentials.cert, key=credentials.key),
+            jwks=jwks,
+            limits=_limits(services.environment),
+            admin=self._admin,
+        )
+
+    def prepare(self) -> Program:
+        """Write Envoy's configuration.
+
+        Raises:
+            BinaryMissing: Envoy is not installed.
+        """
+        try:
+            command = envoy_command(write(self._config, self._folder))
+        except FileNotFoundError as error:
+            raise BinaryMissing(f"{error}. `make setup` installs it.") from error
+        return Program(
+            name=self.name,
+            command=command,
+            address=f"{self._config.host}:{self._config.port}",
+            probe=self.probe,
+        )
+
+    async def probe(self) -> None:
+        """Return when the edge takes calls and has found every service healthy; raise otherwise."""
+        async with plain_client(self._admin) as envoy:
+            (await envoy.get("http://envoy/ready")).raise_for_status()
+            healthy = {"filter": r"^cluster\.\w+\.membership_healthy$", "format": "json"}
+            stats = (await envoy.get("http://envoy/stats", params=healthy)).json()["stats"]
+        counts = {stat["name"].split(".")[1]: stat["value"] for stat in stats}
+        if unreached := [name for name in NAMES if not counts.get(name)]:
+            raise ConnectionError(f"it does not reach {', '.join(unreached)}")
+
+
+def _limits(environment: Mapping[str, str]) -> Limits:
+    rate = environment.get("MESH_EDGE_RATE_PER_CLIENT", "")
+    if not rate:
+        return Limits()
+    if not rate.isdecimal():
+        raise StackError(f"MESH_EDGE_RATE_PER_CLIENT is {rate!r}: it is a number of requests a second, 0 for no limit.")
+    return Limits(requests_per_second=int(rate))

@@ -1,0 +1,1 @@
+"""The tests: unit (no socket), service (one service, real servers), mesh (the whole mesh), faults."""

@@ -1,0 +1,29 @@
+"""What all tests share: the real servers, started once a run in a temporary folder, and the mesh's keys."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from stack.servers import Servers
+from tests.services import Keys, migrated
+
+
+@pytest.fixture(scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    """PostgreSQL, NATS and Redis, with the four databases migrated."""
+    async with Servers.started(tmp_path_factory.mktemp("servers")) as started:
+        await migrated(started)
+        yield started
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """Certificates of all peers, and the key that signs access tokens."""
+    return Keys.made(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of the test's own."""
+    return tmp_path

@@ -1,0 +1,72 @@
+"""`mesh bench` against a running mesh: that it measures and checks, never how fast it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.running import RunningMesh, mesh_command
+from tests.services import eventually
+
+
+async def bench(mesh: RunningMesh, *arguments: str) -> dict[str, Any]:
+    """Run it to its end; it fails when a sum does not hold."""
+    told: dict[str, Any] = json.loads(
+        await mesh_command("bench", *arguments, "--no-calibrate", "--json", state=mesh.state)
+    )
+    assert told["breaches"] == []
+    assert told["failures"] == {}
+    return told
+
+
+async def test_a_load_of_orders_is_settled_and_its_sums_hold(mesh: RunningMesh) -> None:
+    told = await bench(mesh, "orders", "--concurrency", "8", "--duration", "2")
+    orders = told["orders"]
+    assert orders["confirmed"] == orders["placed"] == told["driver"]["requests"] > 0
+    assert set(orders["cost"]["cpu_ms"]) >= {"order", "product", "payment", "postgres", "nats", "edge"}
+    assert all(memory["pss"] > 0 for memory in told["memory"].values())
+    assert told["database"]["batches"]["placing orders"] >= 1
+    latencies = told["requests"]["place"]["latency"]["percentiles"]
+    assert 0 < latencies["p50"] <= latencies["p99"] <= latencies["p99.9"]
+    assert told["terms"]["rate_limit"] == 200
+
+
+async def test_exactly_the_stock_of_a_hot_product_is_sold(mesh: RunningMesh) -> None:
+    told = await bench(mesh, "hot", "--concurrency", "16", "--duration", "5", "--stock", "40")
+    assert told["orders"]["confirmed"] == 40
+    assert told["sold_out_refusals"] == 16
+
+
+async def test_an_open_loop_keeps_its_rate(mesh: RunningMesh) -> None:
+    told = await bench(mesh, "orders", "--rate", "10", "--duration", "2")
+    # Those of the warm-up, too.
+    assert told["driver"]["requests"] == told["orders"]["confirmed"] == 40
+
+
+async def test_stock_that_vanishes_during_a_load_fails_it_by_name(mesh: RunningMesh) -> None:
+    await bench(mesh, "orders", "--concurrency", "2", "--duration", "1")
+    command = mesh_command(
+        "bench", "orders", "--concurrency", "4", "--duration", "3", "--no-calibrate", state=mesh.state
+    )
+    running = asyncio.create_task(command)
+    products = await sold_from(mesh)
+    await mesh.sql("product_svc", "UPDATE stocks SET on_hand = on_hand - 1 WHERE product_id = $1", products[0])
+    try:
+        with pytest.raises(AssertionError, match=f"product {products[0]} has .* on hand, not"):
+            await running
+    finally:
+        await mesh.sql("product_svc", "UPDATE stocks SET on_hand = on_hand + 1 WHERE product_id = $1", products[0])
+
+
+async def sold_from(mesh: RunningMesh) -> list[UUID]:
+    """Products of the bench, once some of them are being sold."""
+    query = "SELECT h.product_id FROM hold_lines h JOIN holds USING (order_id) WHERE state = 'HELD' LIMIT 1"
+
+    async def found() -> list[UUID]:
+        return [row["product_id"] for row in await mesh.sql("product_svc", query)]
+
+    return await eventually(found, within=30)

@@ -1,0 +1,66 @@
+"""The rendered configuration, as Envoy reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gateway.config import Address, EdgeConfig, Limits
+from gateway.contracts import methods, transcoder_descriptors
+from gateway.render import envoy_command, render, write
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"limits": Limits()},
+        {"admin": Address("127.0.0.1", 0)},
+        {"admin": Path("admin.sock")},
+        {"host": "::1"},
+        {"allowed_origins": ["https://shop.example"]},
+        {"trusted_proxies": 1},
+        {"upstreams": {name: [Address(name, 9000)] for name in ("customer", "product", "order", "payment")}},
+    ],
+    ids=str,
+)
+async def test_envoy_accepts_the_configuration(config: EdgeConfig, tmp_path: Path, change: dict[str, object]) -> None:
+    path = write(replace(config, **change), tmp_path)  # type: ignore[arg-type]
+    process = await asyncio.create_subprocess_exec(
+        *envoy_command(path), "--mode", "validate", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    assert "deprecated" not in output.decode().lower()
+
+
+def test_what_is_written_is_what_is_rendered(config: EdgeConfig, tmp_path: Path) -> None:
+    path = write(config, tmp_path)
+    assert yaml.safe_load(path.read_text()) == render(config, tmp_path)
+    assert (tmp_path / "commerce.binpb").read_bytes() == transcoder_descriptors()
+    assert write(config, tmp_path).read_bytes() == path.read_bytes()
+
+
+def test_every_open_method_has_one_route_and_no_other_method_has(config: EdgeConfig, tmp_path: Path) -> None:
+    [listener] = render(config, tmp_path)["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    [host] = manager["route_config"]["virtual_hosts"]
+    to_services = [route["match"] for route in host["routes"] if "timeout" in route.get("route", {})]
+    routed = [match["path"] for match in to_services if "path" in match]
+    assert routed == [method.path for method in methods() if method.is_open]
+    assert len(routed) < len(methods())
+
+
+def test_every_upstream_of_the_contracts_has_a_cluster(config: EdgeConfig, tmp_path: Path) -> None:
+    clusters = {cluster["name"] for cluster in render(config, tmp_path)["static_resources"]["clusters"]}
+    assert {method.upstream for method in methods()} <= clusters
+
+
+def test_no_key_and_no_token_is_in_the_configuration(config: EdgeConfig, tmp_path: Path) -> None:
+    text = write(config, tmp_path).read_text()
+    assert "PRIVATE KEY" not in text
+    assert '"d":' not in text

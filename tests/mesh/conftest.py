@@ -1,0 +1,20 @@
+"""The mesh that the tests of this folder share."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from stack.servers import Servers
+from tests.mesh.house import House, house
+from tests.services import Keys
+
+
+@pytest.fixture(scope="package")
+async def mesh(servers: Servers, keys: Keys) -> AsyncIterator[House]:
+    """All four services, running."""
+    settings = {
+        "payment": {"sandbox_slow_seconds": 1.0, "provider_timeout": 0.5},
+        "product": {"hold_sweep_seconds": 0.2},
+    }
+    async with house(servers, keys, **settings) as running:
+        yield running

@@ -1,0 +1,170 @@
+"""The runtime alone: a database that holds its tables and one for effects, on the real servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+import asyncpg
+import sqlalchemy as sa
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from google.protobuf.wrappers_pb2 import StringValue
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from mesh import migrations
+from mesh.bus import Bus
+from mesh.call import Call, Caller, Kind
+from mesh.database import BulkInsert, Database, Statement
+from mesh.events import Event
+from mesh.idempotency import IdempotencyKey
+from mesh.lifecycle import Part
+from mesh.outbox import Relay
+from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+from stack.servers import Servers
+from stack.servers.postgres import SUPERUSER, with_login
+from tests.services import eventually
+
+metadata = sa.MetaData()
+effects = sa.Table(
+    "effects",
+    metadata,
+    sa.Column("seq", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("note", sa.String, nullable=False),
+)
+ADD_EFFECTS = BulkInsert(effects.c.note)
+BACKEND = Statement(sa.select(sa.func.pg_backend_pid().label("pid")))
+METHOD = "/commerce.test.v1.TestService/Change"
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A database of one test module, seen as a superuser sees it."""
+
+    url: str
+    admin: asyncpg.Connection
+
+    async def notes(self) -> list[str]:
+        """The effects that took, in order."""
+        return [row["note"] for row in await self.admin.fetch("SELECT note FROM effects ORDER BY seq")]
+
+    async def count(self, table: str) -> int:
+        """The rows of a table."""
+        return int(await self.admin.fetchval(f"SELECT count(*) FROM {table}"))
+
+    async def end_backend(self, pid: int) -> None:
+        """End a session of the database, as a crash of its backend would."""
+        assert await self.admin.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+
+    async def somebody_waits(self) -> int:
+        """The backend that waits for another transaction; comes back once there is one."""
+
+        async def look() -> int | None:
+            pid: int | None = await self.admin.fetchval(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            return pid
+
+        return await eventually(look)
+
+    async def empty(self) -> None:
+        """Forget everything."""
+        await self.admin.execute("TRUNCATE effects, mesh.idempotency, mesh.inbox, mesh.outbox")
+
+
+@asynccontextmanager
+async def scratch_database(servers: Servers) -> AsyncIterator[Scratch]:
+    """A database with the runtime's tables, made by the code of the services' first migrations."""
+    name = f"scratch_{uuid4().hex}"
+    password = servers.postgres._passwords[SUPERUSER]
+    url = with_login(servers.postgres.superuser_url, SUPERUSER, password, name)
+    await _as_superuser(servers, f"CREATE DATABASE {name}")
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=sa.NullPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(_create_tables)
+    await engine.dispose()
+    admin = await asyncpg.connect(url)
+    try:
+        yield Scratch(url, admin)
+    finally:
+        await admin.close()
+        await _as_superuser(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _as_superuser(servers: Servers, statement: str) -> None:
+    connection = await asyncpg.connect(servers.postgres.superuser_url)
+    await connection.execute(statement)
+    await connection.close()
+
+
+def _create_tables(connection: sa.Connection) -> None:
+    with Operations.context(MigrationContext.configure(connection)):
+        migrations.create_runtime_tables()
+    metadata.create_all(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What one process of a service has of the runtime."""
+
+    database: Database
+    bus: Bus
+    relay: Relay
+    units: UnitsOfWork
+
+
+@asynccontextmanager
+async def process(
+    scratch: Scratch, servers: Servers, *, area: str = "test", relaying: bool = False, poll: float = 0.05
+) -> AsyncIterator[Process]:
+    """A process: its own pool, its own connection to NATS; its relay runs when it is `relaying`."""
+    database = Database(scratch.url, max_connections=4)
+    bus = Bus(servers.nats.url, name=area)
+    relay = Relay(area, database, bus, poll=poll)
+    async with AsyncExitStack() as parts:
+        running: list[Part] = [database, bus, *([relay] if relaying else [])]
+        for part in running:
+            await part.start()
+            parts.push_async_callback(part.stop)
+        yield Process(database, bus, relay, UnitsOfWork(database, relay))
+
+
+def new_area() -> str:
+    """An area of events that no other test uses."""
+    return f"t{uuid4().hex[:12]}"
+
+
+def event(area: str, aggregate: UUID, sequence: int, text: str = "") -> Event:
+    """Something that happened."""
+    return Event(f"commerce.{area}.happened", aggregate, sequence, StringValue(value=text or str(sequence)))
+
+
+def call(key: str | None = None, request: str = "request", *, caller: str = "ada", method: str = METHOD) -> Call:
+    """A change that somebody asks for; what it answers with is a text."""
+    who = Caller(Kind.CUSTOMER, caller)
+    made = Call(method, caller=who)
+    if key is not None:
+        made.key = IdempotencyKey.of(key, who, method, StringValue(value=request))
+    made._to_wire = lambda result: StringValue(value=str(result))
+    return made
+
+
+def text_of(reply: bytes | None) -> str:
+    """The text in a reply."""
+    assert reply is not None
+    return StringValue.FromString(reply).value
+
+
+async def do(work: UnitOfWork, *notes: str) -> None:
+    """Have an effect."""
+    await work.transaction.insert(ADD_EFFECTS, [(note,) for note in notes])
+
+
+async def backend_of(work: UnitOfWork) -> int:
+    """The backend that runs the transaction."""
+    row = await work.transaction.fetch_one(BACKEND)
+    assert row is not None
+    return int(row["pid"])

@@ -1,0 +1,282 @@
+"""Payment methods over gRPC: kept, listed, and resolved for the services that charge them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+
+from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, events_pb2
+from customer_svc.app import Settings, build
+from mesh import status
+from mesh.database import Database
+from mesh.lifecycle import Service
+from stack.servers import Servers
+from tests.services import Client, Keys, new_key, port_of, refused, running, settings_for
+
+TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky")
+Stub = customer_pb2_grpc.CustomerServiceStub
+
+
+@pytest.fixture(scope="module")
+async def service(servers: Servers, keys: Keys) -> AsyncIterator[Service]:
+    settings = settings_for(
+        Settings, "customer", servers, keys, redis_url=servers.redis.url, signing_key=keys.signing.private
+    )
+    service = build(settings)
+    async with running(service):
+        yield service
+
+
+@pytest.fixture(scope="module")
+async def client(service: Service, keys: Keys) -> AsyncIterator[Client]:
+    client = Client(f"127.0.0.1:{port_of(service)}", "customer", keys)
+    yield client
+    await client.close()
+
+
+@pytest.fixture(scope="module")
+async def orders(service: Service, keys: Keys) -> AsyncIterator[Client]:
+    client = Client(f"127.0.0.1:{port_of(service)}", "customer", keys, peer="order")
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(servers.postgres.url_for("customer_svc"))
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def customer(client: Client) -> str:
+    """The id of a new customer."""
+    request = customer_pb2.CreateCustomerRequest(
+        email=f"{uuid4()}@example.com", name="Ada", password="correct horse battery staple"
+    )
+    made = await client(Stub(client.channel).CreateCustomer, request)
+    return str(made.customer.id)
+
+
+@pytest.fixture
+def ada(client: Client, keys: Keys, customer: str) -> Client:
+    """The same connection, signed in as the new customer."""
+    return client.as_(keys.token("customer", UUID(customer)))
+
+
+async def add(
+    client: Client, token: str = "tok_visa", *, customer: str = "me", default: bool = False, key: str | None = None
+) -> customer_pb2.PaymentMethod:
+    request = customer_pb2.AddPaymentMethodRequest(customer_id=customer, token=token, make_default=default)
+    reply = await client(Stub(client.channel).AddPaymentMethod, request, key=key)
+    method: customer_pb2.PaymentMethod = reply.payment_method
+    return method
+
+
+async def methods_of(client: Client, customer: str = "me") -> list[customer_pb2.PaymentMethod]:
+    request = customer_pb2.ListPaymentMethodsRequest(customer_id=customer)
+    reply = await client(Stub(client.channel).ListPaymentMethods, request)
+    assert reply.next_page_token == ""
+    return list(reply.payment_methods)
+
+
+async def resolve(client: Client, *queries: tuple[str, str]) -> list[customer_pb2.PaymentMethodResult]:
+    request = customer_pb2.ResolvePaymentMethodsRequest(
+        queries=[customer_pb2.PaymentMethodQuery(customer_id=who, payment_method_id=which) for who, which in queries]
+    )
+    reply = await client(Stub(client.channel).ResolvePaymentMethods, request)
+    return list(reply.results)
+
+
+@pytest.mark.parametrize("token", TOKENS)
+async def test_every_token_of_the_sandbox_makes_a_card(ada: Client, customer: str, token: str) -> None:
+    method = await add(ada, token)
+    assert (method.customer_id, method.provider, method.is_default) == (customer, "sandbox", True)
+    assert method.brand in {"visa", "mastercard", "amex"}
+    assert len(method.last4) == 4
+    assert method.last4.isdigit()
+    assert 1 <= method.expire_month <= 12
+    assert method.expire_year > datetime.now(UTC).year
+
+
+async def test_a_token_is_neither_told_nor_logged_nor_published(
+    ada: Client, orders: Client, customer: str, database: asyncpg.Connection
+) -> None:
+    with capture_logs() as logs:
+        method = await add(ada, "tok_insufficient_funds", key=new_key())
+        listed = await methods_of(ada)
+        await resolve(orders, (customer, ""))
+        await refused(add(ada, "tok_insufficient_funds_of_nobody"))
+    assert logs
+    payloads = await database.fetch("SELECT payload FROM mesh.outbox WHERE aggregate_id = $1::text::uuid", customer)
+    replies = await database.fetch("SELECT reply FROM mesh.idempotency WHERE caller = $1", f"customer:{customer}")
+    assert len(payloads) == 2
+    assert len(replies) == 1
+    seen = [repr(logs), method.SerializeToString(), *(each.SerializeToString() for each in listed)]
+    seen += [row[0] for row in (*payloads, *replies)]
+    assert not [each for each in seen if "tok_insufficient" in str(each)]
+
+
+async def test_a_token_that_the_provider_does_not_know_is_refused(ada: Client) -> None:
+    error = await refused(add(ada, "tok_of_nobody"))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PROVIDER_TOKEN_UNKNOWN")
+    assert [violation.field for violation in error.violations] == ["token"]
+    assert "tok_of_nobody" not in str((error.message, error.metadata, error.violations))
+
+
+@pytest.mark.parametrize("token", ["4242424242424242", "4242 4242 4242 4242", "tok_4242-4242-4242-4242"])
+async def test_a_card_number_is_refused(ada: Client, token: str) -> None:
+    error = await refused(add(ada, token))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "VALIDATION_FAILED")
+    assert await methods_of(ada) == []
+
+
+async def test_the_first_is_the_default_until_another_takes_its_place(ada: Client) -> None:
+    first = await add(ada)
+    second = await add(ada, "tok_slow")
+    assert (first.is_default, second.is_default) == (True, False)
+    third = await add(ada, "tok_flaky", default=True)
+    assert third.is_default
+    listed = await methods_of(ada)
+    assert [(each.id, each.is_default) for each in listed] == [(third.id, True), (second.id, False), (first.id, False)]
+
+
+@pytest.mark.parametrize("default", [False, True])
+async def test_of_many_added_at_once_one_is_the_default(ada: Client, default: bool) -> None:
+    await asyncio.gather(*(add(ada, default=default) for _ in range(12)))
+    listed = await methods_of(ada)
+    assert len(listed) == 12
+    assert sum(each.is_default for each in listed) == 1
+
+
+async def test_the_database_itself_refuses_a_second_default(
+    ada: Client, customer: str, database: asyncpg.Connection
+) -> None:
+    await add(ada)
+    await add(ada)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await database.execute(
+            "UPDATE payment_methods SET is_default = true WHERE customer_id = $1::text::uuid", customer
+        )
+
+
+async def test_a_payment_method_is_added_once_for_its_key(ada: Client) -> None:
+    key = new_key()
+    made = await asyncio.gather(*(add(ada, key=key) for _ in range(5)))
+    assert {each.id for each in made} == {made[0].id}
+    assert len(await methods_of(ada)) == 1
+    error = await refused(add(ada, "tok_slow", key=key))
+    assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_a_payment_method_changes_its_customer(ada: Client, customer: str, database: asyncpg.Connection) -> None:
+    await add(ada)
+    now = await ada(Stub(ada.channel).GetCustomer, customer_pb2.GetCustomerRequest(customer_id="me"))
+    assert now.customer.etag == "2"
+    row = await database.fetchrow(
+        "SELECT type, payload FROM mesh.outbox WHERE aggregate_id = $1::text::uuid AND sequence = 2", customer
+    )
+    assert row is not None
+    assert row["type"] == "commerce.customer.updated"
+    assert events_pb2.CustomerUpdated.FromString(row["payload"]).customer == now.customer
+
+
+async def test_staff_may_add_and_list_for_anyone(client: Client, keys: Keys, customer: str) -> None:
+    staff = client.as_(keys.token("staff", uuid4()))
+    made = await add(staff, customer=customer)
+    assert await methods_of(staff, customer) == [made]
+    nobody = str(uuid4())
+    for refusal in (add(staff, customer=nobody), methods_of(staff, nobody), add(staff), methods_of(staff)):
+        error = await refused(refusal)
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "CUSTOMER_NOT_FOUND")
+
+
+async def test_a_stranger_neither_adds_nor_lists(client: Client, keys: Keys, ada: Client, customer: str) -> None:
+    stranger = client.as_(keys.token("customer", uuid4()))
+    for refusal in (add(stranger, customer=customer), methods_of(stranger, customer)):
+        error = await refused(refusal)
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "CUSTOMER_NOT_FOUND")
+    for refusal in (add(client, customer=customer), methods_of(client, customer)):
+        error = await refused(refusal)
+        assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "TOKEN_MISSING")
+    assert await methods_of(ada) == []
+
+
+async def test_pages_show_each_payment_method_once(client: Client, ada: Client, keys: Keys) -> None:
+    added = [await add(ada) for _ in range(5)]
+    stub, token, seen, pages = Stub(ada.channel), "", [], 0
+    while pages == 0 or token:
+        request = customer_pb2.ListPaymentMethodsRequest(customer_id="me", page_size=2, page_token=token)
+        page = await ada(stub.ListPaymentMethods, request)
+        seen += [each.id for each in page.payment_methods]
+        token, pages = page.next_page_token, pages + 1
+        if pages == 1:
+            elsewhere = client.as_(keys.token("customer", uuid4()))
+            foreign = customer_pb2.ListPaymentMethodsRequest(customer_id="me", page_token=token)
+            error = await refused(elsewhere(stub.ListPaymentMethods, foreign))
+            assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
+    assert seen == [each.id for each in reversed(added)]
+    assert pages == 3
+
+
+async def test_a_batch_is_resolved_each_query_for_itself(client: Client, keys: Keys, orders: Client) -> None:
+    people = [await sign_up(client) for _ in range(3)]
+    rich, other, poor = people
+    named = await add(client.as_(keys.token("customer", UUID(rich))), "tok_visa")
+    default = await add(client.as_(keys.token("customer", UUID(rich))), "tok_slow", default=True)
+    theirs = await add(client.as_(keys.token("customer", UUID(other))), "tok_flaky")
+    nobody, nothing = str(uuid4()), str(uuid4())
+    results = await resolve(
+        orders,
+        (rich, ""), (rich, named.id), (poor, ""), (rich, theirs.id), (rich, nothing), (nobody, ""), (other, ""),
+        (nobody, theirs.id), (poor, theirs.id), (rich, default.id),
+    )  # fmt: skip
+    told = [
+        (each.payment_method.customer_id, each.payment_method.id, each.payment_method.token)
+        if each.HasField("payment_method")
+        else status.from_status(each.error).reason
+        for each in results
+    ]
+    assert told == [
+        (rich, default.id, "tok_slow"), (rich, named.id, "tok_visa"), "PAYMENT_METHOD_MISSING",
+        "PAYMENT_METHOD_NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND", "CUSTOMER_NOT_FOUND", (other, theirs.id, "tok_flaky"),
+        "CUSTOMER_NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND", (rich, default.id, "tok_slow"),
+    ]  # fmt: skip
+    assert {each.payment_method.provider for each in results if each.HasField("payment_method")} == {"sandbox"}
+
+
+async def test_the_largest_batch_takes_one_statement(
+    service: Service, orders: Client, ada: Client, customer: str
+) -> None:
+    await add(ada)
+    database = next(part for part in service.parts if isinstance(part, Database))
+    counts = []
+    for size in (1, 1000):
+        before = database.statements
+        results = await resolve(orders, *[(customer, "")] * size)
+        counts.append(database.statements - before)
+        assert {each.payment_method.token for each in results} == {"tok_visa"}
+    # The relay may look into its outbox meanwhile.
+    assert min(counts) == 1
+    assert counts[1] < 5
+
+
+@pytest.mark.parametrize("peer", ["gateway", "operator"])
+async def test_secrets_are_for_services_only(service: Service, keys: Keys, customer: str, peer: str) -> None:
+    for token in ("", keys.token("customer", UUID(customer)), keys.token("staff", uuid4())):
+        outsider = Client(f"127.0.0.1:{port_of(service)}", "customer", keys, peer=peer, token=token)
+        error = await refused(resolve(outsider, (customer, "")))
+        assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+        await outsider.close()
+
+
+async def sign_up(client: Client) -> str:
+    request = customer_pb2.CreateCustomerRequest(email=f"{uuid4()}@example.com", name="B", password="a good password")
+    made = await client(Stub(client.channel).CreateCustomer, request)
+    return str(made.customer.id)

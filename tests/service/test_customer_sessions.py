@@ -1,0 +1,299 @@
+"""Signing in over gRPC, with a real Redis: there, away, silent, and back again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, session_pb2_grpc
+from customer_svc.app import Settings, build
+from mesh.errors import MeshError
+from stack.servers import Servers
+from stack.servers.redis import Redis as RedisServer
+from tests.services import Client, Keys, eventually, new_key, refused, running, settings_for
+
+PASSWORD = "correct horse battery staple"
+
+
+@asynccontextmanager
+async def customer_service(servers: Servers, keys: Keys, redis: RedisServer, **more: Any) -> AsyncIterator[Client]:
+    """A customer service of its own, and a client that nobody is signed in with."""
+    settings = settings_for(
+        Settings, "customer", servers, keys, redis_url=redis.url, signing_key=keys.signing.private, **more
+    )
+    async with running(build(settings)) as address:
+        client = Client(address, "customer", keys)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
+@pytest.fixture(scope="module")
+async def client(servers: Servers, keys: Keys) -> AsyncIterator[Client]:
+    async with customer_service(servers, keys, servers.redis) as client:
+        yield client
+
+
+@pytest.fixture
+async def redis(servers: Servers) -> AsyncIterator[Redis]:
+    async with Redis.from_url(servers.redis.url, decode_responses=True) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(servers.postgres.url_for("customer_svc"))
+    yield connection
+    await connection.close()
+
+
+async def sign_up(client: Client, email: str | None = None) -> customer_pb2.Customer:
+    request = customer_pb2.CreateCustomerRequest(email=email or f"{uuid4()}@example.com", name="Ada", password=PASSWORD)
+    reply = await client(customer_pb2_grpc.CustomerServiceStub(client.channel).CreateCustomer, request)
+    made: customer_pb2.Customer = reply.customer
+    return made
+
+
+async def read(client: Client, customer_id: str) -> customer_pb2.Customer:
+    request = customer_pb2.GetCustomerRequest(customer_id=customer_id)
+    reply = await client(customer_pb2_grpc.CustomerServiceStub(client.channel).GetCustomer, request)
+    found: customer_pb2.Customer = reply.customer
+    return found
+
+
+async def sign_in(
+    client: Client, email: str, password: str = PASSWORD, *, key: str | None = None
+) -> session_pb2.Session:
+    request = session_pb2.CreateSessionRequest(email=email, password=password)
+    reply = await client(session_pb2_grpc.SessionServiceStub(client.channel).CreateSession, request, key=key)
+    session: session_pb2.Session = reply.session
+    return session
+
+
+async def reasons_of(*sign_ins: Any) -> list[str]:
+    """What came of sign-ins at once: the reasons of those that were refused, `in` for the others."""
+    outcomes = await asyncio.gather(*sign_ins, return_exceptions=True)
+    assert all(isinstance(each, session_pb2.Session | MeshError) for each in outcomes)
+    return sorted(getattr(each, "reason", "in") for each in outcomes)
+
+
+async def test_who_signs_in_is_known_by_the_access_token(client: Client) -> None:
+    customer = await sign_up(client)
+    began = datetime.now(UTC).replace(microsecond=0)
+    session = await sign_in(client, customer.email)
+    assert session.customer_id == customer.id
+    issued = session.expire_time.ToDatetime(UTC) - timedelta(minutes=15)
+    assert began <= issued <= datetime.now(UTC)
+    assert await read(client.as_(session.access_token), "me") == customer
+
+
+async def test_an_email_address_signs_in_in_any_spelling(client: Client) -> None:
+    customer = await sign_up(client, f"Ada.{uuid4()}@Example.com")
+    for spelled in (customer.email.upper(), customer.email.lower()):
+        assert (await sign_in(client, spelled)).customer_id == customer.id
+
+
+async def test_of_the_refresh_token_only_a_digest_is_kept_for_thirty_days(client: Client, redis: Redis) -> None:
+    customer = await sign_up(client)
+    session = await sign_in(client, customer.email)
+    family, secret = session.refresh_token.split(".")
+    assert len(secret) >= 43
+    kept = await redis.hgetall(f"session:{family}")
+    assert kept["customer_id"] == customer.id
+    assert kept["token_sha256"] == sha256(secret.encode()).hexdigest()
+    assert secret not in str(kept)
+    assert 30 * 86_400 - 60 < await redis.ttl(f"session:{family}") <= 30 * 86_400
+
+
+async def test_each_sign_in_is_a_session_of_its_own_whatever_the_key(
+    client: Client, database: asyncpg.Connection
+) -> None:
+    customer, key = await sign_up(client), new_key()
+    one, two = await sign_in(client, customer.email, key=key), await sign_in(client, customer.email, key=key)
+    assert one.refresh_token != two.refresh_token
+    assert one.access_token != two.access_token
+    stored = await database.fetchval("SELECT count(*) FROM mesh.idempotency WHERE method LIKE '%SessionService%'")
+    assert stored == 0
+
+
+async def test_an_unknown_email_address_and_a_wrong_password_read_alike(client: Client) -> None:
+    customer = await sign_up(client)
+    wrong = await refused(sign_in(client, customer.email, "a wrong password"))
+    unknown = await refused(sign_in(client, f"{uuid4()}@example.com"))
+    for error in (wrong, unknown):
+        assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID")
+    assert (wrong.message, wrong.metadata, wrong.violations) == (unknown.message, unknown.metadata, unknown.violations)
+
+
+async def test_no_secret_is_logged(client: Client) -> None:
+    with capture_logs() as logs:
+        customer = await sign_up(client)
+        session = await sign_in(client, customer.email)
+        await refused(sign_in(client, customer.email, "a wrong password"))
+    assert len(logs) >= 3
+    for secret in (PASSWORD, "a wrong password", session.access_token, session.refresh_token, customer.email):
+        assert secret not in repr(logs)
+
+
+async def test_failures_with_one_email_address_are_limited_also_side_by_side(servers: Servers, keys: Keys) -> None:
+    async with (
+        customer_service(servers, keys, servers.redis, sign_in_failures=3) as client,
+        customer_service(servers, keys, servers.redis, sign_in_failures=3) as other_worker,
+    ):
+        customer, bystander = await sign_up(client), await sign_up(client)
+        for email in (customer.email, f"{uuid4()}@example.com"):
+            guesses = [sign_in(client, email, f"guess {n}") for n in range(6)]
+            guesses += [sign_in(other_worker, email.upper(), f"other guess {n}") for n in range(6)]
+            assert await reasons_of(*guesses) == ["CREDENTIALS_INVALID"] * 3 + ["RATE_LIMITED"] * 9
+        # From now on the right password does not help either: it would tell the one who guesses.
+        error = await refused(sign_in(client, customer.email))
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+        assert error.retry_after is not None
+        assert 0 < error.retry_after <= 15 * 60
+        assert (await sign_in(client, bystander.email)).customer_id == bystander.id
+
+
+async def test_failures_are_forgotten_when_the_window_has_passed(servers: Servers, keys: Keys) -> None:
+    # Cheap hashes, so that all four attempts fall into one window also on a busy machine.
+    cheap = {"password_memory_kib": 64, "password_passes": 1}
+    async with customer_service(
+        servers, keys, servers.redis, sign_in_failures=2, sign_in_window_seconds=2, **cheap
+    ) as client:
+        customer = await sign_up(client)
+        assert await reasons_of(*(sign_in(client, customer.email, "wrong") for _ in range(4))) == [
+            "CREDENTIALS_INVALID", "CREDENTIALS_INVALID", "RATE_LIMITED", "RATE_LIMITED",
+        ]  # fmt: skip
+
+        async def let_in() -> bool:
+            return await reasons_of(sign_in(client, customer.email)) == ["in"]
+
+        assert await eventually(let_in, within=10)
+
+
+async def test_sign_ins_that_succeed_never_count(servers: Servers, keys: Keys) -> None:
+    async with customer_service(servers, keys, servers.redis, sign_in_failures=1) as client:
+        customer = await sign_up(client)
+        assert await reasons_of(*(sign_in(client, customer.email) for _ in range(8))) == ["in"] * 8
+
+
+async def test_a_sign_in_that_the_caller_gives_up_does_not_count(servers: Servers, keys: Keys, redis: Redis) -> None:
+    async with customer_service(
+        servers, keys, servers.redis, sign_in_failures=1, password_memory_kib=64 * 1024, password_passes=8
+    ) as client:
+        customer = await sign_up(client)
+        others = {key async for key in redis.scan_iter("sign-in:*")}
+
+        async def counted() -> set[str]:
+            return {key async for key in redis.scan_iter("sign-in:*")} - others
+
+        async def not_counted() -> bool:
+            return not await counted()
+
+        given_up = asyncio.create_task(sign_in(client, customer.email, "wrong"))
+        await eventually(counted)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        await eventually(not_counted)
+        assert await reasons_of(sign_in(client, customer.email)) == ["in"]
+
+
+async def test_a_hash_follows_the_parameters_at_the_next_sign_in(
+    client: Client, servers: Servers, keys: Keys, database: asyncpg.Connection
+) -> None:
+    customer = await sign_up(client)
+
+    async def stored() -> str:
+        query = "SELECT password_hash FROM customers WHERE id = $1::text::uuid"
+        return str(await database.fetchval(query, customer.id))
+
+    assert "m=19456,t=2,p=1" in await stored()
+    async with customer_service(servers, keys, servers.redis, password_passes=3) as raised:
+        await refused(sign_in(raised, customer.email, "a wrong password"))
+        assert "m=19456,t=2,p=1" in await stored()
+        await sign_in(raised, customer.email)
+        assert "m=19456,t=3,p=1" in await stored()
+        assert (await sign_in(raised, customer.email)).customer_id == customer.id
+    assert await read(client.as_((await sign_in(client, customer.email)).access_token), "me") == customer
+
+
+async def test_without_redis_only_signing_in_stops(servers: Servers, keys: Keys, folder: Path) -> None:
+    nowhere = RedisServer(f"unix://{folder}/none.sock")
+    async with customer_service(servers, keys, nowhere) as client:
+        customer = await sign_up(client)
+        error = await refused(sign_in(client, customer.email))
+        assert (error.code.name, error.reason) == ("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE")
+        assert error.retry_after
+        assert await read(client.as_(keys.token("customer", UUID(customer.id))), "me") == customer
+        check = health_pb2_grpc.HealthStub(client.channel).Check  # type: ignore[attr-defined]  # set by its __init__
+        health = await client(check, health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_redis_that_does_not_answer_holds_nobody_up(servers: Servers, keys: Keys) -> None:
+    silent = asyncio.Event()
+
+    async def listen(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await silent.wait()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, customer_service(servers, keys, RedisServer(f"redis://{host}:{port}")) as client:
+        began = asyncio.get_running_loop().time()
+        signing_in = asyncio.create_task(refused(sign_in(client, f"{uuid4()}@example.com")))
+        await sign_up(client)
+        assert (await signing_in).reason == "DEPENDENCY_UNAVAILABLE"
+        assert asyncio.get_running_loop().time() - began < 5
+        silent.set()
+
+
+async def test_signing_in_goes_on_when_redis_is_back(servers: Servers, keys: Keys, folder: Path) -> None:
+    async with (
+        Servers.started(folder, only={"redis"}) as own,
+        customer_service(servers, keys, own.redis) as client,
+    ):
+        customer = await sign_up(client)
+        await sign_in(client, customer.email)
+        own.supervisor["redis"].kill()
+
+        async def back() -> bool:
+            return await reasons_of(sign_in(client, customer.email)) == ["in"]
+
+        assert await eventually(back)
+
+
+@pytest.mark.parametrize(
+    ("email", "password", "field"),
+    [
+        ("not an address", PASSWORD, "email"),
+        ("a@example.com", "", "password"),
+        ("a@example.com", "x" * 129, "password"),
+    ],
+)
+async def test_a_bad_sign_in_names_the_field(client: Client, email: str, password: str, field: str) -> None:
+    error = await refused(sign_in(client, email, password))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "VALIDATION_FAILED")
+    assert [violation.field for violation in error.violations] == [field]
+
+
+async def test_what_is_not_built_of_sessions_says_so(client: Client) -> None:
+    stub = session_pb2_grpc.SessionServiceStub(client.channel)
+    for method, request in (
+        (stub.RefreshSession, session_pb2.RefreshSessionRequest(refresh_token="x")),
+        (stub.DeleteSession, session_pb2.DeleteSessionRequest(refresh_token="x")),
+    ):
+        error = await refused(client(method, request))
+        assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")

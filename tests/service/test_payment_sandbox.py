@@ -1,0 +1,128 @@
+"""The sandbox provider, asked directly: a key moves money once, and a void is as final as a charge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+
+from mesh.database import Database
+from payment_svc.providers import Absent, Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Voided
+from payment_svc.providers.sandbox import Sandbox
+from stack.servers import Servers
+
+AMOUNT = Decimal("12.50")
+
+
+@pytest.fixture
+async def database(servers: Servers) -> AsyncIterator[Database]:
+    database = Database(servers.postgres.url_for("payment_svc"), max_connections=4)
+    await database.start()
+    yield database
+    await database.stop()
+
+
+@pytest.fixture
+def sandbox(database: Database) -> Sandbox:
+    return Sandbox(database, slow_seconds=0.05)
+
+
+def charge(token: str = "tok_visa") -> Charge:
+    return Charge(f"key-{uuid4()}", token, AMOUNT, "EUR", uuid4())
+
+
+@pytest.mark.parametrize("token", ["tok_visa", "tok_slow", "tok_declined", "tok_insufficient_funds", "tok_of_nobody"])
+async def test_a_key_gets_its_first_outcome_for_ever(sandbox: Sandbox, database: Database, token: str) -> None:
+    asked = charge(token)
+    assert await sandbox.lookup(asked.key) == Absent()
+    first = await sandbox.charge(asked)
+    assert isinstance(first, Approved if token in {"tok_visa", "tok_slow"} else Declined)
+    again = await asyncio.gather(*(sandbox.charge(asked) for _ in range(5)))
+    assert {*again, await sandbox.lookup(asked.key)} == {first}
+    # So it is for another process.
+    assert await Sandbox(database, slow_seconds=0).charge(asked) == first
+
+
+async def test_a_declined_token_says_why(sandbox: Sandbox) -> None:
+    assert await sandbox.charge(charge("tok_declined")) == Declined("card_declined")
+    assert await sandbox.charge(charge("tok_insufficient_funds")) == Declined("insufficient_funds")
+    assert await sandbox.charge(charge("tok_of_nobody")) == Declined("token_unknown")
+
+
+async def test_a_flaky_token_is_unavailable_the_first_time_and_nothing_is_charged(sandbox: Sandbox) -> None:
+    asked = charge("tok_flaky")
+    assert isinstance(await sandbox.charge(asked), Unavailable)
+    assert await sandbox.lookup(asked.key) == Absent()
+    assert isinstance(await sandbox.charge(asked), Approved)
+
+
+async def test_a_silent_token_is_charged_and_never_answered(sandbox: Sandbox) -> None:
+    asked = charge("tok_timeout")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await sandbox.charge(asked)
+    assert isinstance(await sandbox.lookup(asked.key), Approved)
+
+
+async def test_a_voided_key_is_never_charged(sandbox: Sandbox) -> None:
+    asked = charge()
+    assert await sandbox.void(asked.key) == Voided()
+    assert await sandbox.charge(asked) == Voided()
+    assert await sandbox.lookup(asked.key) == Voided()
+
+
+async def test_a_charge_cannot_be_voided_and_a_declined_one_is_as_good_as_voided(sandbox: Sandbox) -> None:
+    approved, declined = charge(), charge("tok_declined")
+    standing = await sandbox.charge(approved)
+    await sandbox.charge(declined)
+    assert await sandbox.void(approved.key) == standing
+    assert await sandbox.void(declined.key) == Voided()
+
+
+async def test_of_a_charge_and_a_void_at_once_one_wins_and_both_hear_it(database: Database) -> None:
+    one, other = Sandbox(database), Sandbox(database)
+    charges = [charge() for _ in range(60)]
+    pairs = await asyncio.gather(
+        *(asyncio.gather(one.charge(each), other.void(each.key)) for each in charges[:30]),
+        *(asyncio.gather(one.void(each.key), other.charge(each)) for each in charges[30:]),
+    )
+    for charged, voided in pairs:
+        assert charged == voided
+
+
+async def test_a_refund_is_made_once_for_its_key(sandbox: Sandbox, database: Database) -> None:
+    asked = charge()
+    await sandbox.charge(asked)
+    refund = Refund(f"refund-{asked.key}", asked.key, AMOUNT)
+    results = await asyncio.gather(*(provider.refund(refund) for provider in (sandbox, sandbox, Sandbox(database))))
+    assert len(set(results)) == 1
+    assert isinstance(results[0], Refunded)
+    assert await sandbox.refund(refund) == results[0]
+
+
+async def test_no_more_is_given_back_than_was_charged(sandbox: Sandbox) -> None:
+    asked = charge()
+    await sandbox.charge(asked)
+    parts = [Refund(f"part-{number}-{asked.key}", asked.key, Decimal(5)) for number in range(3)]
+    results = await asyncio.gather(*(sandbox.refund(part) for part in parts))
+    assert sorted(type(result).__name__ for result in results) == ["Refunded", "Refunded", "Refused"]
+    assert Refused("exceeds_charge") in results
+    unknown = Refund(f"refund-{uuid4()}", f"key-{uuid4()}", Decimal(1))
+    assert await sandbox.refund(unknown) == Refused("no_charge")
+    voided = f"key-{uuid4()}"
+    await sandbox.void(voided)
+    assert await sandbox.refund(Refund(f"refund-{voided}", voided, Decimal(1))) == Refused("no_charge")
+
+
+async def test_every_request_for_a_charge_is_on_record(sandbox: Sandbox, database: Database) -> None:
+    asked = charge("tok_flaky")
+    for _ in range(3):
+        await sandbox.charge(asked)
+    async with database._connection() as connection:
+        attempts = await connection.fetch("SELECT * FROM sandbox.attempts WHERE key = $1", asked.key)
+        charges = await connection.fetch("SELECT * FROM sandbox.charges WHERE order_id = $1", asked.order_id)
+    assert len(attempts) == 3
+    assert [row["status"] for row in charges] == ["APPROVED"]

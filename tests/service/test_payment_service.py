@@ -1,0 +1,358 @@
+"""The payment service as a whole: order events in, payment events out, and its contract over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from google.type.money_pb2 import Money
+from nats.aio.msg import Msg
+
+from commerce.order.v1 import events_pb2 as order_events
+from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import events_pb2, payment_pb2, payment_pb2_grpc
+from mesh import events
+from mesh.bus import Bus
+from mesh.ids import new_id
+from mesh.trace import Trace
+from payment_svc.app import Settings, build
+from stack.servers import Servers
+from tests.services import Client, Keys, new_key, refused, running, settings_for
+
+AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
+
+
+@dataclass
+class Wire:
+    """The running service, as customers (through `gateway`) and as services reach it, and the streams."""
+
+    gateway: Client
+    peer: Client
+    keys: Keys
+    bus: Bus
+
+    def customer(self, customer_id: str) -> Client:
+        return self.gateway.as_(self.keys.token("customer", UUID(customer_id)))
+
+    @property
+    def staff(self) -> Client:
+        return self.gateway.as_(self.keys.token("staff", uuid4()))
+
+    async def publish(self, event_type: str, payload: Any, *, event_id: UUID | None = None) -> str:
+        """Publish an order's event; the traceparent it carries."""
+        traceparent = Trace.new().traceparent
+        headers = events.headers(
+            event_id=event_id or new_id(),
+            event_type=event_type,
+            source="order",
+            aggregate_id=UUID(payload.order.id),
+            sequence=1,
+            time=datetime.now(UTC),
+            traceparent=traceparent,
+        )
+        subject = f"{event_type}.{payload.order.id}"
+        await self.bus.jetstream.publish(subject, payload.SerializeToString(), headers=headers)
+        return traceparent
+
+
+@pytest.fixture(scope="module")
+async def wire(servers: Servers, keys: Keys) -> AsyncIterator[Wire]:
+    settings = settings_for(Settings, "payment", servers, keys, provider_timeout=1.5, sandbox_slow_seconds=1.0)
+    bus = Bus(servers.nats.url, name="order")
+    await bus.start()
+    await bus.connected()
+    await bus.ensure_stream_of("order")
+    async with running(build(settings)) as address:
+        gateway = Client(address, "payment", keys)
+        peer = Client(address, "payment", keys, peer="order")
+        yield Wire(gateway, peer, keys, bus)
+        await gateway.close()
+        await peer.close()
+    await bus.stop()
+
+
+PAYLOADS: dict[str, Any] = {
+    "commerce.payment.captured": events_pb2.PaymentCaptured,
+    "commerce.payment.declined": events_pb2.PaymentDeclined,
+    "commerce.payment.voided": events_pb2.PaymentVoided,
+    "commerce.payment.refunded": events_pb2.PaymentRefunded,
+}
+
+
+class Heard:
+    """The payment events of one order, as the order service would hear them."""
+
+    def __init__(self, wire: Wire, order_id: str) -> None:
+        self._bus = wire.bus
+        self._order_id = order_id
+        self._messages: asyncio.Queue[tuple[dict[str, str], Any]] = asyncio.Queue()
+
+    async def __aenter__(self) -> Heard:
+        self._subscription = await self._bus._connection.subscribe("commerce.payment.>", cb=self._take)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._subscription.unsubscribe()
+
+    async def _take(self, message: Msg) -> None:
+        header = message.headers or {}
+        payload = PAYLOADS[header["ce-type"]].FromString(message.data)
+        if payload.payment.order_id == self._order_id:
+            self._messages.put_nowait((header, payload))
+
+    async def next(self) -> tuple[str, dict[str, str], Any]:
+        """Type, headers and payload of the order's next payment event."""
+        async with asyncio.timeout(15):
+            header, payload = await self._messages.get()
+        return header["ce-type"], header, payload
+
+
+def placed(token: str = "tok_visa") -> order_events.OrderPlaced:
+    return order_events.OrderPlaced(
+        order=order_pb2.Order(id=str(new_id()), customer_id=str(new_id()), total_amount=AMOUNT),
+        provider="sandbox",
+        provider_token=token,
+    )
+
+
+@pytest.mark.parametrize(
+    ("token", "outcome", "reason"),
+    [
+        ("tok_visa", "captured", ""),
+        ("tok_declined", "declined", "card_declined"),
+        ("tok_insufficient_funds", "declined", "insufficient_funds"),
+        ("tok_slow", "captured", ""),
+        ("tok_timeout", "captured", ""),
+        ("tok_flaky", "captured", ""),
+        ("tok_of_nobody", "declined", "token_unknown"),
+    ],
+)
+async def test_an_order_that_is_placed_is_charged_as_its_token_says(
+    wire: Wire, token: str, outcome: str, reason: str
+) -> None:
+    event = placed(token)
+    async with Heard(wire, event.order.id) as heard:
+        traceparent = await wire.publish("commerce.order.placed", event)
+        event_type, header, payload = await heard.next()
+    assert event_type == f"commerce.payment.{outcome}"
+    assert payload.payment.failure_reason == reason
+    assert payload.payment.amount == AMOUNT
+    assert header["ce-subject"] == payload.payment.id
+    assert header["ce-sequence"] == payload.payment.etag
+    assert header["traceparent"].split("-")[1] == traceparent.split("-")[1]
+    assert token.encode() not in payload.SerializeToString()
+
+
+async def test_an_event_that_is_delivered_twice_changes_nothing(wire: Wire) -> None:
+    event, event_id = placed(), new_id()
+    async with Heard(wire, event.order.id) as heard:
+        await wire.publish("commerce.order.placed", event, event_id=event_id)
+        _, _, captured = await heard.next()
+        # With an id of its own for the stream, which would drop the copy otherwise.
+        headers = events.headers(
+            event_id=event_id,
+            event_type="commerce.order.placed",
+            source="order",
+            aggregate_id=UUID(event.order.id),
+            sequence=1,
+            time=datetime.now(UTC),
+            traceparent="",
+        )
+        headers["Nats-Msg-Id"] = str(new_id())
+        subject = f"commerce.order.placed.{event.order.id}"
+        await wire.bus.jetstream.publish(subject, event.SerializeToString(), headers=headers)
+        await wire.publish("commerce.order.cancelling", order_events.OrderCancelling(order=event.order))
+        event_type, _, refunded = await heard.next()
+    assert event_type == "commerce.payment.refunded"
+    assert refunded.payment.id == captured.payment.id
+
+
+async def test_an_order_that_is_cancelled_gets_its_money_back(wire: Wire) -> None:
+    event = placed()
+    async with Heard(wire, event.order.id) as heard:
+        await wire.publish("commerce.order.placed", event)
+        assert (await heard.next())[0] == "commerce.payment.captured"
+        cause = await wire.publish("commerce.order.cancelling", order_events.OrderCancelling(order=event.order))
+        event_type, header, payload = await heard.next()
+    assert event_type == "commerce.payment.refunded"
+    assert header["traceparent"].split("-")[1] == cause.split("-")[1]
+    assert payload.amount == AMOUNT
+    assert payload.payment.refunded_amount == AMOUNT
+    assert payload.payment.status == payment_pb2.PAYMENT_STATUS_REFUNDED
+
+
+async def test_an_order_that_is_cancelled_before_it_is_heard_of_is_voided(wire: Wire) -> None:
+    event = placed()
+    async with Heard(wire, event.order.id) as heard:
+        await wire.publish("commerce.order.cancelling", order_events.OrderCancelling(order=event.order))
+        event_type, _, payload = await heard.next()
+    assert event_type == "commerce.payment.voided"
+    assert payload.payment.status == payment_pb2.PAYMENT_STATUS_VOIDED
+    assert payload.payment.amount == AMOUNT
+
+
+def process(token: str = "tok_visa", **fields: Any) -> payment_pb2.ProcessPaymentRequest:
+    return payment_pb2.ProcessPaymentRequest(
+        **{
+            "order_id": str(new_id()),
+            "customer_id": str(new_id()),
+            "amount": AMOUNT,
+            "provider": "sandbox",
+            "payment_method_id": str(new_id()),
+            "token": token,
+            **fields,
+        }
+    )
+
+
+def with_(request: payment_pb2.ProcessPaymentRequest, **fields: Any) -> payment_pb2.ProcessPaymentRequest:
+    other = payment_pb2.ProcessPaymentRequest()
+    other.CopyFrom(request)
+    other.MergeFrom(payment_pb2.ProcessPaymentRequest(**fields))
+    return other
+
+
+def stub(client: Client) -> payment_pb2_grpc.PaymentServiceStub:
+    return payment_pb2_grpc.PaymentServiceStub(client.channel)
+
+
+async def charge(wire: Wire, request: payment_pb2.ProcessPaymentRequest, **more: Any) -> payment_pb2.Payment:
+    reply: payment_pb2.ProcessPaymentResponse = await wire.peer(stub(wire.peer).ProcessPayment, request, **more)
+    return reply.payment
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "reason"),
+    [
+        ("tok_visa", payment_pb2.PAYMENT_STATUS_CAPTURED, ""),
+        ("tok_slow", payment_pb2.PAYMENT_STATUS_CAPTURED, ""),
+        ("tok_timeout", payment_pb2.PAYMENT_STATUS_CAPTURED, ""),
+        ("tok_insufficient_funds", payment_pb2.PAYMENT_STATUS_DECLINED, "insufficient_funds"),
+    ],
+)
+async def test_processing_a_payment_answers_with_the_outcome(
+    wire: Wire, token: str, status: payment_pb2.PaymentStatus.ValueType, reason: str
+) -> None:
+    request = process(token)
+    payment = await charge(wire, request)
+    assert (payment.status, payment.failure_reason) == (status, reason)
+    assert (payment.order_id, payment.customer_id) == (request.order_id, request.customer_id)
+    assert payment.amount == AMOUNT
+    assert payment.HasField("process_time")
+    assert token.encode() not in payment.SerializeToString()
+
+
+async def test_processing_answers_pending_when_the_caller_cannot_wait(wire: Wire) -> None:
+    request = process("tok_slow")
+    payment = await charge(wire, request, timeout=0.8)
+    assert payment.status == payment_pb2.PAYMENT_STATUS_PENDING
+    assert not payment.HasField("process_time")
+    again = await charge(wire, request)
+    assert (again.id, again.status) == (payment.id, payment_pb2.PAYMENT_STATUS_CAPTURED)
+
+
+async def test_an_order_is_charged_once_however_often_it_is_asked_for(wire: Wire) -> None:
+    request = process()
+    payments = await asyncio.gather(*(charge(wire, request, key=new_key()) for _ in range(20)))
+    assert len({payment.id for payment in payments}) == 1
+    assert len({payment.provider_reference for payment in payments if payment.provider_reference}) == 1
+    assert (await charge(wire, request)).status == payment_pb2.PAYMENT_STATUS_CAPTURED
+
+
+async def test_a_key_stands_for_the_payment_and_its_replay_tells_how_it_is_now(wire: Wire) -> None:
+    request, key = process("tok_slow"), new_key()
+    first = await charge(wire, request, key=key, timeout=0.8)
+    assert first.status == payment_pb2.PAYMENT_STATUS_PENDING
+    again = await charge(wire, request, key=key)
+    assert (again.id, again.status) == (first.id, payment_pb2.PAYMENT_STATUS_CAPTURED)
+    error = await refused(charge(wire, process(), key=key))
+    assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_an_order_is_not_charged_another_amount(wire: Wire) -> None:
+    request = process()
+    await charge(wire, request)
+    error = await refused(charge(wire, with_(request, amount=Money(units=13))))
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "PAYMENT_STATE")
+    assert error.metadata["status"] == "CAPTURED"
+
+
+async def test_an_order_that_was_cancelled_is_not_charged(wire: Wire) -> None:
+    event = placed()
+    async with Heard(wire, event.order.id) as heard:
+        await wire.publish("commerce.order.cancelling", order_events.OrderCancelling(order=event.order))
+        await heard.next()
+    request = process(order_id=event.order.id, customer_id=event.order.customer_id)
+    error = await refused(charge(wire, request))
+    assert (error.reason, error.metadata["status"]) == ("PAYMENT_STATE", "VOIDED")
+
+
+async def test_an_unknown_provider_is_refused(wire: Wire) -> None:
+    error = await refused(charge(wire, process(provider="nobody")))
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "PROVIDER_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("order_id", {"order_id": "7"}),
+        ("customer_id", {"customer_id": ""}),
+        ("amount", {"amount": None}),
+        ("amount", {"amount": Money(currency_code="EUR")}),
+        ("provider", {"provider": "Not a name"}),
+        ("token", {"token": "4242424242424242"}),
+    ],
+)
+async def test_a_bad_request_names_its_field(wire: Wire, field: str, fields: dict[str, Any]) -> None:
+    error = await refused(charge(wire, process(**fields)))
+    assert error.reason == "VALIDATION_FAILED"
+    assert field in {violation.field for violation in error.violations}
+
+
+async def test_only_services_process_payments(wire: Wire) -> None:
+    for client in (wire.gateway, wire.staff, wire.customer(str(uuid4()))):
+        error = await refused(client(stub(client).ProcessPayment, process()))
+        assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+
+
+async def test_a_payment_is_read_by_its_customer_and_by_staff(wire: Wire) -> None:
+    payment = await charge(wire, process())
+    for client in (wire.customer(payment.customer_id), wire.staff):
+        by_id = await client(stub(client).GetPayment, payment_pb2.GetPaymentRequest(payment_id=payment.id))
+        of_order = await client(
+            stub(client).GetOrderPayment, payment_pb2.GetOrderPaymentRequest(order_id=payment.order_id)
+        )
+        assert by_id.payment == of_order.payment == payment
+
+
+async def test_a_strangers_payment_reads_like_one_that_is_not_there(wire: Wire) -> None:
+    payment, stranger = await charge(wire, process()), wire.customer(str(uuid4()))
+    for payment_id in (payment.id, str(uuid4())):
+        request = payment_pb2.GetPaymentRequest(payment_id=payment_id)
+        error = await refused(stranger(stub(stranger).GetPayment, request))
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
+        assert error.message == f"there is no payment {payment_id}"
+    for order_id in (payment.order_id, str(uuid4())):
+        of_order = payment_pb2.GetOrderPaymentRequest(order_id=order_id)
+        error = await refused(stranger(stub(stranger).GetOrderPayment, of_order))
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
+        assert error.message == f"order {order_id} has no payment"
+
+
+async def test_reading_needs_a_token_and_an_id(wire: Wire) -> None:
+    by_id, of_order = payment_pb2.GetPaymentRequest(), payment_pb2.GetOrderPaymentRequest()
+    for method, request in ((stub(wire.gateway).GetPayment, by_id), (stub(wire.gateway).GetOrderPayment, of_order)):
+        error = await refused(wire.gateway(method, request))
+        assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "TOKEN_MISSING")
+        error = await refused(wire.staff(method, request))
+        assert error.reason == "VALIDATION_FAILED"
+
+
+async def test_what_is_not_there_yet_says_so(wire: Wire) -> None:
+    error = await refused(wire.staff(stub(wire.gateway).ListPayments, payment_pb2.ListPaymentsRequest()))
+    assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")

@@ -1,0 +1,153 @@
+"""The catalogue over gRPC."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from google.type.money_pb2 import Money
+
+from commerce.product.v1 import product_pb2, product_pb2_grpc
+from product_svc.app import Settings, build
+from stack.servers import Servers
+from tests.services import NOWHERE, Client, Keys, new_key, refused, running, settings_for
+
+
+@pytest.fixture(scope="module")
+async def client(servers: Servers, keys: Keys) -> AsyncIterator[Client]:
+    settings = settings_for(Settings, "product", servers, keys, order_target=NOWHERE)
+    async with running(build(settings)) as address:
+        client = Client(address, "product", keys, token=keys.token("staff", uuid4()))
+        yield client
+        await client.close()
+
+
+def new_product(sku: str | None = None, stock: int = 0, name: str = "A thing") -> product_pb2.CreateProductRequest:
+    return product_pb2.CreateProductRequest(
+        sku=sku or f"SKU-{uuid4()}",
+        name=name,
+        price=Money(currency_code="EUR", units=12, nanos=500_000_000),
+        initial_stock=stock,
+    )
+
+
+async def test_a_product_is_made_once_for_its_key(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    request, key = new_product(stock=7), new_key()
+    made = await client(stub.CreateProduct, request, key=key)
+    again = await client(stub.CreateProduct, request, key=key)
+    assert made == again
+    assert made.product.stock_quantity == 7
+    assert made.product.price.units == 12
+    read = await client(stub.GetProduct, product_pb2.GetProductRequest(product_id=made.product.id))
+    assert read.product == made.product
+    error = await refused(client(stub.CreateProduct, new_product(), key=key))
+    assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_a_sku_is_taken_once(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    request = new_product()
+    await client(stub.CreateProduct, request)
+    error = await refused(client(stub.CreateProduct, request, key=new_key()))
+    assert error.reason == "SKU_TAKEN"
+
+
+async def make(client: Client, name: str, *, units: int = 1, sku: str | None = None) -> product_pb2.Product:
+    """A product of this name and price."""
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    request = new_product(sku, name=name)
+    request.price.CopyFrom(Money(currency_code="EUR", units=units))
+    reply = await client(stub.CreateProduct, request, key=new_key())
+    made: product_pb2.Product = reply.product
+    return made
+
+
+async def names(client: Client, **asked: object) -> list[str]:
+    """The names that a list answers with, page by page."""
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    found: list[str] = []
+    token = ""
+    while True:
+        request = product_pb2.ListProductsRequest(page_size=2, page_token=token, **asked)  # type: ignore[arg-type]
+        page = await client(stub.ListProducts, request)
+        assert len(page.products) <= 2
+        found += [product.name for product in page.products]
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+async def test_products_are_listed_in_each_order_page_by_page(client: Client) -> None:
+    word = f"w{uuid4().hex}"
+    for letter, units in (("c", 1), ("a", 3), ("b", 2), ("b", 2), ("d", 2)):
+        await make(client, f"{letter} {word}", units=units)
+
+    async def letters(order_by: str) -> str:
+        return "".join(name[0] for name in await names(client, query=word, order_by=order_by))
+
+    assert await letters("") == "abbcd", "by name, as the contract says"
+    assert await letters("name") == "abbcd"
+    assert await letters("name desc") == "dcbba"
+    assert await letters("createTime") == "cabbd"
+    assert await letters("createTime desc") == "dbbac"
+    assert (await letters("price"))[0] == "c"
+    assert (await letters("price"))[-1] == "a"
+    assert (await letters("price desc"))[0] == "a"
+
+
+async def test_a_query_finds_words_of_sku_name_and_description_by_their_beginnings(client: Client) -> None:
+    word = f"w{uuid4().hex}"
+    await make(client, f"Green tea {word}")
+    await make(client, f"Black tea {word}")
+    await make(client, "By its SKU", sku=f"{word}-X")
+    assert sorted(await names(client, query=word)) == ["Black tea " + word, "By its SKU", "Green tea " + word]
+    assert await names(client, query=f"{word} gre") == [f"Green tea {word}"]
+    assert await names(client, query=f"GREEN {word[:20]}") == [f"Green tea {word}"]
+    assert await names(client, query=f"{word} coffee") == []
+    for odd in ("!", "&|()", "' OR 1=1 --", ":*", "\\", "<->", "\0"):
+        await names(client, query=f"{word} coffee {odd}")
+        assert await names(client, query=odd + " " + word + " nowhere") == []
+
+
+async def test_a_page_token_is_of_its_list_only(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    word = f"w{uuid4().hex}"
+    for _ in range(2):
+        await make(client, word)
+    first = await client(stub.ListProducts, product_pb2.ListProductsRequest(page_size=1, query=word))
+    token = first.next_page_token
+    for request in (
+        product_pb2.ListProductsRequest(page_token=token[:-2] + "AA", query=word),
+        product_pb2.ListProductsRequest(page_token=token, query="another"),
+        product_pb2.ListProductsRequest(page_token=token, query=word, order_by="price"),
+    ):
+        error = await refused(client(stub.ListProducts, request))
+        assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
+
+
+async def test_archived_products_are_read_but_not_listed(client: Client, servers: Servers) -> None:
+    word = f"w{uuid4().hex}"
+    made = await make(client, word)
+    connection = await asyncpg.connect(servers.postgres.url_for("product_svc"))
+    await connection.execute("UPDATE products SET state = 'ARCHIVED' WHERE id = $1", made.id)
+    await connection.close()
+    assert await names(client, query=word) == []
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    read = await client(stub.GetProduct, product_pb2.GetProductRequest(product_id=made.id))
+    assert read.product.state == product_pb2.PRODUCT_STATE_ARCHIVED
+
+
+async def test_a_product_that_is_not_there_is_named(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    missing, there = str(uuid4()), (await make(client, "there")).id
+    error = await refused(client(stub.GetProduct, product_pb2.GetProductRequest(product_id=missing)))
+    assert (error.reason, error.metadata) == ("PRODUCT_NOT_FOUND", {"productId": missing})
+    reply = await client(stub.BatchGetProducts, product_pb2.BatchGetProductsRequest(product_ids=[missing, there]))
+    assert [product.id for product in reply.products] == [there]
+
+
+async def test_text_with_nul_is_a_bad_request(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    error = await refused(client(stub.CreateProduct, new_product(name="nul \0 in it"), key=new_key()))
+    assert error.code.name == "INVALID_ARGUMENT"

@@ -1,0 +1,215 @@
+"""Stock and its ledger: whatever is done in whatever order, the numbers add up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mesh.errors import InvalidArgument
+from product_svc.domain import STOCK_LIMIT, Hold, ProductNotFound, StockInsufficient, StockLimitExceeded
+from stack.servers import Servers
+from tests.service.warehouse import Warehouse, held, warehouse, wish
+
+
+@pytest.fixture(scope="module")
+async def here(servers: Servers) -> AsyncIterator[Warehouse]:
+    async with warehouse(servers, low_stock_threshold=5) as opened:
+        yield opened
+
+
+async def test_stock_moves_by_a_difference_or_to_a_count(here: Warehouse) -> None:
+    product = await here.product(10)
+    await here.move(product, delta=5)
+    await here.move(product, delta=-3)
+    await here.move(product, to=20)
+    await here.move(product, to=20)
+    await here.move(product, to=0)
+    moves, _ = await here.inventory.list_movements(product, page_size=0, page_token="")
+    assert [(move.delta, move.on_hand_after) for move in moves] == [(-20, 0), (8, 20), (-3, 12), (5, 15), (10, 10)]
+    assert {move.actor for move in moves} == {"staff:clerk"}
+    await here.require_balance(product)
+
+
+async def test_what_orders_hold_cannot_be_taken_away(here: Warehouse) -> None:
+    product = await here.product(10)
+    held((await here.reserve(wish({product: 7})))[0])
+    for change in ({"delta": -4}, {"to": 6}):
+        with pytest.raises(StockInsufficient) as refusal:
+            await here.move(product, **change)
+        assert refusal.value.metadata == {"productId": str(product), "requested": "4", "available": "3"}
+    await here.move(product, to=7)
+    assert await here.stock(product) == (7, 7)
+    await here.require_balance(product)
+
+
+async def test_a_product_has_no_more_than_the_contracts_limit(here: Warehouse) -> None:
+    product = await here.product(STOCK_LIMIT)
+    assert STOCK_LIMIT == 1_000_000_000
+    with pytest.raises(StockLimitExceeded):
+        await here.move(product, delta=1)
+    assert await here.stock(product) == (STOCK_LIMIT, 0)
+
+
+async def test_stock_of_no_product_is_not_found(here: Warehouse) -> None:
+    for asked in (
+        here.inventory.get_stock(uuid4()),
+        here.move(uuid4(), delta=1),
+        here.inventory.list_movements(uuid4(), page_size=0, page_token=""),
+    ):
+        with pytest.raises(ProductNotFound):
+            await asked
+
+
+async def test_the_ledger_is_paged_without_a_gap_and_its_token_is_not_to_be_changed(here: Warehouse) -> None:
+    product, other = await here.product(1), await here.product(1)
+    for _ in range(6):
+        await here.move(product, delta=1)
+    seen: list[int] = []
+    token, pages = "", 0
+    while pages == 0 or token:
+        moves, token = await here.inventory.list_movements(product, page_size=3, page_token=token)
+        seen += [move.on_hand_after for move in moves]
+        pages += 1
+    assert (seen, pages) == ([7, 6, 5, 4, 3, 2, 1], 3)
+    _, token = await here.inventory.list_movements(product, page_size=3, page_token="")
+    for product_id, bad in ((product, token[:-1]), (product, token[1:]), (other, token)):
+        with pytest.raises(InvalidArgument) as refusal:
+            await here.inventory.list_movements(product_id, page_size=3, page_token=bad)
+        assert refusal.value.reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_change_of_stock_is_told_with_its_movements_and_a_low_stock_once_for_its_fall(here: Warehouse) -> None:
+    product = await here.product(10)
+    for delta in (-4, -1, -1, 5, -4):  # 6, 5 (low), 4, 9, 5 (low again)
+        await here.move(product, delta=delta)
+    rows = await here.admin.fetch("SELECT type FROM mesh.outbox WHERE aggregate_id = $1 ORDER BY seq", product)
+    types = [row["type"].removeprefix("commerce.product.") for row in rows]
+    changed, low = "stock_changed", "stock_low"
+    assert types == ["created", changed, changed, low, changed, changed, changed, low]
+
+
+async def test_concurrent_changes_of_one_product_all_count(here: Warehouse) -> None:
+    product = await here.product(100)
+    changes = [here.move(product, delta=1) for _ in range(20)] + [here.move(product, delta=-2) for _ in range(20)]
+    await asyncio.gather(*changes)
+    assert await here.stock(product) == (80, 0)
+    await here.require_balance(product)
+
+
+class Model:
+    """What the numbers of one product must be, by the plainest of rules; each step is done for real as well."""
+
+    def __init__(self, here: Warehouse, product: UUID, on_hand: int) -> None:
+        self.here, self.product = here, product
+        self.on_hand, self.reserved = on_hand, 0
+        self.orders: dict[UUID, tuple[str, int]] = {}
+
+    async def delta(self, number: int) -> None:
+        await self._move(number, here_delta=number)
+
+    async def set(self, number: int) -> None:
+        await self._move(number - self.on_hand, here_to=number)
+
+    async def _move(self, delta: int, *, here_delta: int | None = None, here_to: int | None = None) -> None:
+        moving = self.here.move(self.product, delta=here_delta, to=here_to)
+        if self.on_hand + delta < self.reserved:
+            with pytest.raises(StockInsufficient):
+                await moving
+        else:
+            await moving
+            self.on_hand += delta
+
+    async def hold(self, number: int) -> None:
+        await self._hold([number])
+
+    async def hold_together(self, number: int) -> None:
+        await self._hold([1] * number)
+
+    async def _hold(self, sizes: list[int]) -> None:
+        results = await self.here.reserve(*(wish({self.product: size}) for size in sizes))
+        for size, result in zip(sizes, results, strict=True):
+            if self.reserved + size <= self.on_hand:
+                self.orders[held(result).order_id] = ("HELD", size)
+                self.reserved += size
+            else:
+                assert isinstance(result, StockInsufficient)
+
+    async def commit(self, number: int) -> None:
+        await self._settle(number, {"HELD": ("COMMITTED", -1, -1)})
+
+    async def release(self, number: int) -> None:
+        await self._settle(number, {"HELD": ("RELEASED", 0, -1), "COMMITTED": ("RETURNED", 1, 0)})
+
+    async def _settle(self, number: int, steps: dict[str, tuple[str, int, int]]) -> None:
+        if not self.orders:
+            return
+        order_id = list(self.orders)[number % len(self.orders)]
+        state, size = self.orders[order_id]
+        state, hands, held_ = steps.get(state, (state, 0, 0))
+        settle = self.here.commit if "COMMITTED" not in steps else self.here.release
+        assert {key: value.value for key, value in (await settle(order_id)).items()} == {order_id: state}
+        self.orders[order_id] = (state, size)
+        self.on_hand, self.reserved = self.on_hand + hands * size, self.reserved + held_ * size
+
+
+STEPS = st.one_of(
+    st.tuples(st.just(Model.delta), st.integers(-12, 12).filter(bool)),
+    st.tuples(st.just(Model.set), st.integers(0, 20)),
+    st.tuples(st.just(Model.hold), st.integers(1, 6)),
+    st.tuples(st.just(Model.hold_together), st.integers(1, 4)),
+    st.tuples(st.just(Model.commit), st.integers(0, 3)),
+    st.tuples(st.just(Model.release), st.integers(0, 3)),
+)
+
+
+# Long enough for holds to be made, sold and returned in each.
+@given(steps=st.lists(STEPS, min_size=20, max_size=40))
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+async def test_any_sequence_of_operations_keeps_the_balance(
+    here: Warehouse, steps: list[tuple[Callable[[Model, int], Awaitable[None]], int]]
+) -> None:
+    model = Model(here, await here.product(10), 10)
+    for step, number in steps:
+        await step(model, number)
+        assert await here.stock(model.product) == (model.on_hand, model.reserved)
+    await here.require_balance(model.product)
+
+
+async def test_the_database_itself_lets_nothing_be_oversold(here: Warehouse) -> None:
+    product = await here.product(3)
+    for wrong in ("reserved = 4", "reserved = -1", "on_hand = -1"):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await here.admin.execute(f"UPDATE stocks SET {wrong} WHERE product_id = $1", product)
+
+
+async def test_buyers_and_staff_at_the_same_time_never_sell_what_is_not_there(here: Warehouse) -> None:
+    product = await here.product(30)
+
+    async def buy() -> int:
+        (result,) = await here.reserve(wish({product: 1}))
+        if not isinstance(result, Hold):
+            return 0
+        await here.commit(result.order_id)
+        return 1
+
+    async def shrink() -> int:
+        try:
+            await here.move(product, delta=-5)
+        except StockInsufficient:
+            return 0
+        return 5
+
+    taken = await asyncio.gather(*(buy() for _ in range(60)), *(shrink() for _ in range(6)))
+    assert await here.stock(product) == (30 - sum(taken), 0)
+    await here.require_balance(product)

@@ -1,0 +1,157 @@
+"""The database as a part that can be lost: nothing is half written, callers are told, and the next call works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+
+from mesh.database import Statement
+from mesh.errors import Code, InvalidArgument, Unavailable
+from mesh.group_commit import GroupCommit
+from stack.servers import Servers
+from tests.service.runtime import Process, Scratch, backend_of, call, do, event, process, scratch_database
+from tests.services import new_key
+
+ECHO = Statement(sa.select(sa.bindparam("number", type_=sa.Integer).label("number")))
+SLEEP = Statement(sa.select(sa.func.pg_sleep(60).label("slept")))
+
+
+@pytest.fixture(scope="module")
+async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
+    async with scratch_database(servers) as made:
+        yield made
+
+
+@pytest.fixture
+async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    await scratch.empty()
+    async with process(scratch, servers) as started:
+        yield started
+
+
+@pytest.mark.parametrize("when", ["between two statements", "before the commit"])
+async def test_a_database_lost_in_mid_batch_is_told_to_all_its_callers_and_leaves_nothing(
+    scratch: Scratch, here: Process, when: str
+) -> None:
+    attempts = []
+
+    async def work(batch: Sequence[str]) -> list[str | Exception]:
+        attempts.append(len(batch))
+        asked = [call(new_key()) for _ in batch]
+        for each in asked:
+            each.encode("done")
+        async with here.units.begin() as unit:
+            await unit.claim(asked)
+            await do(unit, *batch)
+            unit.publish(event("test", uuid4(), 1))
+            if len(attempts) == 1:
+                await scratch.end_backend(await backend_of(unit))
+                if when == "between two statements":
+                    await do(unit, "after the end")
+        return list(batch)
+
+    group = GroupCommit("test", work)
+    results = await asyncio.gather(*(group.submit(str(item)) for item in range(20)), return_exceptions=True)
+    assert attempts == [20], "it is no item's fault: the batch is not split"
+    for result in results:
+        assert isinstance(result, Unavailable)
+        assert (result.code, result.reason) == (Code.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+        assert result.retry_after is not None
+    for table in ("effects", "mesh.idempotency", "mesh.outbox"):
+        assert await scratch.count(table) == 0, table
+
+    assert await asyncio.gather(*(group.submit(str(item)) for item in range(3))) == ["0", "1", "2"]
+    assert await scratch.notes() == ["0", "1", "2"]
+    assert await scratch.count("mesh.outbox") == 1
+
+
+async def test_all_connections_lost_at_once_are_mended_by_the_next_calls(scratch: Scratch, here: Process) -> None:
+    await here.database.check()
+    await scratch.admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await here.database.check()
+                break
+            except Unavailable:
+                continue
+        assert (await asyncio.gather(*(here.database.check() for _ in range(4)))) == [None] * 4
+
+
+async def test_a_cancelled_call_rolls_back_and_gives_its_connection_back_clean(scratch: Scratch, here: Process) -> None:
+    begun = asyncio.Event()
+
+    async def change() -> None:
+        async with here.units.begin() as work:
+            await do(work, "never")
+            begun.set()
+            await work.transaction.fetch(SLEEP)
+
+    for _ in range(6):  # more often than there are connections
+        begun.clear()
+        running = asyncio.create_task(change())
+        await begun.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    async with asyncio.timeout(10):
+        async with here.units.begin() as work:
+            await do(work, "after")
+    assert await scratch.notes() == ["after"]
+
+
+async def test_a_value_that_does_not_fit_is_a_fault_of_the_statement_and_not_of_the_database(here: Process) -> None:
+    async with here.database.reading() as reading:
+        assert await reading.fetch_one(ECHO, number=1)
+    async with here.database.reading() as reading:
+        with pytest.raises(asyncpg.DataError, match="int32"):
+            await reading.fetch_one(ECHO, number=2**40)
+
+
+async def test_text_that_postgresql_cannot_hold_is_the_callers_fault(here: Process) -> None:
+    with pytest.raises(InvalidArgument):
+        async with here.units.begin() as work:
+            await do(work, "nul \0 in it")
+
+
+async def test_a_statement_says_which_parameters_it_takes(here: Process) -> None:
+    async with here.database.reading() as reading:
+        for wrong in ({}, {"number": 1, "other": 2}):
+            with pytest.raises(TypeError, match="number"):
+                await reading.fetch_one(ECHO, **wrong)
+
+
+async def test_what_waits_for_the_commit_happens_after_it_and_only_then(scratch: Scratch, here: Process) -> None:
+    seen: list[int] = []
+
+    async with here.database.transaction() as transaction:
+        transaction.on_commit(lambda: seen.append(1))
+        assert not seen
+    assert seen == [1]
+
+    async def fail() -> None:
+        async with here.database.transaction() as transaction:
+            transaction.on_commit(lambda: seen.append(2))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert seen == [1]
+    assert await scratch.count("effects") == 0
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable(here: Process) -> None:
+    from mesh.database import Database
+
+    with pytest.raises(Unavailable):
+        await Database("postgresql://nobody@/nowhere?host=/no/such/folder").start()
+    with pytest.raises(Unavailable):
+        await Database(here.database.url).check()

@@ -1,0 +1,224 @@
+"""Idempotency on real PostgreSQL: the same key and the same request change nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+import pytest
+
+from mesh import idempotency
+from mesh.call import Call
+from mesh.errors import Code
+from mesh.group_commit import run_batch
+from mesh.idempotency import IdempotencyKeyReused, Replay
+from mesh.unit_of_work import UnitsOfWork
+from stack.servers import Servers
+from tests.service.runtime import Process, Scratch, call, do, process, scratch_database, text_of
+from tests.services import new_key
+
+
+@pytest.fixture(scope="module")
+async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
+    async with scratch_database(servers) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    async with process(scratch, servers) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+async def there(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    """Another process of the same service."""
+    async with process(scratch, servers) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+async def nothing_yet(scratch: Scratch) -> None:
+    await scratch.empty()
+
+
+async def change(units: UnitsOfWork, asked: Call, note: str = "done") -> str:
+    """A use case: an effect, and its reply under the key; what the caller is answered."""
+    try:
+        async with units.once(asked) as work:
+            await do(work, note)
+            work.remember(asked, note)
+    except Replay as replay:
+        return text_of(replay.reply)
+    return text_of(asked.reply)
+
+
+async def test_the_same_key_and_request_get_the_stored_reply_and_the_effect_is_had_once(
+    scratch: Scratch, here: Process, there: Process
+) -> None:
+    key = new_key()
+    assert await change(here.units, call(key), "first") == "first"
+    assert await change(here.units, call(key), "second") == "first"
+    assert await change(there.units, call(key), "third") == "first", "whichever process is asked"
+    assert await scratch.notes() == ["first"]
+
+
+async def test_while_the_first_is_under_way_the_second_waits_and_gets_its_reply(
+    scratch: Scratch, here: Process, there: Process
+) -> None:
+    key, asked = new_key(), call()
+    asked.key = call(key).key
+    async with asyncio.timeout(10):
+        async with here.units.once(asked) as work:
+            await do(work, "first")
+            second = asyncio.create_task(change(there.units, call(key), "second"))
+            await scratch.somebody_waits()
+            assert not second.done()
+            work.remember(asked, "first")
+        assert await second == "first"
+    assert await scratch.notes() == ["first"]
+
+
+async def test_when_the_first_fails_the_second_that_waited_for_it_is_carried_out(
+    scratch: Scratch, here: Process, there: Process
+) -> None:
+    key = new_key()
+    seconds: list[asyncio.Task[str]] = []
+
+    async def fail() -> None:
+        async with here.units.once(call(key)) as work:
+            await do(work, "first")
+            seconds.append(asyncio.create_task(change(there.units, call(key), "second")))
+            await scratch.somebody_waits()
+            raise ZeroDivisionError
+
+    async with asyncio.timeout(10):
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert await seconds[0] == "second"
+    assert await scratch.notes() == ["second"]
+
+
+async def test_a_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -> None:
+    async def fail() -> None:
+        async with here.units.once(call(new_key())) as work:
+            await do(work, "never")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert await scratch.count("mesh.idempotency") == 0
+    assert await scratch.notes() == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"request": "another"}, {"method": "/commerce.test.v1.TestService/Other"}], ids=["request", "method"]
+)
+async def test_a_key_that_stands_for_another_request_is_refused(
+    scratch: Scratch, here: Process, other: dict[str, str]
+) -> None:
+    key = new_key()
+    await change(here.units, call(key))
+    with pytest.raises(IdempotencyKeyReused) as refusal:
+        await change(here.units, call(key, **other))
+    assert (refusal.value.code, refusal.value.reason) == (Code.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
+    assert await scratch.notes() == ["done"]
+
+
+async def test_the_same_key_of_another_caller_is_another_key(scratch: Scratch, here: Process) -> None:
+    key = new_key()
+    assert await change(here.units, call(key, caller="ada"), "hers") == "hers"
+    assert await change(here.units, call(key, caller="bob"), "his") == "his"
+    assert await scratch.notes() == ["hers", "his"]
+
+
+async def test_a_change_without_a_key_is_made_each_time(scratch: Scratch, here: Process) -> None:
+    for _ in range(2):
+        await change(here.units, call())
+    assert await scratch.notes() == ["done", "done"]
+    assert await scratch.count("mesh.idempotency") == 0
+
+
+async def place(units: UnitsOfWork, batch: Sequence[Call]) -> list[str | Exception]:
+    """A use case over a batch, whose replies are encoded first."""
+    for each in batch:
+        each.encode("done")
+    async with units.begin() as work:
+        taken = await work.claim(batch)
+        results: list[str | Exception] = []
+        for each in batch:
+            outcome = taken.get(each.key.digest) if each.key else None
+            results.append(outcome or "done")
+        await do(work, *(result for result in results if isinstance(result, str)))
+    return results
+
+
+async def test_twin_keys_in_one_batch_take_effect_once_and_both_get_the_reply(scratch: Scratch, here: Process) -> None:
+    twin, other = new_key(), new_key()
+    batch = [call(twin), call(other), call(twin), call(twin, "another request")]
+    results = await run_batch(lambda items: place(here.units, items), batch)
+    assert [type(result) for result in results] == [str, str, Replay, IdempotencyKeyReused]
+    assert isinstance(results[2], Replay)
+    assert text_of(results[2].reply) == "done"
+    assert await scratch.notes() == ["done", "done"]
+
+
+async def test_what_was_answered_before_is_found_in_one_statement(here: Process) -> None:
+    known, fresh = new_key(), new_key()
+    await change(here.units, call(known))
+    before = here.database.statements
+    found = await idempotency.find(here.database, [call(known), call(fresh), call(), call(known, "another")])
+    assert here.database.statements == before + 1
+    assert set(found) == {call(known).key.digest}  # type: ignore[union-attr]  # it has a key
+    assert await idempotency.find(here.database, [call()]) == {}
+    assert here.database.statements == before + 1, "no key, no question"
+
+
+async def test_batches_with_the_same_keys_in_opposite_order_wait_for_each_other_and_never_deadlock(
+    scratch: Scratch, here: Process, there: Process
+) -> None:
+    for _ in range(10):
+        texts = [new_key() for _ in range(20)]
+        forwards, backwards = [call(text) for text in texts], [call(text) for text in reversed(texts)]
+        async with asyncio.timeout(20):
+            await asyncio.gather(place(here.units, forwards), place(there.units, backwards))
+    assert len(await scratch.notes()) == 200
+
+
+async def test_replies_are_forgotten_after_a_day_and_not_before(scratch: Scratch, here: Process) -> None:
+    old, young = new_key(), new_key()
+    for key in (old, young):
+        await change(here.units, call(key))
+    for key, age in ((old, timedelta(hours=24, minutes=1)), (young, timedelta(hours=23, minutes=59))):
+        await scratch.admin.execute(
+            "UPDATE mesh.idempotency SET create_time = now() - $2::interval WHERE digest = $1",
+            call(key).key.digest,  # type: ignore[union-attr]  # it has a key
+            age,
+        )
+    assert await idempotency.purge(here.database) == 1
+    assert await change(here.units, call(young), "again") == "done"
+    assert await change(here.units, call(old), "again") == "again"
+
+
+async def test_a_secret_reply_is_never_stored(scratch: Scratch, here: Process) -> None:
+    async def sign_in(_: Call) -> str:
+        # Such a use case takes no unit of work for its call, and remembers nothing.
+        async with here.units.begin() as work:
+            await do(work, "session")
+        return "the secret"
+
+    asked = call(new_key())
+    assert asked._to_wire is not None
+    assert text_of(await asked.answer(asked._to_wire, sign_in)) == "the secret"
+    assert await scratch.count("mesh.idempotency") == 0
+
+
+async def test_a_use_case_that_forgets_to_remember_is_a_fault_and_changes_nothing(
+    scratch: Scratch, here: Process
+) -> None:
+    with pytest.raises(RuntimeError, match="not remembered"):
+        async with here.units.once(call(new_key())) as work:
+            await do(work, "never")
+    assert await scratch.notes() == []
+    assert await scratch.count("mesh.idempotency") == 0

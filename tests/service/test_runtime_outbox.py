@@ -1,0 +1,319 @@
+"""The outbox: events leave in the order of their commits, and none is lost, whatever goes down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from signal import SIGKILL
+from uuid import UUID, uuid4
+
+import nats
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
+
+from mesh.events import stream_of
+from mesh.outbox import RETENTION, maintain_partitions
+from mesh.trace import Trace
+from stack.servers import Servers
+from tests.service.runtime import Scratch, event, new_area, process, scratch_database
+from tests.services import eventually
+
+
+@pytest.fixture(scope="module")
+async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
+    async with scratch_database(servers) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+async def nothing_yet(scratch: Scratch) -> None:
+    await scratch.empty()
+
+
+@asynccontextmanager
+async def reader(servers: Servers) -> AsyncIterator[Client]:
+    client = await nats.connect(servers.nats.url)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def published(client: Client, area: str, count: int) -> list[Msg]:
+    """All events of the area's stream, once there are so many."""
+    js, name = client.jetstream(), stream_of(f"commerce.{area}.")
+
+    async def full() -> bool:
+        try:
+            return bool((await js.stream_info(name)).state.messages >= count)
+        except NotFoundError:
+            return False
+
+    await eventually(full)
+    subscription = await js.subscribe(f"commerce.{area}.>", ordered_consumer=True)
+    messages = [await subscription.next_msg(timeout=5) for _ in range(count)]
+    await subscription.unsubscribe()
+    assert (await js.stream_info(name)).state.messages == count, "and no second copy"
+    return messages
+
+
+def by_aggregate(messages: list[Msg]) -> dict[str, list[int]]:
+    """The sequences of each aggregate, as they were published."""
+    sequences: dict[str, list[int]] = {}
+    for message in messages:
+        assert message.headers is not None
+        sequences.setdefault(message.headers["ce-subject"], []).append(int(message.headers["ce-sequence"]))
+    return sequences
+
+
+async def test_events_are_published_in_order_per_aggregate(scratch: Scratch, servers: Servers) -> None:
+    area, aggregates = new_area(), [uuid4() for _ in range(3)]
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+        for sequence in range(1, 21):
+            async with here.units.begin() as work:
+                for aggregate in aggregates:
+                    work.publish(event(area, aggregate, sequence))
+        messages = await published(client, area, 60)
+        assert by_aggregate(messages) == {str(aggregate): list(range(1, 21)) for aggregate in aggregates}
+        await eventually(lambda: _none_unpublished(scratch))
+        await eventually(_is(lambda: here.relay.published == 60))
+
+
+async def test_an_event_carries_its_cloudevents_context(scratch: Scratch, servers: Servers) -> None:
+    area, aggregate, trace = new_area(), uuid4(), Trace.new()
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+        async with here.units.begin() as work:
+            work.publish(event(area, aggregate, 7, "payload"), trace)
+        message = (await published(client, area, 1))[0]
+    row = await scratch.admin.fetchrow("SELECT event_id, create_time FROM mesh.outbox")
+    assert row is not None
+    assert message.subject == f"commerce.{area}.happened.{aggregate}"
+    assert StringValue.FromString(message.data).value == "payload"
+    assert message.headers == {
+        "Nats-Msg-Id": str(row["event_id"]),
+        "ce-specversion": "1.0",
+        "ce-id": str(row["event_id"]),
+        "ce-type": f"commerce.{area}.happened",
+        "ce-source": f"//commerce-mesh/{area}",
+        "ce-subject": str(aggregate),
+        "ce-time": row["create_time"].isoformat(),
+        "ce-sequence": "7",
+        "ce-datacontenttype": "application/protobuf",
+        "traceparent": trace.traceparent,
+    }
+
+
+async def test_what_is_rolled_back_is_never_published(scratch: Scratch, servers: Servers) -> None:
+    area = new_area()
+
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+
+        async def fail() -> None:
+            async with here.units.begin() as work:
+                work.publish(event(area, uuid4(), 1, "never"))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        async with here.units.begin() as work:
+            work.publish(event(area, uuid4(), 1, "this"))
+        assert [StringValue.FromString(message.data).value for message in await published(client, area, 1)] == ["this"]
+
+
+async def test_a_commit_in_another_process_wakes_the_active_relay(scratch: Scratch, servers: Servers) -> None:
+    area = new_area()
+    # With this poll only the signal can be the cause within the time of the test.
+    async with (
+        process(scratch, servers, area=area, relaying=True, poll=3600) as active,
+        process(scratch, servers, area=area) as other,
+        reader(servers) as client,
+    ):
+        await eventually(_is(lambda: active.relay.active))
+        await other.bus.connected()
+        await active.bus._connection.flush()  # its interest in the signal is known
+        async with other.units.begin() as work:
+            work.publish(event(area, uuid4(), 1))
+        await published(client, area, 1)
+
+
+async def test_of_two_relays_one_is_active_and_the_other_takes_over_when_its_connection_dies(
+    scratch: Scratch, servers: Servers
+) -> None:
+    area, aggregate = new_area(), uuid4()
+    async with (
+        # The first would try again after an hour: whatever is published after its end, the second has published.
+        process(scratch, servers, area=area, relaying=True, poll=3600) as first,
+        reader(servers) as client,
+    ):
+        await eventually(_is(lambda: first.relay.active))
+        async with process(scratch, servers, area=area, relaying=True) as second:
+            async with first.units.begin() as work:
+                work.publish(event(area, aggregate, 1))
+            await published(client, area, 1)
+            # What is on the stream but not marked yet, the second would rightly send again, under the same id.
+            await eventually(_is(lambda: first.relay.published == 1))
+            assert (first.relay.active, second.relay.active) == (True, False)
+
+            holder = await scratch.admin.fetchval(
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted "
+                "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            await scratch.end_backend(holder)
+            first.relay.wake()
+            await eventually(_is(lambda: second.relay.active))
+            await eventually(_is(lambda: not first.relay.active))
+            async with first.units.begin() as work:
+                work.publish(event(area, aggregate, 2))
+            assert by_aggregate(await published(client, area, 2)) == {str(aggregate): [1, 2]}
+            await eventually(_is(lambda: second.relay.published == 1))
+            assert first.relay.published == 1
+
+
+async def test_stop_publishes_what_is_there(scratch: Scratch, servers: Servers) -> None:
+    area = new_area()
+    async with process(scratch, servers, area=area, relaying=True, poll=3600) as here, reader(servers) as client:
+        await eventually(_is(lambda: here.relay.active))
+        async with here.units.begin() as work:
+            for _ in range(600):  # more than one batch
+                work.publish(event(area, uuid4(), 1))
+        async with asyncio.timeout(10):
+            await here.relay.stop()
+        assert await scratch.count("mesh.outbox WHERE publish_time IS NULL") == 0
+        await published(client, area, 600)
+
+
+async def test_what_is_committed_while_nats_is_down_is_published_when_it_is_back(
+    scratch: Scratch, tmp_path: Path
+) -> None:
+    area, aggregates = new_area(), [uuid4() for _ in range(3)]
+    async with (
+        Servers.started(tmp_path, only={"nats"}) as mortal,
+        process(scratch, mortal, area=area, relaying=True) as here,
+    ):
+
+        async def commit(sequences: range) -> None:
+            for sequence in sequences:
+                async with here.units.begin() as work:
+                    for aggregate in aggregates:
+                        work.publish(event(area, aggregate, sequence))
+
+        await commit(range(1, 51))
+        await eventually(_is(lambda: here.relay.published > 0))
+        kill(mortal, "nats")
+        await commit(range(51, 101))
+        await eventually(lambda: _none_unpublished(scratch), within=30)
+        async with reader(mortal) as client:
+            messages = await published(client, area, 300)
+        assert by_aggregate(messages) == {str(aggregate): list(range(1, 101)) for aggregate in aggregates}
+
+
+async def test_a_service_starts_while_nats_is_down_and_what_it_committed_then_is_published_later(
+    scratch: Scratch, tmp_path: Path
+) -> None:
+    """The rows of a first start, when no partition of the day is there yet, are published like all others."""
+    area = new_area()
+    for partition in await _partitions(scratch):
+        await scratch.admin.execute(f"DROP TABLE mesh.{partition}")
+    async with (
+        Servers.started(tmp_path, only=()) as later,
+        process(scratch, later, area=area, relaying=True) as here,
+    ):
+        async with here.units.begin() as work:
+            work.publish(event(area, uuid4(), 1))
+        assert await scratch.count("mesh.outbox_default") == 1
+        assert not here.relay.active
+        await later.start(only={"nats"})
+        async with reader(later) as client:
+            await published(client, area, 1)
+        await eventually(lambda: _none_unpublished(scratch))
+        async with here.units.begin() as work:
+            work.publish(event(area, uuid4(), 1))
+        await eventually(lambda: _none_unpublished(scratch))
+
+
+async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_in_them_is_unpublished(
+    scratch: Scratch,
+) -> None:
+    now = datetime.now(UTC)
+    day = timedelta(days=1)
+    for age in (RETENTION + 3 * day, RETENTION + 2 * day, RETENTION, day):
+        await _partition(scratch, now - age)
+    await _row(scratch, now - RETENTION - 3 * day, publish_time=now)
+    await _row(scratch, now - RETENTION - 2 * day, publish_time=now)
+    await _row(scratch, now - RETENTION - 2 * day, publish_time=None)
+    await _row(scratch, now - RETENTION, publish_time=now)
+
+    await maintain_partitions(scratch.admin, now)
+    await maintain_partitions(scratch.admin, now)
+
+    def named(moment: datetime) -> str:
+        return f"outbox_{moment:%Y%m%d}"
+
+    assert await _partitions(scratch) == sorted(
+        named(moment)
+        for moment in (now - RETENTION - 2 * day, now - RETENTION, now - day, now, now + day, now + 2 * day)
+    )
+    await _row(scratch, now, publish_time=None)
+    assert await scratch.count(f"mesh.{named(now)}") == 1
+
+
+async def test_what_no_partition_of_a_day_took_goes_when_its_time_is_over(scratch: Scratch) -> None:
+    now = datetime.now(UTC)
+    old = now - RETENTION - timedelta(days=40)
+    await _row(scratch, old, publish_time=now)
+    await _row(scratch, old, publish_time=None)
+    await _row(scratch, now + timedelta(days=40), publish_time=now)
+    assert await scratch.count("mesh.outbox_default") == 3
+    await maintain_partitions(scratch.admin, now)
+    assert await scratch.count("mesh.outbox_default") == 2
+    assert await scratch.count("mesh.outbox_default WHERE publish_time IS NULL") == 1
+
+
+def kill(servers: Servers, name: str) -> None:
+    """End a server as a crash does."""
+    identity = servers.supervisor[name].identity
+    assert identity is not None
+    os.kill(identity.pid, SIGKILL)
+
+
+async def _none_unpublished(scratch: Scratch) -> bool:
+    return await scratch.count("mesh.outbox WHERE publish_time IS NULL") == 0
+
+
+def _is(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return condition()
+
+    return look
+
+
+async def _partitions(scratch: Scratch) -> list[str]:
+    rows = await scratch.admin.fetch(
+        "SELECT relname FROM pg_class WHERE relname ~ '^outbox_[0-9]{8}$' AND relkind = 'r' ORDER BY 1"
+    )
+    return [row["relname"] for row in rows]
+
+
+async def _partition(scratch: Scratch, moment: datetime) -> None:
+    day = moment.date()
+    await scratch.admin.execute(
+        f"CREATE TABLE IF NOT EXISTS mesh.outbox_{day:%Y%m%d} PARTITION OF mesh.outbox "
+        f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z')"
+    )
+
+
+async def _row(scratch: Scratch, moment: datetime, *, publish_time: datetime | None) -> None:
+    await scratch.admin.execute(
+        "INSERT INTO mesh.outbox (event_id, type, aggregate_id, sequence, payload, traceparent, create_time, "
+        "publish_time) VALUES ($1, 'commerce.test.happened', $1, 1, '', '', $2, $3)",
+        UUID(int=1),
+        moment,
+        publish_time,
+    )

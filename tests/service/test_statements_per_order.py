@@ -1,0 +1,167 @@
+"""The number of SQL statements for a batch of orders does not grow with it, so the number per order falls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import events_pb2, payment_pb2
+from mesh.bus import Bus
+from mesh.call import Call, Caller, Kind
+from mesh.database import Database, Statement
+from mesh.errors import MeshError
+from mesh.events import Received
+from mesh.idempotency import IdempotencyKey
+from mesh.ids import new_id
+from mesh.outbox import Relay
+from mesh.paging import Pages
+from mesh.unit_of_work import UnitsOfWork
+from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
+from order_svc.peers import CustomerPeer, StockPeer
+from order_svc.store import orders
+from order_svc.usecases import Placement, Placing, Saga
+from product_svc.domain import Hold as ProductHold
+from product_svc.domain import HoldState, NewProduct, Reservation
+from product_svc.usecases import Catalogue, Holds
+from stack.servers import Servers
+from tests.services import migrated, new_key
+
+STATUSES = Statement(sa.select(orders.c.status, sa.func.count()).group_by(orders.c.status))
+
+
+class Wallets(CustomerPeer):
+    """A customer service whose customers all have a card."""
+
+    def __init__(self) -> None:
+        """No peer behind it."""
+
+    async def payment_methods(
+        self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
+    ) -> list[PaymentMethod | MeshError]:
+        """The card of each."""
+        assert len(calls) == len(wanted)
+        return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
+
+
+class Stock(StockPeer):
+    """The product service's holds, without the wire between."""
+
+    def __init__(self, holds: Holds) -> None:
+        self._holds = holds
+
+    async def reserve(
+        self,
+        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
+        expire_time: datetime,
+        calls: Sequence[Call],
+    ) -> list[Hold | MeshError]:
+        """Hold stock for each."""
+        assert len(calls) == len(wanted)
+        held = await self._holds.reserve(
+            Reservation(order_id, key, customer_id, expire_time, quantities)
+            for order_id, key, customer_id, quantities in wanted
+        )
+        return [
+            Hold(
+                each.order_id,
+                tuple(
+                    HeldLine(line.product_id, line.sku, line.name, line.quantity, line.unit_price, line.currency)
+                    for line in each.lines
+                ),
+            )
+            for each in held
+            if isinstance(each, ProductHold)
+        ]
+
+
+class NoOrders:
+    """The order service of a product service whose sweep does not run."""
+
+    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        """Never asked."""
+        raise AssertionError(order_ids)
+
+
+@pytest.fixture
+async def databases(folder: Path) -> AsyncIterator[tuple[Database, Database]]:
+    """The databases of orders and products, with no service at work on them."""
+    async with Servers.started(folder, only={"postgres"}) as servers:
+        await migrated(servers)
+        opened = [Database(servers.postgres.url_for(role), max_connections=4) for role in ("order_svc", "product_svc")]
+        for database in opened:
+            await database.start()
+        yield opened[0], opened[1]
+        for database in opened:
+            await database.stop()
+
+
+async def test_statements_per_order_fall_with_the_batch(databases: tuple[Database, Database]) -> None:
+    order_database, product_database = databases
+    # Events stay in the outboxes: these relays are not started.
+    bus = Bus("nats://127.0.0.1:1", name="test")
+    units, product_units = (
+        UnitsOfWork(database, Relay(name, database, bus))
+        for name, database in (("order", order_database), ("product", product_database))
+    )
+    holds = Holds(product_units, NoOrders(), low_stock_threshold=0)
+    saga = Saga(units)
+    placement = Placement(
+        units, Wallets(), Stock(holds), payment_deadline=timedelta(minutes=15), hold_margin=timedelta(minutes=5)
+    )
+    catalogue = Catalogue(product_units, Pages(b"secret of the test"))
+    staff = Call("CreateProduct", caller=Caller(Kind.STAFF, str(uuid4())))
+    staff._to_wire = lambda _: order_pb2.Order()
+    wanted = [
+        (await catalogue.create_product(staff, NewProduct(f"SKU-{n}", "A thing", "", Decimal(10), "EUR", 1000))).id
+        for n in range(3)
+    ]
+
+    async def statements(count: int) -> dict[str, int]:
+        mark = order_database.statements + product_database.statements
+
+        def taken() -> int:
+            nonlocal mark
+            before, mark = mark, order_database.statements + product_database.statements
+            return mark - before
+
+        placed = await placement._place([placing(wanted) for _ in range(count)])
+        ids = [UUID(order.id) for order in placed if isinstance(order, order_pb2.Order)]
+        assert len(ids) == count
+        placing_them = taken()
+        async with units.begin() as work:
+            await saga.on_payment(work, [captured(order_id) for order_id in ids])
+        confirming_them = taken()
+        async with product_units.begin() as work:
+            await holds.commit(work, ids)
+        return {"placing": placing_them, "confirming": confirming_them, "selling": taken()}
+
+    one, many = await statements(1), await statements(64)
+    assert one == many == {"placing": 11, "confirming": 4, "selling": 7}
+    async with order_database.reading() as reading:
+        confirmed = await reading.fetch(STATUSES)
+    assert [tuple(row) for row in confirmed] == [(Status.CONFIRMED.value, 65)]
+
+
+def placing(products: Sequence[UUID]) -> Placing:
+    """A wish for one of each product, by a customer of its own."""
+    caller = Caller(Kind.CUSTOMER, str(uuid4()))
+    key = IdempotencyKey.of(new_key(), caller, "CreateOrder", order_pb2.CreateOrderRequest())
+    call = Call("CreateOrder", caller=caller, key=key)
+    call._to_wire = lambda placed: order_pb2.CreateOrderResponse(order=placed)  # as rpc.py does
+    return Placing(call, UUID(caller.id), dict.fromkeys(products, 1), None)
+
+
+def captured(order_id: UUID) -> Received[Any]:
+    """The news that an order was paid."""
+    payment = payment_pb2.Payment(id=str(new_id()), order_id=str(order_id))
+    return Received(
+        new_id(), "commerce.payment.captured", UUID(payment.id), 2, "", events_pb2.PaymentCaptured(payment=payment)
+    )

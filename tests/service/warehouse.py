@@ -1,0 +1,135 @@
+"""The product service's use cases on its real database, without the service around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import asyncpg
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from mesh.bus import Bus
+from mesh.call import Call, Caller, Kind
+from mesh.database import Database
+from mesh.outbox import Relay
+from mesh.paging import Pages
+from mesh.unit_of_work import UnitsOfWork
+from product_svc.domain import Hold, HoldState, MovementReason, NewProduct, Reservation, StockChange
+from product_svc.usecases import Catalogue, Holds, Inventory
+from stack.servers import Servers
+
+STAFF = Caller(Kind.STAFF, "clerk")
+
+
+@dataclass
+class AskedOrders:
+    """The order service as the sweeper sees it: answers what the test says, and notes what it was asked."""
+
+    wishes: dict[UUID, HoldState] = field(default_factory=dict)
+    asked: list[list[UUID]] = field(default_factory=list)
+
+    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+        self.asked.append(list(order_ids))
+        return {order_id: self.wishes[order_id] for order_id in order_ids}
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """One process of the product service."""
+
+    database: Database
+    units: UnitsOfWork
+    catalogue: Catalogue
+    inventory: Inventory
+    holds: Holds
+    orders: AskedOrders
+    admin: asyncpg.Connection
+
+    async def product(self, stock: int = 0, *, name: str = "A thing") -> UUID:
+        """A new product with so much on hand."""
+        new = NewProduct(f"SKU-{uuid4()}", name, "", Decimal("12.5"), "EUR", stock)
+        return (await self.catalogue.create_product(change(), new)).id
+
+    async def products(self, count: int, stock: int) -> list[UUID]:
+        """Several, by their primary keys."""
+        return sorted([await self.product(stock) for _ in range(count)])
+
+    async def reserve(self, *reservations: Reservation) -> list[Hold | BaseException]:
+        """Hold stock."""
+        return await self.holds.reserve(reservations)
+
+    async def commit(self, *order_ids: UUID) -> dict[UUID, HoldState]:
+        """Sell what they hold."""
+        return await self.holds.commit_stock(change(), order_ids)
+
+    async def release(self, *order_ids: UUID) -> dict[UUID, HoldState]:
+        """Give back what they hold."""
+        return await self.holds.release_stock(change(), order_ids)
+
+    async def move(self, product_id: UUID, *, delta: int | None = None, to: int | None = None) -> None:
+        """Change what is on hand."""
+        asked = StockChange(product_id, delta, to, MovementReason.ADJUSTMENT, "")
+        await self.inventory.update_stock(change(), asked)
+
+    async def stock(self, product_id: UUID) -> tuple[int, int]:
+        """On hand and reserved."""
+        found = await self.inventory.get_stock(product_id)
+        return found.on_hand, found.reserved
+
+    async def require_balance(self, product_id: UUID) -> None:
+        """The ledger adds up to what is on hand, the live holds to what is reserved."""
+        on_hand, reserved = await self.stock(product_id)
+        row = await self.admin.fetchrow(
+            "SELECT (SELECT coalesce(sum(delta), 0) FROM stock_movements WHERE product_id = $1) AS ledger, "
+            "(SELECT coalesce(sum(quantity), 0) FROM hold_lines JOIN holds USING (order_id) "
+            "WHERE product_id = $1 AND state = 'HELD') AS held, "
+            "(SELECT on_hand_after FROM stock_movements WHERE product_id = $1 ORDER BY id DESC LIMIT 1) AS after",
+            product_id,
+        )
+        assert row is not None
+        assert on_hand == row["ledger"] == (row["after"] or 0)
+        assert reserved == row["held"]
+        assert 0 <= reserved <= on_hand
+
+
+@asynccontextmanager
+async def warehouse(servers: Servers, *, low_stock_threshold: int = 0) -> AsyncIterator[Warehouse]:
+    """Open it; its relay does not run, so its events stay in the outbox."""
+    url = servers.postgres.url_for("product_svc")
+    database, orders, pages = Database(url, max_connections=6), AskedOrders(), Pages(b"a secret of the tests")
+    await database.start()
+    admin = await asyncpg.connect(url)
+    units = UnitsOfWork(database, Relay("product", database, Bus(servers.nats.url, name="product")))
+    inventory = Inventory(units, pages, low_stock_threshold=low_stock_threshold)
+    holds = Holds(units, orders, low_stock_threshold=low_stock_threshold)
+    try:
+        yield Warehouse(database, units, Catalogue(units, pages), inventory, holds, orders, admin)
+    finally:
+        await admin.close()
+        await database.stop()
+
+
+def change() -> Call:
+    """A change that staff ask for."""
+    made = Call("/test", caller=STAFF)
+    made._to_wire = lambda _: BytesValue()
+    return made
+
+
+def wish(
+    quantities: Mapping[UUID, int], *, key: bytes | None = None, order_id: UUID | None = None, expires_in: float = 60
+) -> Reservation:
+    """A wish to hold stock."""
+    expire_time = datetime.now(UTC) + timedelta(seconds=expires_in)
+    return Reservation(order_id or uuid4(), key or uuid4().bytes, uuid4(), expire_time, dict(quantities))
+
+
+def held(result: Hold | BaseException) -> Hold:
+    """The hold, or what kept it from being made."""
+    if isinstance(result, BaseException):
+        raise result
+    return result

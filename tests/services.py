@@ -1,0 +1,160 @@
+"""Services in this process, with real servers behind them and real mutual TLS before them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import grpc
+from google.protobuf.message import Message
+from pydantic import SecretStr
+
+from mesh import migrations, status
+from mesh.errors import MeshError
+from mesh.lifecycle import Service
+from mesh.server import Server
+from mesh.settings import ServiceSettings
+from stack import pki
+from stack.servers import DATABASES, Servers
+
+PEERS = ("customer", "order", "product", "payment", "gateway", "operator")
+NOWHERE = ("127.0.0.1:1",)
+"""The address of a service that is not there."""
+
+S = TypeVar("S", bound=ServiceSettings)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Certificates by peer, and the signing key."""
+
+    peers: Mapping[str, pki.Credentials]
+    signing: pki.SigningKey
+
+    @classmethod
+    def made(cls, folder: Path) -> Keys:
+        """New ones, in `folder`."""
+        return cls(pki.issue(folder / "tls", PEERS), pki.make_signing_key(folder / "jwt"))
+
+    def token(self, role: str, subject: UUID) -> str:
+        """An access token."""
+        return pki.access_token(self.signing.private, role=role, subject=subject)  # type: ignore[arg-type]  # also bad roles
+
+
+async def migrated(servers: Servers) -> None:
+    """Bring all four databases up to date."""
+    for role in DATABASES:
+        if (Path(__file__).parent.parent / role / "migrations" / "env.py").exists():
+            await asyncio.to_thread(migrations.upgrade, role, servers.postgres.url_for(role))
+
+
+def settings_for(kind: type[S], name: str, servers: Servers, keys: Keys, **more: Any) -> S:
+    """The settings of a service under test; `more` are its own."""
+    peer = keys.peers[name]
+    return kind.model_validate(
+        {
+            "listen": "127.0.0.1:0",
+            "database_url": SecretStr(servers.postgres.url_for(f"{name}_svc")),
+            "database_connections": 8,
+            "nats_url": servers.nats.url,
+            "tls_ca": peer.ca,
+            "tls_cert": peer.cert,
+            "tls_key": peer.key,
+            "jwks": keys.signing.jwks,
+            "page_secret": SecretStr("a secret of the tests"),
+            "drain_seconds": 5,
+            **more,
+        }
+    )
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[str]:
+    """Start a service, give its address, stop it."""
+    await service.start()
+    try:
+        yield f"127.0.0.1:{port_of(service)}"
+    finally:
+        await service.stop()
+
+
+def port_of(service: Service) -> int:
+    """The port on which a running service listens."""
+    return next(part.port for part in service.parts if isinstance(part, Server))
+
+
+class Client:
+    """Calls a service as some peer and some person."""
+
+    def __init__(self, address: str, service: str, keys: Keys, *, peer: str = "gateway", token: str = "") -> None:
+        credentials = keys.peers[peer]
+        self.channel = grpc.aio.secure_channel(
+            address,
+            grpc.ssl_channel_credentials(
+                credentials.ca.read_bytes(), credentials.key.read_bytes(), credentials.cert.read_bytes()
+            ),
+            options=[("grpc.ssl_target_name_override", service), ("grpc.use_local_subchannel_pool", 1)],
+        )
+        self._token = token
+
+    def as_(self, token: str) -> Client:
+        """The same connection for another person."""
+        other = Client.__new__(Client)
+        other.channel = self.channel
+        other._token = token
+        return other
+
+    async def __call__(
+        self,
+        method: Callable[..., Any],
+        request: Message,
+        *,
+        key: str | None = None,
+        timeout: float = 20,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> Any:
+        """Call a stub's method; what the service answers with as an error is raised as ours."""
+        sent = list(metadata)
+        if self._token:
+            sent.append(("authorization", f"Bearer {self._token}"))
+        if key is not None:
+            sent.append(("idempotency-key", key))
+        try:
+            return await method(request, timeout=timeout, metadata=sent)
+        except grpc.aio.AioRpcError as failure:
+            raise status.from_rpc_error(failure, "tested") from None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.channel.close()
+
+
+async def refused(call: Awaitable[object]) -> MeshError:
+    """The error that a call is refused with; the test fails when it is not."""
+    try:
+        reply = await call
+    except MeshError as error:
+        return error
+    raise AssertionError(f"not refused: {reply}")
+
+
+async def eventually(condition: Callable[[], Awaitable[T | None]], *, within: float = 20.0) -> T:
+    """The first true value of `condition`, asked again and again; the test fails after `within` seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while True:
+        if value := await condition():
+            return value
+        assert loop.time() < end, f"not so within {within} s"
+        await asyncio.sleep(0.02)
+
+
+def new_key() -> str:
+    """An idempotency key never used before."""
+    return str(uuid4())

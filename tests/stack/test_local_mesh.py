@@ -1,0 +1,143 @@
+"""A whole mesh from the command, watched from outside: started, hurt, stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stack.ports import free_ports
+from stack.process import Identity
+from stack.state import State
+
+PROCESSES = {"postgres", "nats", "redis", "customer", "product", "payment", "order-1", "order-2", "edge"}
+
+
+def mesh(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from stack.cli import main; main()", *arguments, "--state", str(state)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def up(state: Path, *more: str) -> str:
+    """Start a mesh in `state`, and return the URL of its edge."""
+    [port] = free_ports(1)
+    done = mesh("up", "--detach", "--edge-port", str(port), *more, state=state)
+    assert done.returncode == 0, done.stderr
+    return f"http://127.0.0.1:{port}"
+
+
+def status(state: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(mesh("status", "--json", state=state).stdout)
+    return found
+
+
+def identities(state: Path) -> dict[str, Identity]:
+    return {process.name: process.identity for process in State.find(state).running().processes if process.identity}
+
+
+def until(condition: Callable[[], object]) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < 60
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A mesh that is up: its state folder, and the URL of its edge."""
+
+    state: Path
+    edge: str
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    state = tmp_path_factory.mktemp("mesh")
+    yield Running(state, up(state, "--workers", "order=2", "--seed"))
+    mesh("down", state=state)
+
+
+def test_it_says_what_runs_where_and_that_all_is_ready(running: Running) -> None:
+    found = status(running.state)
+    assert (found["ready"], found["edge"]) == (True, running.edge)
+    assert {process["name"] for process in found["processes"]} == PROCESSES
+    for process in found["processes"]:
+        assert process["ready"]
+        assert process["address"]
+        assert Identity.of(process["pid"])
+    assert mesh("status", state=running.state).returncode == 0
+
+
+def test_a_seeded_mesh_has_products_for_sale(running: Running) -> None:
+    products = httpx.get(f"{running.edge}/v1/products").json()["products"]
+    assert len(products) == 5
+    assert all(product["stockQuantity"] > 0 for product in products)
+
+
+def test_the_demo_finds_all_as_it_should_be(running: Running) -> None:
+    done = mesh("demo", state=running.state)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("All as it should be.\n")
+
+
+def test_a_second_start_is_refused_with_where_the_first_is(running: Running) -> None:
+    done = mesh("up", state=running.state)
+    assert (done.returncode, running.edge in done.stderr) == (1, True)
+
+
+def test_the_databases_of_a_running_mesh_can_be_migrated(running: Running) -> None:
+    done = mesh("migrate", state=running.state)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is up to date") == 4
+
+
+@pytest.mark.parametrize("name", ["order-2", "nats", "postgres", "edge"])
+def test_what_is_killed_runs_again_at_its_address(running: Running, name: str) -> None:
+    before = next(process for process in status(running.state)["processes"] if process["name"] == name)
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: identities(running.state).get(name, Identity(before["pid"], "")).pid != before["pid"])
+    until(lambda: status(running.state)["ready"])
+    after = next(process for process in status(running.state)["processes"] if process["name"] == name)
+    assert after["address"] == before["address"]
+    assert httpx.get(f"{running.edge}/v1/products").status_code == 200
+
+
+def test_a_mesh_that_is_killed_leaves_nothing_and_starts_again_with_its_data(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    edge = up(state, "--seed")
+    products = httpx.get(f"{edge}/v1/products").json()
+    run = State.find(state).running()
+    os.kill(run.supervisor.pid, signal.SIGKILL)
+    until(lambda: not any(process.identity and process.identity.is_alive() for process in run.processes))
+    assert status(state) == {"ready": False, "edge": None, "processes": []}
+
+    edge = up(state)
+    assert not run.sockets.exists()
+    assert httpx.get(f"{edge}/v1/products").json() == products
+    run = State.find(state).running()
+    assert mesh("down", state=state).stdout == "stopped; the data stay\n"
+    assert not any(process.identity and process.identity.is_alive() for process in run.processes)
+    assert not run.sockets.exists()
+
+
+def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    command = [sys.executable, "-c", "from stack.cli import main; main()", "up"]
+    options = ["--state", str(tmp_path), "--edge-port", str(port)]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = [line for line in iter(process.stdout.readline, "Ctrl-C stops it.\n") if line]
+        processes = identities(tmp_path).values()
+        process.send_signal(signal.SIGINT)
+        said.append(process.stdout.read())
+        assert process.wait(timeout=60) == 0, said
+    assert f"The mesh is ready at http://127.0.0.1:{port}\n" in said
+    assert not any(one.is_alive() for one in processes)

@@ -1,0 +1,70 @@
+"""When `make setup` has something to do."""
+
+from pathlib import Path
+
+import pytest
+
+from stack import venv
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that wants little, with an environment that is made in no time."""
+    for name in ("requirements.txt", "pyproject.toml"):
+        (tmp_path / name).write_text("little\n")
+    monkeypatch.setattr(venv, "ROOT", tmp_path)
+    monkeypatch.setattr(venv, "STAMP", tmp_path / ".venv" / ".prepared")
+    return tmp_path
+
+
+@pytest.fixture
+def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was prepared: an entry each time."""
+    times: list[str] = []
+
+    def prepare() -> None:
+        (project / ".venv").mkdir(exist_ok=True)
+        times.append("prepared")
+
+    monkeypatch.setattr(venv, "prepare", prepare)
+    return times
+
+
+def test_it_is_prepared_once(prepared: list[str]) -> None:
+    venv.main()
+    venv.main()
+    assert len(prepared) == 1
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
+def test_it_is_prepared_again_when_more_is_wanted(project: Path, prepared: list[str], name: str) -> None:
+    venv.main()
+    (project / name).write_text("much\n")
+    venv.main()
+    assert len(prepared) == 2
+
+
+def test_a_copy_of_the_project_elsewhere_is_prepared_anew(
+    project: Path, prepared: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.main()
+    copy = project / "copy"
+    copy.mkdir()
+    for name in ("requirements.txt", "pyproject.toml"):
+        (copy / name).write_text("little\n")
+    monkeypatch.setattr(venv, "ROOT", copy)
+    venv.main()
+    assert len(prepared) == 2
+
+
+def test_a_preparation_that_failed_is_tried_again(
+    project: Path, prepared: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.main()
+    (project / "requirements.txt").write_text("much\n")
+    with monkeypatch.context() as broken:
+        broken.setattr(venv, "prepare", lambda: venv.run("/bin/false"))
+        with pytest.raises(SystemExit, match=r"/bin/false .* failed with code 1"):
+            venv.main()
+    venv.main()
+    assert len(prepared) == 2

@@ -1,0 +1,304 @@
+"""Group commit: what arrives together is committed together, and each call gets its own result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from math import log2
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
+from mesh.group_commit import GroupCommit, run_batch
+
+
+class Bad(Exception):
+    """What an item at fault does to its batch."""
+
+
+class Ledger:
+    """Work that notes its batches, fails for the items in `bad`, and can be held at a gate."""
+
+    def __init__(self, bad: Sequence[int] = ()) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = asyncio.Semaphore(0)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._bad = frozenset(bad)
+
+    async def work(self, batch: Sequence[int]) -> list[int | Exception]:
+        self.batches.append(list(batch))
+        self.entered.release()
+        await self.gate.wait()
+        if faults := self._bad & set(batch):
+            raise Bad(min(faults))
+        return [item * 10 for item in batch]
+
+
+def submit(group: GroupCommit[int, int], *items: int) -> list[asyncio.Task[int]]:
+    return [asyncio.create_task(group.submit(item)) for item in items]
+
+
+async def waiting(group: GroupCommit[int, int], count: int) -> None:
+    """Until so many calls wait in the queue; a turn of the loop is all that they need to get there."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(group._waiting) == count
+
+
+async def results(tasks: Sequence[asyncio.Task[int]]) -> list[int | BaseException]:
+    """What each call got; the test fails, instead of standing still, when one got nothing."""
+    async with asyncio.timeout(5):
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_lone_call_runs_at_once_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_timer(*_: object, **__: object) -> None:
+        raise AssertionError("a timer was set")
+
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work)
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_at", no_timer)
+    call = submit(group, 1)[0]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert ledger.batches == [[1]], "three turns of the loop are enough: nothing was waited for"
+    assert await call == 10
+
+
+async def test_calls_that_arrive_together_form_one_batch() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work)
+    assert await results(submit(group, 1, 2, 3)) == [10, 20, 30]
+    assert ledger.batches == [[1, 2, 3]]
+    assert (group.batches, group.items) == (1, 3)
+
+
+async def test_while_a_batch_is_committed_the_next_one_gathers() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, lanes=1)
+    ledger.gate.clear()
+    first = submit(group, 1)
+    await ledger.entered.acquire()
+    later = submit(group, 2)
+    await waiting(group, 1)
+    later += submit(group, 3, 4)
+    await waiting(group, 3)
+    assert ledger.batches == [[1]]
+    ledger.gate.set()
+    assert await results(first + later) == [10, 20, 30, 40]
+    assert ledger.batches == [[1], [2, 3, 4]]
+
+
+async def test_two_lanes_commit_side_by_side_and_a_third_batch_waits() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, lanes=2)
+    ledger.gate.clear()
+    calls = submit(group, 1)
+    await ledger.entered.acquire()
+    calls += submit(group, 2)
+    await ledger.entered.acquire()
+    calls += submit(group, 3, 4)
+    await waiting(group, 2)
+    assert ledger.batches == [[1], [2]]
+    ledger.gate.set()
+    assert await results(calls) == [10, 20, 30, 40]
+    assert ledger.batches == [[1], [2], [3, 4]]
+
+
+async def test_a_batch_is_never_larger_than_allowed() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, max_batch=4, lanes=1)
+    assert await results(submit(group, *range(10))) == [item * 10 for item in range(10)]
+    assert [len(batch) for batch in ledger.batches] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+async def test_a_call_that_comes_in_the_very_turn_in_which_a_lane_ends_is_run(lanes: int) -> None:
+    group = GroupCommit("test", Ledger().work, lanes=lanes)
+
+    async def caller(first: int) -> list[int]:
+        # The next call is made in the turn in which the result of the one before is there, as a queue's worker does.
+        return [await group.submit(first + step) for step in range(20)]
+
+    async with asyncio.timeout(5):
+        got = await asyncio.gather(*(caller(100 * number) for number in range(lanes)))
+    assert got == [[(100 * number + step) * 10 for step in range(20)] for number in range(lanes)]
+
+
+async def test_one_bad_item_of_a_batch_fails_alone() -> None:
+    ledger = Ledger(bad=[5])
+    group = GroupCommit("test", ledger.work)
+    got = await results(submit(group, *range(8)))
+    assert [index for index, result in enumerate(got) if isinstance(result, Bad)] == [5]
+    assert [result for result in got if not isinstance(result, Bad)] == [0, 10, 20, 30, 40, 60, 70]
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 256])
+async def test_finding_the_bad_item_takes_a_logarithm_of_calls(size: int) -> None:
+    ledger = Ledger(bad=[size // 3])
+    await run_batch(ledger.work, range(size))
+    assert len(ledger.batches) <= 2 * log2(size) + 1
+
+
+@pytest.mark.parametrize(
+    "nobodys_fault", [Unavailable("gone"), DeadlineExceeded("slow"), ResourceExhausted("busy")], ids=lambda e: e.reason
+)
+async def test_what_is_no_items_fault_fails_the_batch_at_once_without_splitting_it(nobodys_fault: MeshError) -> None:
+    batches = []
+
+    async def work(batch: Sequence[int]) -> list[int | Exception]:
+        batches.append(list(batch))
+        raise nobodys_fault
+
+    got = await results(submit(GroupCommit("test", work), *range(64)))
+    assert got == [nobodys_fault] * 64
+    assert len(batches) == 1
+
+
+async def test_an_item_refused_by_a_rule_gets_its_error_and_the_batch_is_not_split() -> None:
+    batches = []
+
+    async def work(batch: Sequence[int]) -> list[int | Exception]:
+        batches.append(list(batch))
+        return [Bad(item) if item % 2 else item for item in batch]
+
+    got = await results(submit(GroupCommit("test", work), 1, 2, 3, 4))
+    assert [type(result) for result in got] == [Bad, int, Bad, int]
+    assert len(batches) == 1
+
+
+async def test_a_full_queue_refuses_and_never_grows() -> None:
+    ledger = Ledger()
+    group = GroupCommit("stock holds", ledger.work, lanes=1, max_waiting=2)
+    ledger.gate.clear()
+    calls = submit(group, 1)
+    await ledger.entered.acquire()
+    calls += submit(group, 2, 3)
+    await waiting(group, 2)
+    for item in range(4, 20):
+        with pytest.raises(ResourceExhausted) as refusal:
+            await group.submit(item)
+        assert (refusal.value.reason, refusal.value.retry_after) == ("OVERLOADED", 1.0)
+        assert refusal.value.metadata == {"queue": "stock holds"}
+        assert len(group._waiting) == 2
+    ledger.gate.set()
+    assert await results(calls) == [10, 20, 30]
+    assert ledger.batches == [[1], [2, 3]]
+
+
+async def test_a_waiting_call_that_is_cancelled_is_never_run_and_leaves_its_place() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, lanes=1, max_waiting=2)
+    ledger.gate.clear()
+    calls = submit(group, 1)
+    await ledger.entered.acquire()
+    cancelled, kept = submit(group, 2, 3)
+    await waiting(group, 2)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    calls += [kept, *submit(group, 4)]
+    await waiting(group, 2)
+    ledger.gate.set()
+    assert await results(calls) == [10, 30, 40]
+    assert ledger.batches == [[1], [3, 4]]
+
+
+async def test_cancelling_a_call_that_is_being_committed_leaves_the_others() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work)
+    ledger.gate.clear()
+    first, second, third = submit(group, 1, 2, 3)
+    await ledger.entered.acquire()
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    ledger.gate.set()
+    assert await results([first, third]) == [10, 30]
+    assert ledger.batches == [[1, 2, 3]], "what is on its way is committed as a whole"
+
+
+async def test_when_all_that_waited_are_cancelled_nothing_is_run_and_the_next_call_is() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, lanes=1)
+    ledger.gate.clear()
+    first = submit(group, 1)
+    await ledger.entered.acquire()
+    waiters = submit(group, 2, 3)
+    await waiting(group, 2)
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.wait(waiters)
+    ledger.gate.set()
+    assert await results(first) == [10]
+    assert await results(submit(group, 4)) == [40]
+    assert ledger.batches == [[1], [4]]
+
+
+@pytest.mark.parametrize("too", ["few", "many"])
+async def test_work_that_answers_too_few_or_too_many_fails_its_batch_and_nobody_waits_for_ever(too: str) -> None:
+    ledger = Ledger()
+
+    async def work(batch: Sequence[int]) -> list[int | Exception]:
+        good = await ledger.work(batch)
+        return good if batch[0] else (good[1:] if too == "few" else [*good, 0])
+
+    group = GroupCommit("test", work, lanes=1)
+    ledger.gate.clear()
+    faulty = submit(group, 0, 1)
+    await ledger.entered.acquire()
+    behind = submit(group, 2)
+    await waiting(group, 1)
+    ledger.gate.set()
+    assert [type(result) for result in await results(faulty)] == [RuntimeError, RuntimeError]
+    assert await results(behind) == [20]
+
+
+async def test_when_a_lane_is_ended_from_outside_all_who_wait_are_told() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, lanes=1)
+    ledger.gate.clear()
+    calls = submit(group, 1)
+    await ledger.entered.acquire()
+    calls += submit(group, 2)
+    await waiting(group, 1)
+    for lane in group._running:
+        lane.cancel()
+    assert [type(result) for result in await results(calls)] == [Unavailable, Unavailable]
+    ledger.gate.set()
+    assert await results(submit(group, 3)) == [30], "and the next call finds a lane"
+
+
+@given(
+    bad=st.lists(st.booleans(), min_size=1, max_size=70),
+    max_batch=st.integers(1, 40),
+    lanes=st.integers(1, 3),
+    arrivals=st.randoms(use_true_random=False),
+)
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_whatever_the_mix_of_good_and_bad_items_each_gets_its_own_result(
+    bad: list[bool], max_batch: int, lanes: int, arrivals: Random
+) -> None:
+    async def scenario() -> None:
+        ledger = Ledger(bad=[item for item, is_bad in enumerate(bad) if is_bad])
+        group = GroupCommit("test", ledger.work, max_batch=max_batch, lanes=lanes)
+        calls = []
+        for item in range(len(bad)):
+            calls += submit(group, item)
+            if arrivals.random() < 0.3:
+                await asyncio.sleep(0)
+        for item, result in enumerate(await results(calls)):
+            if bad[item]:
+                assert isinstance(result, Bad)
+                assert result.args == (item,)
+            else:
+                assert result == item * 10
+        assert max(map(len, ledger.batches)) <= max_batch
+        assert not group._waiting
+        assert not group._running
+
+    asyncio.run(scenario())

@@ -1,0 +1,71 @@
+"""What an idempotency key stands for: its caller, its text, its method and its request."""
+
+from __future__ import annotations
+
+import pytest
+from google.type.money_pb2 import Money
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.call import ANYBODY, Caller, Kind
+from mesh.errors import Code, InvalidArgument
+from mesh.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
+
+ADA, BOB = Caller(Kind.CUSTOMER, "ada"), Caller(Kind.CUSTOMER, "bob")
+METHOD = "/commerce.order.v1.OrderService/CreateOrder"
+VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255)
+
+
+def key(text: str = "key", caller: Caller = ADA, method: str = METHOD, request: Money | None = None) -> IdempotencyKey:
+    return IdempotencyKey.of(text, caller, method, request or Money(units=1))
+
+
+def row(stored: IdempotencyKey, reply: bytes = b"reply") -> dict[str, object]:
+    return {"method": stored.method, "request_hash": stored.request_hash, "reply": reply}
+
+
+@given(VISIBLE)
+@settings(derandomize=True, deadline=None)
+def test_a_key_of_visible_ascii_characters_is_taken(text: str) -> None:
+    assert len(key(text).digest) == 32
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "a b", "a\n", "\nkey", "key\0", "schlüssel", "k" * 256, "\x7f", "key\t"], ids=repr
+)
+def test_any_other_key_is_refused_with_its_field_named(text: str) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        key(text)
+    assert refusal.value.reason == "IDEMPOTENCY_KEY_INVALID"
+    assert [violation.field for violation in refusal.value.violations] == ["idempotency-key"]
+
+
+def test_a_key_belongs_to_its_caller() -> None:
+    others = [ADA, BOB, ANYBODY, Caller(Kind.STAFF, "ada"), Caller(Kind.SERVICE, "ada")]
+    assert len({key(caller=caller).digest for caller in others}) == len(others)
+
+
+def test_where_the_caller_ends_and_the_key_begins_cannot_be_shifted() -> None:
+    assert key("bc", Caller(Kind.CUSTOMER, "a")).digest != key("c", Caller(Kind.CUSTOMER, "ab")).digest
+
+
+def test_the_same_request_under_the_same_key_is_replayed() -> None:
+    outcome = key().outcome(row(key(), b"stored"))  # type: ignore[arg-type]  # a row reads like a mapping
+    assert isinstance(outcome, Replay)
+    assert outcome.reply == b"stored"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [key(request=Money(units=2)), key(method="/commerce.order.v1.OrderService/CancelOrder")],
+    ids=["another request", "another method"],
+)
+def test_another_request_or_method_under_the_same_key_is_refused(other: IdempotencyKey) -> None:
+    assert other.digest == key().digest
+    outcome = other.outcome(row(key()))  # type: ignore[arg-type]  # a row reads like a mapping
+    assert isinstance(outcome, IdempotencyKeyReused)
+    assert (outcome.code, outcome.reason) == (Code.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_the_hash_of_a_request_differs_by_key_so_that_a_guess_at_its_content_needs_the_key() -> None:
+    assert key("one").request_hash != key("two").request_hash

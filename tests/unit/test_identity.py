@@ -1,0 +1,60 @@
+"""Access tokens as a service verifies them."""
+
+import json
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from mesh.call import Caller, Kind
+from mesh.errors import Unauthenticated
+from mesh.identity import CLOCK_SKEW_S, Tokens
+from stack.pki import SigningKey, make_signing_key
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> SigningKey:
+    return make_signing_key(tmp_path)
+
+
+def header(key: SigningKey, **changes: object) -> str:
+    """A bearer token of a customer, good but for `changes`."""
+    private = ECKey.import_key(json.loads(key.private.read_text()))
+    now = int(time.time())
+    claims: dict[str, object] = {
+        "iss": "commerce-mesh",
+        "aud": "commerce-mesh",
+        "sub": str(uuid4()),
+        "role": "customer",
+        "iat": now,
+        "exp": now + 900,
+        **changes,
+    }
+    return "Bearer " + jwt.encode({"alg": "ES256", "kid": private.kid}, claims, private, algorithms=["ES256"])
+
+
+def test_a_good_token_names_its_caller_again_and_again(key: SigningKey) -> None:
+    tokens, customer = Tokens(key.jwks), str(uuid4())
+    good = header(key, sub=customer)
+    assert [tokens.caller(good) for _ in range(2)] == [Caller(Kind.CUSTOMER, customer)] * 2
+
+
+def test_a_signer_whose_clock_is_a_little_ahead_is_believed(key: SigningKey) -> None:
+    now = int(time.time())
+    assert Tokens(key.jwks).caller(header(key, iat=now + CLOCK_SKEW_S // 2)).kind is Kind.CUSTOMER
+    with pytest.raises(Unauthenticated):
+        Tokens(key.jwks).caller(header(key, iat=now + 10 * CLOCK_SKEW_S))
+
+
+def test_a_token_is_not_good_beyond_its_end_whatever_the_skew(key: SigningKey) -> None:
+    with pytest.raises(Unauthenticated, match="expired"):
+        Tokens(key.jwks).caller(header(key, exp=int(time.time()) - 1))
+
+
+@pytest.mark.parametrize("wrong", [{"iss": "other"}, {"aud": "other"}, {"role": "root"}, {"sub": None}, {"exp": None}])
+def test_a_token_for_something_else_is_refused(key: SigningKey, wrong: dict[str, object]) -> None:
+    with pytest.raises(Unauthenticated):
+        Tokens(key.jwks).caller(header(key, **wrong))

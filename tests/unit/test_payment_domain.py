@@ -1,0 +1,160 @@
+"""The payment's life, without anything around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payment_svc.domain import (
+    LONGEST_BACKOFF,
+    Due,
+    NewPayment,
+    Payment,
+    PaymentStateRefused,
+    PaymentStatus,
+    ProviderContradiction,
+)
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+UNTIL = NOW + timedelta(seconds=10)
+AMOUNT = Decimal("12.50")
+
+
+def new(amount: Decimal = AMOUNT) -> NewPayment:
+    return NewPayment(uuid4(), uuid4(), amount, "EUR", "sandbox", "tok_visa")
+
+
+def pending() -> Payment:
+    return Payment.begin(uuid4(), new(), "", NOW, UNTIL)
+
+
+def cancelled() -> Payment:
+    return pending().request_cancel("", NOW, UNTIL)
+
+
+def captured() -> Payment:
+    return pending().capture("ch_1", NOW, UNTIL)
+
+
+def test_what_is_due_follows_from_the_state() -> None:
+    assert pending().due is Due.CHARGE
+    assert cancelled().due is Due.VOID
+    assert captured().due is None
+    assert captured().request_cancel("", NOW, UNTIL).due is Due.REFUND
+    assert cancelled().capture("ch_1", NOW, UNTIL).due is Due.REFUND
+    assert pending().decline("no", NOW).due is None
+    assert cancelled().void(NOW).due is None
+
+
+def test_the_token_is_forgotten_with_the_outcome_and_never_shown() -> None:
+    assert pending().token == "tok_visa"
+    assert captured().token == ""
+    assert "tok_visa" not in repr(pending())
+
+
+def test_the_keys_depend_on_the_payment_alone() -> None:
+    payment = pending()
+    keys = (payment.provider_key, payment.refund_key)
+    moved = payment.postpone(NOW).request_cancel("", NOW, UNTIL).capture("ch_1", NOW, UNTIL)
+    assert (moved.provider_key, moved.refund_key) == keys
+    assert len({*keys, pending().provider_key, pending().refund_key}) == 4
+
+
+def test_a_decline_after_a_cancel_request_counts_as_voided() -> None:
+    assert pending().decline("no", NOW).status is PaymentStatus.DECLINED
+    voided = cancelled().decline("no", NOW)
+    assert (voided.status, voided.failure_reason) == (PaymentStatus.VOIDED, "no")
+
+
+def test_the_same_answer_again_changes_nothing() -> None:
+    payment = captured()
+    assert payment.capture("ch_1", NOW, UNTIL) is payment
+    declined, voided = pending().decline("no", NOW), cancelled().void(NOW)
+    assert declined.decline("no", NOW) is declined
+    assert voided.void(NOW) is voided
+    asked = cancelled()
+    assert asked.request_cancel("", NOW, UNTIL) is asked
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        lambda: captured().capture("ch_2", NOW, UNTIL),
+        lambda: captured().decline("no", NOW),
+        lambda: captured().void(NOW),
+        lambda: pending().void(NOW),
+        lambda: pending().decline("no", NOW).capture("ch_1", NOW, UNTIL),
+        lambda: cancelled().void(NOW).capture("ch_1", NOW, UNTIL),
+        lambda: pending().refund(AMOUNT, NOW, UNTIL),
+        lambda: captured().refund(AMOUNT + 1, NOW, UNTIL),
+        lambda: captured().refund(Decimal(0), NOW, UNTIL),
+    ],
+)
+def test_an_answer_that_cannot_be_raises(impossible: Callable[[], Payment]) -> None:
+    with pytest.raises(ProviderContradiction):
+        impossible()
+
+
+def test_money_is_given_back_in_parts_and_no_more_than_was_taken() -> None:
+    payment = captured().refund(Decimal(5), NOW, UNTIL)
+    assert (payment.status, payment.refundable) == (PaymentStatus.PARTIALLY_REFUNDED, Decimal("7.50"))
+    payment = payment.refund(payment.refundable, NOW, UNTIL)
+    assert (payment.status, payment.refundable) == (PaymentStatus.REFUNDED, Decimal(0))
+
+
+def test_pauses_grow_to_a_limit_and_begin_anew_with_the_next_step() -> None:
+    payment, pauses = pending(), []
+    for _ in range(40):
+        payment = payment.postpone(NOW)
+        assert payment.next_attempt_time is not None
+        pauses.append(payment.next_attempt_time - NOW)
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[1]
+    assert pauses[-1] == LONGEST_BACKOFF
+    assert payment.request_cancel("", NOW, UNTIL).attempts == 0
+
+
+def test_an_order_is_charged_what_it_was_charged_and_not_when_called_off() -> None:
+    wish = new()
+    payment = Payment.begin(uuid4(), wish, "", NOW, UNTIL)
+    payment.require_same(wish)
+    with pytest.raises(PaymentStateRefused, match="already"):
+        payment.require_same(NewPayment(wish.order_id, wish.customer_id, AMOUNT + 1, "EUR", "sandbox", ""))
+    with pytest.raises(PaymentStateRefused, match="cancelled"):
+        payment.request_cancel("", NOW, UNTIL).require_same(wish)
+
+
+STEPS: list[Callable[[Payment], Payment]] = [
+    lambda payment: payment.request_cancel("", NOW, UNTIL),
+    lambda payment: payment.capture("ch_1", NOW, UNTIL),
+    lambda payment: payment.decline("no", NOW),
+    lambda payment: payment.void(NOW),
+    lambda payment: payment.refund(Decimal(5), NOW, UNTIL),
+    lambda payment: payment.refund(payment.refundable, NOW, UNTIL),
+    lambda payment: payment.postpone(NOW) if payment.due else payment,
+]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=12))
+def test_whatever_is_said_in_whatever_order_the_books_stay_right(steps: list[Callable[[Payment], Payment]]) -> None:
+    payment = pending()
+    for step in steps:
+        try:
+            after = step(payment)
+        except ProviderContradiction:
+            continue
+        assert after.version >= payment.version
+        assert not (payment.cancel_requested and not after.cancel_requested)
+        payment = after
+        assert 0 <= payment.refunded_amount <= payment.amount
+        assert (payment.status is PaymentStatus.REFUNDED) == (payment.refunded_amount == payment.amount)
+        # What is due is never forgotten, and what is settled never taken up.
+        assert (payment.next_attempt_time is not None) == (payment.due is not None)
+        assert (payment.process_time is None) == (payment.status is PaymentStatus.PENDING)
+        assert payment.token == "" or payment.status is PaymentStatus.PENDING

@@ -1,0 +1,79 @@
+"""Errors ↔ google.rpc.Status: what one service says is what the other one understands."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import AioRpcError, Metadata
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh import status
+from mesh.errors import BRANCHES, Code, DeadlineExceeded, Internal, MeshError, NotFound, Unavailable, Violation
+
+TEXT = st.text(max_size=20)
+ERRORS = st.builds(
+    lambda branch, message, reason, metadata, violations, retry_after: branch(
+        message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after
+    ),
+    st.sampled_from(sorted(BRANCHES.values(), key=lambda branch: branch.code)),
+    TEXT,
+    st.from_regex(r"[A-Z][A-Z_]{0,20}", fullmatch=True),
+    st.dictionaries(TEXT, TEXT, max_size=3),
+    st.lists(st.builds(Violation, TEXT, TEXT), max_size=3),
+    st.none() | st.integers(0, 3_600_000).map(lambda milliseconds: milliseconds / 1000),
+)
+
+
+@given(ERRORS)
+@settings(derandomize=True, deadline=None)
+def test_an_error_comes_back_as_it_was_sent(error: MeshError) -> None:
+    sent = status_pb2.Status.FromString(status.to_status(error).SerializeToString())
+    back = status.from_status(sent)
+    assert type(back) is type(error)
+    for field in ("code", "message", "reason", "metadata", "violations", "retry_after"):
+        assert getattr(back, field) == getattr(error, field)
+
+
+@pytest.mark.parametrize("code", Code)
+def test_every_code_has_its_branch_and_its_code_on_the_transport(code: Code) -> None:
+    assert BRANCHES[code].code is code
+    assert status.grpc_code(status_pb2.Status(code=code)).name == code.name
+
+
+def test_a_cause_named_by_a_subclass_is_told_as_its_branch_with_the_reason() -> None:
+    class ThingNotFound(NotFound):
+        reason = "THING_NOT_FOUND"
+
+    sent = status.to_status(ThingNotFound("there is no thing", metadata={"thingId": "1"}))
+    info = error_details_pb2.ErrorInfo()
+    assert sent.details[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == ("THING_NOT_FOUND", "commerce", {"thingId": "1"})
+    assert len(sent.details) == 1, "no detail that says nothing"
+    back = status.from_status(sent)
+    assert (type(back), back.reason) == (NotFound, "THING_NOT_FOUND")
+
+
+@pytest.mark.parametrize("code", [1, 2, 11, 15, 99])
+def test_a_code_that_the_mesh_does_not_use_is_a_fault(code: int) -> None:
+    assert type(status.from_status(status_pb2.Status(code=code, message="odd"))) is Internal
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, Unavailable),
+        (grpc.StatusCode.CANCELLED, Unavailable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
+        (grpc.StatusCode.UNKNOWN, Internal),
+    ],
+)
+def test_a_failure_of_the_transport_has_an_error_of_ours(code: grpc.StatusCode, kind: type[MeshError]) -> None:
+    assert type(status.from_rpc_error(AioRpcError(code, Metadata(), Metadata()), "order")) is kind
+
+
+def test_what_a_service_says_goes_before_what_the_transport_saw() -> None:
+    said = status.to_status(NotFound("there is no order", reason="ORDER_NOT_FOUND"))
+    failure = AioRpcError(grpc.StatusCode.NOT_FOUND, Metadata(), Metadata(*status.trailers(said)))
+    assert status.from_rpc_error(failure, "order").reason == "ORDER_NOT_FOUND"
