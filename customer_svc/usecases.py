@@ -25,7 +25,7 @@ from customer_svc.domain import (
 from customer_svc.providers import card_of
 from mesh import idempotency
 from mesh.errors import MeshError
-from mesh.ids import new_id
+from mesh.ids import new_id, parse_id
 from mesh.paging import Pages
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class PaymentMethods:
         scope = f"payment methods\0{customer_id}"
         size = self._pages.size(page_size)
         position = self._pages.position(scope, page_token)
-        before = UUID(position[0]) if position else None
+        before = parse_id(position[0]) if position else None
         async with self._units.database.reading() as reading:
             if await store.get_customer(reading, customer_id) is None:
                 raise CustomerNotFound(customer_id)

@@ -16,11 +16,12 @@ from customer_svc.domain import (
 from mesh import status, wire
 from mesh.errors import MeshError
 from mesh.events import Event
+from mesh.ids import parse_id
 
 
 def named(customer_id: str) -> UUID | None:
     """The customer whom a request names; none for `me`."""
-    return None if customer_id == "me" else UUID(customer_id)
+    return None if customer_id == "me" else parse_id(customer_id)
 
 
 def new_customer(request: customer_pb2.CreateCustomerRequest) -> NewCustomer:
@@ -58,7 +59,7 @@ def payment_method(value: PaymentMethod) -> customer_pb2.PaymentMethod:
 
 def payment_method_query(message: customer_pb2.PaymentMethodQuery) -> PaymentMethodQuery:
     """A question of a service."""
-    return PaymentMethodQuery(UUID(message.customer_id), wire.uuid_or_none(message.payment_method_id))
+    return PaymentMethodQuery(parse_id(message.customer_id), wire.uuid_or_none(message.payment_method_id))
 
 
 def payment_method_result(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.PaymentMethodResult:

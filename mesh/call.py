@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from mesh.errors import NotFound
+from mesh.ids import parse_id
 from mesh.trace import Trace
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Caller:
     @property
     def customer_id(self) -> UUID | None:
         """The customer who asks; none for anybody else."""
-        return UUID(self.id) if self.kind is Kind.CUSTOMER else None
+        return parse_id(self.id) if self.kind is Kind.CUSTOMER else None
 
     def may_see(self, owner: UUID) -> bool:
         """Whether a resource of customer `owner` is this caller's to see: their own, or anyone's for staff."""

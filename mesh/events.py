@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
 from uuid import UUID
 
+from mesh.ids import parse_id
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -70,9 +72,9 @@ def headers(
 def received(header: Mapping[str, str], payload: M) -> Received[M]:
     """The event behind a message's headers. Raises KeyError or ValueError when it is not one of ours."""
     return Received(
-        UUID(header["ce-id"]),
+        parse_id(header["ce-id"]),
         header["ce-type"],
-        UUID(header["ce-subject"]),
+        parse_id(header["ce-subject"]),
         int(header["ce-sequence"]),
         header.get("traceparent", ""),
         payload,

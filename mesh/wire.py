@@ -7,6 +7,8 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
 
+from mesh.ids import parse_id
+
 _NANOS = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -37,4 +39,4 @@ def moment(stamp: Timestamp) -> datetime:
 
 def uuid_or_none(text: str) -> UUID | None:
     """The id in a field that may be empty; the contract's validation has already refused any other text."""
-    return UUID(text) if text else None
+    return parse_id(text) if text else None

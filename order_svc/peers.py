@@ -12,6 +12,7 @@ from mesh import status, wire
 from mesh.call import Call
 from mesh.clients import Peer
 from mesh.errors import MeshError
+from mesh.ids import parse_id
 from order_svc.domain import HeldLine, Hold, PaymentMethod
 
 
@@ -39,7 +40,7 @@ class CustomerPeer:
             status.from_status(result.error)
             if result.HasField("error")
             else PaymentMethod(
-                UUID(result.payment_method.id), result.payment_method.provider, result.payment_method.token
+                parse_id(result.payment_method.id), result.payment_method.provider, result.payment_method.token
             )
             for result in reply.results
         ]
@@ -94,10 +95,10 @@ class StockPeer:
 
 def _hold(message: inventory_pb2.Hold) -> Hold:
     return Hold(
-        UUID(message.order_id),
+        parse_id(message.order_id),
         tuple(
             HeldLine(
-                UUID(line.product_id),
+                parse_id(line.product_id),
                 line.sku,
                 line.name,
                 line.quantity,

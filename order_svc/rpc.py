@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from commerce.order.v1 import order_pb2 as order
 from mesh.call import Call
+from mesh.ids import parse_id
 from mesh.wire import uuid_or_none
 from order_svc import wire
 from order_svc.usecases import Placement, Reading, Saga
@@ -30,7 +29,7 @@ class OrderService:
         )
 
     async def GetOrder(self, request: order.GetOrderRequest, call: Call) -> order.GetOrderResponse:
-        found = await self._reading.get_order(call, UUID(request.order_id))
+        found = await self._reading.get_order(call, parse_id(request.order_id))
         return order.GetOrderResponse(order=wire.order(found))
 
     async def ListOrders(self, request: order.ListOrdersRequest, call: Call) -> order.ListOrdersResponse:
@@ -47,11 +46,11 @@ class OrderService:
         return await call.answer(
             lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)),
             self._saga.cancel_order,
-            UUID(request.order_id),
+            parse_id(request.order_id),
             note=request.reason,
             etag=request.etag,
         )
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
-        wishes = await self._saga.resolve_holds([UUID(each) for each in request.order_ids])
+        wishes = await self._saga.resolve_holds([parse_id(each) for each in request.order_ids])
         return order.ResolveHoldsResponse(decisions=[wire.decision(each, wish) for each, wish in wishes.items()])

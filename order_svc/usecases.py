@@ -16,7 +16,7 @@ from mesh import idempotency
 from mesh.errors import InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.events import Received
 from mesh.group_commit import GroupCommit
-from mesh.ids import new_id
+from mesh.ids import new_id, parse_id
 from mesh.paging import Pages
 from order_svc import store, wire
 from order_svc.domain import (
@@ -262,7 +262,7 @@ class Reading:
                 reading,
                 customer_id=customer_id,
                 status=status,
-                before=UUID(position[0]) if position else None,
+                before=parse_id(position[0]) if position else None,
                 most=size + 1,
             )
         if len(found) <= size:
@@ -307,14 +307,14 @@ class Saga:
         Raises OrderNotFound or OrderState when the news cannot be: such an event is parked.
         """
         now = _now()
-        orders = await store.lock(work.transaction, (UUID(event.payload.payment.order_id) for event in events))
+        orders = await store.lock(work.transaction, (parse_id(event.payload.payment.order_id) for event in events))
         changed: dict[UUID, Order] = {}
         for event in events:
             payment = event.payload.payment
-            order_id = UUID(payment.order_id)
+            order_id = parse_id(payment.order_id)
             if order_id not in orders:
                 raise OrderNotFound(order_id)
-            order = orders[order_id].hear(CAUSES[event.type], UUID(payment.id), now)
+            order = orders[order_id].hear(CAUSES[event.type], parse_id(payment.id), now)
             if order is not orders[order_id]:
                 orders[order_id] = changed[order_id] = order
                 work.publish(wire.moved(order), event.traceparent)

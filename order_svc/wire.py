@@ -7,6 +7,7 @@ from uuid import UUID
 from commerce.order.v1 import events_pb2, order_pb2
 from mesh import wire
 from mesh.events import Event
+from mesh.ids import parse_id
 from order_svc.domain import CancelReason, HoldWish, Order, PaymentMethod, Status
 
 STATUSES = {
@@ -64,7 +65,7 @@ def order(value: Order) -> order_pb2.Order:
 
 def lines(request: order_pb2.CreateOrderRequest) -> list[tuple[UUID, int]]:
     """Products and quantities as they were asked for."""
-    return [(UUID(line.product_id), line.quantity) for line in request.items]
+    return [(parse_id(line.product_id), line.quantity) for line in request.items]
 
 
 def decision(order_id: UUID, wish: HoldWish) -> order_pb2.HoldDecision:

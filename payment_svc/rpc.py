@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from commerce.payment.v1 import payment_pb2 as payment
 from mesh.call import Call
+from mesh.ids import parse_id
 from payment_svc import wire
 from payment_svc.usecases import Payments
 
@@ -24,11 +23,11 @@ class PaymentService:
         )
 
     async def GetPayment(self, request: payment.GetPaymentRequest, call: Call) -> payment.GetPaymentResponse:
-        found = await self._payments.get_payment(call, UUID(request.payment_id))
+        found = await self._payments.get_payment(call, parse_id(request.payment_id))
         return payment.GetPaymentResponse(payment=wire.payment(found))
 
     async def GetOrderPayment(
         self, request: payment.GetOrderPaymentRequest, call: Call
     ) -> payment.GetOrderPaymentResponse:
-        found = await self._payments.get_order_payment(call, UUID(request.order_id))
+        found = await self._payments.get_order_payment(call, parse_id(request.order_id))
         return payment.GetOrderPaymentResponse(payment=wire.payment(found))

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from mesh.errors import MeshError
 from mesh.idempotency import Replay
-from mesh.ids import new_id
+from mesh.ids import new_id, parse_id
 from payment_svc import store, wire
 from payment_svc.domain import (
     PROVIDER_UNKNOWN,
@@ -113,7 +113,7 @@ class Payments:
         """
         now = _now()
         until = now + self._lease
-        traces = {UUID(event.payload.order.id): event.traceparent for event in events}
+        traces = {parse_id(event.payload.order.id): event.traceparent for event in events}
         never_begun = [
             Payment.called_off(new_id(), new, traces[new.order_id], now)
             for new in (wire.cancelled(event.payload) for event in events)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from uuid import UUID
 
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2
 from mesh import wire
 from mesh.events import Event
+from mesh.ids import parse_id
 from payment_svc.domain import NewPayment, Payment, PaymentStatus
 
 STATUSES = {
@@ -25,8 +25,8 @@ STATUSES = {
 def requested(request: payment_pb2.ProcessPaymentRequest) -> NewPayment:
     """What another service asks to charge."""
     return NewPayment(
-        UUID(request.order_id),
-        UUID(request.customer_id),
+        parse_id(request.order_id),
+        parse_id(request.customer_id),
         wire.amount(request.amount),
         request.amount.currency_code,
         request.provider,
@@ -46,7 +46,9 @@ def cancelled(event: order_events.OrderCancelling) -> NewPayment:
 
 def _of_order(order: order_pb2.Order, provider: str, token: str) -> NewPayment:
     total = order.total_amount
-    return NewPayment(UUID(order.id), UUID(order.customer_id), wire.amount(total), total.currency_code, provider, token)
+    return NewPayment(
+        parse_id(order.id), parse_id(order.customer_id), wire.amount(total), total.currency_code, provider, token
+    )
 
 
 def payment(value: Payment) -> payment_pb2.Payment:

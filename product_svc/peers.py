@@ -7,6 +7,7 @@ from uuid import UUID
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
 from mesh.clients import Peer
+from mesh.ids import parse_id
 from product_svc.domain import HoldState
 
 _WISHES = {
@@ -27,4 +28,4 @@ class OrderPeer:
         stub = order_pb2_grpc.OrderServiceStub(self._peer.channel)
         request = order_pb2.ResolveHoldsRequest(order_ids=[str(each) for each in order_ids])
         reply = await self._peer.ask(stub.ResolveHolds, request)
-        return {UUID(each.order_id): _WISHES[each.resolution] for each in reply.decisions}
+        return {parse_id(each.order_id): _WISHES[each.resolution] for each in reply.decisions}

@@ -7,6 +7,7 @@ from uuid import UUID
 from commerce.product.v1 import inventory_pb2 as inventory
 from commerce.product.v1 import product_pb2 as product
 from mesh.call import Call
+from mesh.ids import parse_id
 from product_svc import wire
 from product_svc.domain import HoldState
 from product_svc.usecases import Catalogue, Holds, Inventory
@@ -26,13 +27,13 @@ class ProductService:
         )
 
     async def GetProduct(self, request: product.GetProductRequest, call: Call) -> product.GetProductResponse:
-        found = await self._catalogue.get_product(UUID(request.product_id))
+        found = await self._catalogue.get_product(parse_id(request.product_id))
         return product.GetProductResponse(product=wire.product(found))
 
     async def BatchGetProducts(
         self, request: product.BatchGetProductsRequest, call: Call
     ) -> product.BatchGetProductsResponse:
-        found = await self._catalogue.get_products([UUID(each) for each in request.product_ids])
+        found = await self._catalogue.get_products([parse_id(each) for each in request.product_ids])
         return product.BatchGetProductsResponse(products=[wire.product(each) for each in found])
 
     async def ListProducts(self, request: product.ListProductsRequest, call: Call) -> product.ListProductsResponse:
@@ -53,7 +54,7 @@ class InventoryService:
         self._holds = holds
 
     async def GetStock(self, request: inventory.GetStockRequest, call: Call) -> inventory.GetStockResponse:
-        stock = await self._inventory.get_stock(UUID(request.product_id))
+        stock = await self._inventory.get_stock(parse_id(request.product_id))
         return inventory.GetStockResponse(stock=wire.stock(stock))
 
     async def UpdateStock(self, request: inventory.UpdateStockRequest, call: Call) -> bytes:
@@ -67,7 +68,7 @@ class InventoryService:
         self, request: inventory.ListStockMovementsRequest, call: Call
     ) -> inventory.ListStockMovementsResponse:
         found, token = await self._inventory.list_movements(
-            UUID(request.product_id), page_size=request.page_size, page_token=request.page_token
+            parse_id(request.product_id), page_size=request.page_size, page_token=request.page_token
         )
         return inventory.ListStockMovementsResponse(
             stock_movements=[wire.movement(each) for each in found], next_page_token=token
@@ -78,13 +79,13 @@ class InventoryService:
         return inventory.ReserveStockResponse(results=[wire.reservation_result(each) for each in outcomes])
 
     async def CommitStock(self, request: inventory.CommitStockRequest, call: Call) -> bytes:
-        ids = [UUID(each) for each in request.order_ids]
+        ids = [parse_id(each) for each in request.order_ids]
         return await call.answer(
             lambda states: inventory.CommitStockResponse(results=_results(ids, states)), self._holds.commit_stock, ids
         )
 
     async def ReleaseStock(self, request: inventory.ReleaseStockRequest, call: Call) -> bytes:
-        ids = [UUID(each) for each in request.order_ids]
+        ids = [parse_id(each) for each in request.order_ids]
         return await call.answer(
             lambda states: inventory.ReleaseStockResponse(results=_results(ids, states)), self._holds.release_stock, ids
         )

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from mesh.errors import MeshError
 from mesh.group_commit import GroupCommit
-from mesh.ids import new_id
+from mesh.ids import new_id, parse_id
 from mesh.paging import Pages
 from product_svc import store, wire
 from product_svc.domain import (
@@ -104,7 +104,7 @@ class Catalogue:
         size = self._pages.size(page_size)
         key, parse = _POSITIONS[order_by.split(" ", maxsplit=1)[0]]
         position = self._pages.position(scope, page_token)
-        after = (parse(position[0]), UUID(position[1])) if position else None
+        after = (parse(position[0]), parse_id(position[1])) if position else None
         async with self._units.database.reading() as reading:
             found = await store.list_products(reading, query=query, order_by=order_by, after=after, most=size + 1)
         if len(found) <= size:
@@ -163,7 +163,7 @@ class Inventory:
         async with self._units.database.reading() as reading:
             if await store.get_stock(reading, product_id) is None:
                 raise ProductNotFound(product_id)
-            before = UUID(position[0]) if position else None
+            before = parse_id(position[0]) if position else None
             found = await store.list_movements(reading, product_id, before=before, most=size + 1)
         if len(found) <= size:
             return found, ""

@@ -9,6 +9,7 @@ from commerce.product.v1 import events_pb2, inventory_pb2, product_pb2
 from mesh import status, wire
 from mesh.errors import MeshError
 from mesh.events import Event
+from mesh.ids import parse_id
 from product_svc.domain import (
     Hold,
     HoldState,
@@ -73,7 +74,7 @@ def stock_change(request: inventory_pb2.UpdateStockRequest) -> StockChange:
     """What staff asked for."""
     relative = request.WhichOneof("change") == "delta"
     return StockChange(
-        UUID(request.product_id),
+        parse_id(request.product_id),
         request.delta if relative else None,
         None if relative else request.set,
         REASON_OF[request.reason],
@@ -110,11 +111,11 @@ def movement(value: Movement) -> inventory_pb2.StockMovement:
 def reservation(message: inventory_pb2.Reservation) -> Reservation:
     """A wish to hold stock."""
     return Reservation(
-        UUID(message.order_id),
+        parse_id(message.order_id),
         message.hold_key,
-        UUID(message.customer_id),
+        parse_id(message.customer_id),
         wire.moment(message.expire_time),
-        {UUID(line.product_id): line.quantity for line in message.lines},
+        {parse_id(line.product_id): line.quantity for line in message.lines},
     )
 
 

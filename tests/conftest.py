@@ -4,9 +4,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from stack.servers import Servers
 from tests.services import Keys, migrated
+
+
+# A traceback as Python prints it. The default draws one with all local variables, for so long that a batch of failing
+# events keeps a service of these tests from answering in time.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session")
