@@ -9,7 +9,6 @@ import structlog
 from stack.servers import Servers
 from tests.services import Keys, migrated
 
-
 # A traceback as Python prints it. The default draws one with all local variables, for so long that a batch of failing
 # events keeps a service of these tests from answering in time.
 structlog.configure(

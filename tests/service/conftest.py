@@ -1,7 +1,5 @@
 """What the tests of services share: each module finds the bus as a new mesh does."""
 
-from collections.abc import AsyncIterator
-
 import nats
 import pytest
 
@@ -9,7 +7,7 @@ from stack.servers import Servers
 
 
 @pytest.fixture(scope="module", autouse=True)
-async def _empty_bus(servers: Servers) -> AsyncIterator[None]:
+async def _empty_bus(servers: Servers) -> None:
     """No stream and no consumer is left of the modules before: their orders and payments are nobody's here."""
     client = await nats.connect(servers.nats.url)
     try:
@@ -19,4 +17,3 @@ async def _empty_bus(servers: Servers) -> AsyncIterator[None]:
             await context.delete_stream(stream.config.name)
     finally:
         await client.close()
-    yield
