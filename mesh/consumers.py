@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import nats.errors
@@ -115,12 +116,15 @@ class Consumer:
             self._wake.clear()
             while self._arrived and not self._stopping:
                 batch, self._arrived = self._arrived[:MAX_BATCH], self._arrived[MAX_BATCH:]
+                began = monotonic()
                 try:
                     await self._consume(batch)
                 except Exception:
                     # Whatever it is, the consumer goes on. Effects are kept, acknowledgements may be lost: the events
                     # are delivered again, and those that were applied meet the inbox.
                     log.exception("events not acknowledged", consumer=self.name, count=len(batch))
+                if len(self._arrived) < MAX_BATCH:
+                    await tasks.rest(monotonic() - began)
 
     async def _subscribe(self) -> None:
         await self._bus.connected()

@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -141,12 +142,14 @@ class Relay:
                 if datetime.now(UTC) >= maintenance:
                     await maintain_partitions(connection, datetime.now(UTC))
                     maintenance = datetime.now(UTC) + timedelta(hours=1)
+                began = monotonic()
                 rows = await connection.fetch(UNPUBLISHED.sql, *UNPUBLISHED.arguments({"most": self._batch}))
                 if rows:
                     await self._publish(connection, rows)
                 elif self._stopped.is_set():
                     return
                 if len(rows) < self._batch and not self._stopped.is_set():
+                    await tasks.rest(monotonic() - began)
                     await _wait(self._woken, self._poll)
         finally:
             self.active = False

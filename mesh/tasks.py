@@ -1,9 +1,12 @@
-"""Ending background tasks for sure."""
+"""Background tasks: their pace, and an end that is for sure."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+
+MAX_REST_S = 0.05
+"""The longest rest between two batches."""
 
 
 async def end(*tasks: asyncio.Task[Any] | None) -> None:
@@ -20,3 +23,12 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
     for task in ending:
         if not task.cancelled():
             task.exception()  # it is known now, and asyncio need not complain
+
+
+async def rest(worked: float) -> None:
+    """Let work gather for as long as the last batch took, `worked` seconds; at most `MAX_REST_S`.
+
+    For work that nobody waits for in a call. A batch costs much and an item in it little, so what rests between two
+    batches does the same work for less, and what was idle still begins at once (ADR-0012).
+    """
+    await asyncio.sleep(min(worked, MAX_REST_S))

@@ -1,6 +1,8 @@
-"""Ending background tasks."""
+"""The pace and the end of background tasks."""
 
 import asyncio
+
+import pytest
 
 from mesh import tasks
 
@@ -34,3 +36,15 @@ async def test_tasks_that_have_failed_or_ended_are_at_their_end() -> None:
     await asyncio.wait([failed, finished])
     await tasks.end(failed, finished)
     assert isinstance(failed.exception(), RuntimeError)
+
+
+async def test_a_rest_is_as_long_as_the_work_and_never_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("mesh.tasks.asyncio.sleep", sleep)
+    await tasks.rest(0.004)
+    await tasks.rest(30)
+    assert slept == [0.004, tasks.MAX_REST_S]
