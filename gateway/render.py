@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -55,8 +56,13 @@ def write(config: EdgeConfig, folder: Path) -> Path:
     return folder / _CONFIG
 
 
-def envoy_command(config_path: Path, *, workers: int = 2) -> list[str]:
-    """The command that runs Envoy, with so many worker threads."""
+def envoy_command(config_path: Path) -> list[str]:
+    """The command that runs Envoy, with a worker thread for every second core.
+
+    The services need the others. And a worker has connections of its own to them: with fewer, more calls travel
+    together. On two cores one worker carries a bare echo 5,500 times a second, two carry it 3,400 times.
+    """
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
     return [
         _envoy(),
         "--config-path", str(config_path),

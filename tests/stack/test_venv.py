@@ -1,5 +1,6 @@
 """When `make setup` has something to do."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,24 @@ def test_a_preparation_that_failed_is_tried_again(
             venv.main()
     venv.main()
     assert len(prepared) == 2
+
+
+def a_python(folder: Path, answer: str) -> None:
+    """A Python on PATH that says what the probe of one would print."""
+    folder.mkdir()
+    program = folder / f"python3.{sys.version_info.minor}"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+
+
+def test_the_environment_gets_the_fastest_python_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_python(tmp_path / "slow", """echo '["/slow", "3.11.0", 9.0]'""")
+    a_python(tmp_path / "fast", """echo '["/fast", "3.11.0", 0.0]'""")
+    a_python(tmp_path / "without venv", "exit 1")
+    monkeypatch.setenv("PATH", ":".join(str(tmp_path / name) for name in ("none", "slow", "without venv", "fast")))
+    assert venv.fastest() == ("/fast", "3.11.0")
+
+
+def test_a_python_off_the_path_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert venv.fastest() == (sys.executable, sys.version)
