@@ -42,8 +42,8 @@ def main() -> None:
 
 def wanted() -> str:
     """Return a mark of all that the environment depends on: it is bound to its place and its Python, too."""
-    files = [(ROOT / name).read_text() for name in ("requirements.txt", "pyproject.toml")]
-    parts = [str(ROOT), sys.version, *sys.argv[1:], *files]
+    files = [Path(__file__), ROOT / "requirements.txt", ROOT / "pyproject.toml"]
+    parts = [str(ROOT), sys.version, *sys.argv[1:], *(file.read_text() for file in files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
