@@ -23,19 +23,24 @@ _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlch
 _LOST = (
     OSError,
     TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    # Two transactions in each other's way: nothing took effect, and a retry may succeed.
+    asyncpg.PostgresConnectionError,
+    # Whole branches of SQLSTATE, so that no leaf is forgotten: a disk that is full, a server that is stopped, a
+    # statement that is cancelled, a password that was changed.
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    # A standby that is not yet the primary, or the primary that no longer is.
+    asyncpg.ReadOnlySQLTransactionError,
+    # Two transactions in each other's way, or one that took too long: nothing took effect, and a retry may succeed.
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
 )
 """What the driver raises when the database, not the statement, is at fault."""
 

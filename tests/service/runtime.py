@@ -37,6 +37,7 @@ effects = sa.Table(
 )
 ADD_EFFECTS = BulkInsert(effects.c.note)
 BACKEND = Statement(sa.select(sa.func.pg_backend_pid().label("pid")))
+FAIL = Statement(sa.select(sa.func.fail(sa.bindparam("state", type_=sa.String))))
 METHOD = "/commerce.test.v1.TestService/Change"
 
 
@@ -104,6 +105,12 @@ def _create_tables(connection: sa.Connection) -> None:
     with Operations.context(MigrationContext.configure(connection)):
         migrations.create_runtime_tables()
     metadata.create_all(connection)
+    connection.execute(
+        sa.text(
+            "CREATE FUNCTION fail(state text) RETURNS void LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'as the test wants' USING ERRCODE = state; END $$"
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,11 @@ def text_of(reply: bytes | None) -> str:
 async def do(work: UnitOfWork, *notes: str) -> None:
     """Have an effect."""
     await work.transaction.insert(ADD_EFFECTS, [(note,) for note in notes])
+
+
+async def fail_as(work: UnitOfWork, state: str) -> None:
+    """Fail in the database, with this SQLSTATE."""
+    await work.transaction.fetch(FAIL, state=state)
 
 
 async def backend_of(work: UnitOfWork) -> int:

@@ -27,7 +27,7 @@ from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavaila
 from mesh.events import Received, headers, stream_of
 from mesh.unit_of_work import UnitOfWork
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, do, new_area, process, scratch_database
+from tests.service.runtime import Process, Scratch, do, fail_as, new_area, process, scratch_database
 from tests.services import eventually
 
 Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]
@@ -299,6 +299,28 @@ async def test_what_is_not_the_events_fault_never_parks_it(
         turns += 1
         if turns == 1:
             raise passing
+        await record(work, events)
+
+    async with consuming(here, publish.area, apply):
+        await publish("waits")
+        assert await applied(scratch, 1) == ["waits"]
+        await settled(here, publish.area)
+    info = await here.bus.jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"mesh.dead.test-{publish.area}.>")
+    assert not info.state.subjects
+
+
+@pytest.mark.parametrize("state", ["53100", "25006", "28P01"], ids=["disk full", "read only", "password changed"])
+async def test_a_database_that_ails_while_an_event_is_applied_never_parks_it(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
+    turns = 0
+
+    async def apply(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            await fail_as(work, state)
         await record(work, events)
 
     async with consuming(here, publish.area, apply):

@@ -14,7 +14,7 @@ from mesh.database import Statement
 from mesh.errors import Code, InvalidArgument, Unavailable
 from mesh.group_commit import GroupCommit
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, backend_of, call, do, event, process, scratch_database
+from tests.service.runtime import Process, Scratch, backend_of, call, do, event, fail_as, process, scratch_database
 from tests.services import new_key
 
 ECHO = Statement(sa.select(sa.bindparam("number", type_=sa.Integer).label("number")))
@@ -84,6 +84,25 @@ async def test_all_connections_lost_at_once_are_mended_by_the_next_calls(scratch
             except Unavailable:
                 continue
         assert (await asyncio.gather(*(here.database.check() for _ in range(4)))) == [None] * 4
+
+
+AILMENTS = (
+    "53100 53200 53300 57014 57P01 57P04 58030 28000 28P01 3D000 25006 25P04 40P01"
+    # disk full, out of memory, too many connections, cancelled, shut down, dropped, I/O, not authorised, bad password,
+    # no such database, read only, transaction time-out, deadlock
+)
+
+
+@pytest.mark.parametrize("state", AILMENTS.split())
+async def test_what_ails_the_database_is_told_as_such_and_never_as_a_fault_of_the_statement(
+    here: Process, state: str
+) -> None:
+    with pytest.raises(Unavailable):
+        async with here.units.begin() as work:
+            await fail_as(work, state)
+    with pytest.raises(asyncpg.CheckViolationError):
+        async with here.units.begin() as work:
+            await fail_as(work, "23514")
 
 
 async def test_a_cancelled_call_rolls_back_and_gives_its_connection_back_clean(scratch: Scratch, here: Process) -> None:
