@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from mesh.database import BulkInsert, Database, Row, Statement, Transaction
-from mesh.errors import AlreadyExists, InvalidArgument, Violation
+from mesh.errors import AlreadyExists, InvalidArgument, Unavailable, Violation
 from mesh.schema import idempotency as table
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class IdempotencyKey:
         return IdempotencyKeyReused()
 
 
-Outcomes = dict[bytes, Replay | IdempotencyKeyReused]
-"""By digest: the calls that need not, or must not, be carried out."""
+Outcomes = dict[IdempotencyKey, Replay | IdempotencyKeyReused]
+"""By key together with its request: the calls that need not, or must not, be carried out."""
 
 
 async def find(database: Database, calls: Sequence[Call]) -> Outcomes:
@@ -126,7 +126,13 @@ async def claim(transaction: Transaction, calls: Sequence[Call]) -> Outcomes:
     # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
     fresh = {row["digest"] for row in await transaction.insert(CLAIM, (rows[digest] for digest in sorted(rows)))}
     known = [call.key for call in calls if call.key is not None and call.key.digest not in fresh]
-    return await _outcomes(transaction, known) if known else {}
+    if not known:
+        return {}
+    outcomes = await _outcomes(transaction, known)
+    if len(outcomes) < len(known):
+        # Dropped as too old since it was in the way: neither claimed nor answered.
+        raise Unavailable("the reply under this key was dropped just now")
+    return outcomes
 
 
 class TwinCalls(Exception):
@@ -135,7 +141,7 @@ class TwinCalls(Exception):
 
 async def _outcomes(reading: Transaction, keys: Sequence[IdempotencyKey]) -> Outcomes:
     rows = {row["digest"]: row for row in await reading.fetch(FIND, digests=[key.digest for key in keys])}
-    return {key.digest: key.outcome(rows[key.digest]) for key in keys if key.digest in rows}
+    return {key: key.outcome(rows[key.digest]) for key in keys if key.digest in rows}
 
 
 async def purge(database: Database) -> int:

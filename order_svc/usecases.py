@@ -16,6 +16,7 @@ from mesh import idempotency
 from mesh.errors import InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.events import Received
 from mesh.group_commit import GroupCommit
+from mesh.idempotency import IdempotencyKeyReused, Replay
 from mesh.ids import new_id, parse_id
 from mesh.paging import Pages
 from order_svc import store, wire
@@ -123,19 +124,38 @@ class Placement:
 
     async def _place(self, batch: Sequence[Placing]) -> list[order_pb2.Order | Exception]:
         """The batch behind `place`; see `mesh.group_commit`."""
-        results: Results = {}
         answered = await idempotency.find(self._units.database, [placing.call for placing in batch])
+        results: Results = {}
         fresh: list[tuple[int, Placing]] = []
+        firsts: dict[bytes, int] = {}
+        twins: list[tuple[int, int]] = []
         for index, placing in enumerate(batch):
-            if placing.call.key and (outcome := answered.get(placing.call.key.digest)):
+            key = placing.call.key
+            if key and (outcome := answered.get(key)):
                 results[index] = outcome
+            elif key and (first := firsts.setdefault(key.digest, index)) != index:
+                twins.append((index, first))
             else:
                 fresh.append((index, placing))
 
         ready = await self._hold(await self._payable(fresh, results), results)
+        await self._look_again(fresh, results)
         unused = await self._write(ready, results)
+        for index, first in twins:
+            results[index] = _as_twin(batch[index], batch[first], results[first])
         await self._give_back(unused)
         return [results[index] for index in range(len(batch))]
+
+    async def _look_again(self, fresh: Sequence[tuple[int, Placing]], results: Results) -> None:
+        """What is refused by now may have been placed meanwhile, by another attempt: its stored reply goes first.
+
+        That attempt's hold may be sold already, so that there was nothing to adopt and no stock for another one.
+        """
+        refused = {index: placing.call for index, placing in fresh if index in results and placing.call.key}
+        stored = await idempotency.find(self._units.database, list(refused.values()))
+        for index, call in refused.items():
+            if call.key and (outcome := stored.get(call.key)):
+                results[index] = outcome
 
     async def _payable(
         self, fresh: Sequence[tuple[int, Placing]], results: Results
@@ -201,7 +221,7 @@ class Placement:
             orders = []
             for each, order, message in made:
                 key = each.placing.call.key
-                if key and (outcome := taken.get(key.digest)):
+                if key and (outcome := taken.get(key)):
                     results[each.index] = outcome
                     unused.append(each.hold.order_id)
                 else:
@@ -212,19 +232,26 @@ class Placement:
         return unused
 
     async def _give_back(self, unused: Sequence[UUID]) -> None:
-        """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells."""
+        """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells.
+
+        Raises nothing: the orders of the batch are committed, and the product service's sweep finds what stays held.
+        """
         if not unused:
             return
-        async with self._units.begin() as work:
-            statuses = await store.abandon_unknown(work.transaction, unused, _now())
-        orphans = [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]
-        if not orphans:
-            return
         try:
-            await self._stock.release(orphans)
-        except MeshError as error:
-            # The product service's sweep finds them.
-            log.warning("holds not given back", orders=[str(each) for each in orphans], error=error.message)
+            async with self._units.begin() as work:
+                statuses = await store.abandon_unknown(work.transaction, unused, _now())
+            if orphans := [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]:
+                await self._stock.release(orphans)
+        except Exception:
+            log.exception("holds not given back", orders=[str(each) for each in unused])
+
+
+def _as_twin(twin: Placing, first: Placing, result: order_pb2.Order | Exception) -> Exception:
+    """What comes of a placing whose key another one of its batch has too: the same, if it is the same request."""
+    if twin.call.key != first.call.key:
+        return IdempotencyKeyReused()
+    return result if isinstance(result, Exception) else Replay(first.call.encode(result))
 
 
 class Reading:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from mesh import idempotency
 from mesh.call import Call
-from mesh.errors import Code
+from mesh.errors import Code, Unavailable
 from mesh.group_commit import run_batch
-from mesh.idempotency import IdempotencyKeyReused, Replay
+from mesh.idempotency import IdempotencyKeyReused, Outcomes, Replay
 from mesh.unit_of_work import UnitsOfWork
 from stack.servers import Servers
 from tests.service.runtime import Process, Scratch, call, do, process, scratch_database, text_of
@@ -148,7 +149,7 @@ async def place(units: UnitsOfWork, batch: Sequence[Call]) -> list[str | Excepti
         taken = await work.claim(batch)
         results: list[str | Exception] = []
         for each in batch:
-            outcome = taken.get(each.key.digest) if each.key else None
+            outcome = taken.get(each.key) if each.key else None
             results.append(outcome or "done")
         await do(work, *(result for result in results if isinstance(result, str)))
     return results
@@ -168,9 +169,15 @@ async def test_what_was_answered_before_is_found_in_one_statement(here: Process)
     known, fresh = new_key(), new_key()
     await change(here.units, call(known))
     before = here.database.statements
-    found = await idempotency.find(here.database, [call(known), call(fresh), call(), call(known, "another")])
+    asked = [call(known), call(fresh), call(), call(known, "another")]
+    found = await idempotency.find(here.database, asked)
     assert here.database.statements == before + 1
-    assert set(found) == {call(known).key.digest}  # type: ignore[union-attr]  # it has a key
+    assert [type(found.get(each.key)) if each.key else None for each in asked] == [
+        Replay,
+        type(None),
+        None,
+        IdempotencyKeyReused,
+    ], "each by its own request, not by that of another with its key"
     assert await idempotency.find(here.database, [call()]) == {}
     assert here.database.statements == before + 1, "no key, no question"
 
@@ -199,6 +206,22 @@ async def test_replies_are_forgotten_after_a_day_and_not_before(scratch: Scratch
     assert await idempotency.purge(here.database) == 1
     assert await change(here.units, call(young), "again") == "done"
     assert await change(here.units, call(old), "again") == "again"
+
+
+async def test_a_reply_that_is_dropped_in_the_moment_it_is_asked_for_is_no_leave_to_go_on(
+    scratch: Scratch, here: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, look = new_key(), idempotency._outcomes
+    await change(here.units, call(key), "first")
+
+    async def too_late(*args: Any) -> Outcomes:
+        await scratch.admin.execute("DELETE FROM mesh.idempotency")
+        return await look(*args)
+
+    monkeypatch.setattr(idempotency, "_outcomes", too_late)
+    with pytest.raises(Unavailable):
+        await change(here.units, call(key), "second")
+    assert await scratch.notes() == ["first"]
 
 
 async def test_a_secret_reply_is_never_stored(scratch: Scratch, here: Process) -> None:

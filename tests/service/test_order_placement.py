@@ -1,0 +1,195 @@
+"""Placing orders on the real database, with a customer and a product service that do what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from commerce.order.v1 import order_pb2
+from mesh.bus import Bus
+from mesh.call import Call, Caller, Kind
+from mesh.database import Database, Statement
+from mesh.errors import FailedPrecondition, MeshError
+from mesh.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
+from mesh.ids import new_id
+from mesh.outbox import Relay
+from mesh.unit_of_work import UnitsOfWork
+from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
+from order_svc.peers import CustomerPeer, StockPeer
+from order_svc.store import orders
+from order_svc.usecases import Placement, Placing
+from stack.servers import Servers
+from tests.services import migrated, new_key
+
+ORDERS = Statement(sa.select(orders.c.id).where(orders.c.status != Status.ABANDONED.value))
+SOLD_OUT = FailedPrecondition("nothing left", reason="STOCK_INSUFFICIENT")
+Reserved = list[Hold | MeshError]
+
+
+class Wallets(CustomerPeer):
+    """A customer service whose customers all have a card."""
+
+    def __init__(self) -> None:
+        """No peer behind it."""
+
+    async def payment_methods(
+        self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
+    ) -> list[PaymentMethod | MeshError]:
+        """The card of each."""
+        assert len(calls) == len(wanted)
+        return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
+
+
+class Stock(StockPeer):
+    """A product service that holds whatever is asked for, in the currencies that a test says."""
+
+    def __init__(self, currencies: Sequence[str] = ("EUR",)) -> None:
+        self.asked: list[int] = []
+        """How many holds were asked for, each time."""
+        self.instead: Callable[[], Awaitable[Reserved]] | None = None
+        """What is done and answered in place of it."""
+        self.currencies = currencies
+
+    async def reserve(
+        self,
+        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
+        expire_time: datetime,  # noqa: ARG002  # as the peer has it
+        calls: Sequence[Call],
+    ) -> Reserved:
+        """Hold stock for each."""
+        assert len(calls) == len(wanted)
+        self.asked.append(len(wanted))
+        if self.instead:
+            return await self.instead()
+        return [
+            Hold(
+                order_id,
+                tuple(
+                    HeldLine(product_id, "SKU", "A thing", quantity, Decimal(10), currency)
+                    for (product_id, quantity), currency in zip(quantities.items(), self.currencies, strict=False)
+                ),
+            )
+            for order_id, _, _, quantities in wanted
+        ]
+
+    async def release(self, order_ids: Sequence[UUID]) -> None:
+        """Never works."""
+        raise RuntimeError(order_ids)
+
+
+@pytest.fixture(scope="module")
+async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Database]:
+    """The database of orders, with no service at work on it."""
+    async with Servers.started(tmp_path_factory.mktemp("orders"), only={"postgres"}) as servers:
+        await migrated(servers)
+        opened = Database(servers.postgres.url_for("order_svc"), max_connections=4)
+        await opened.start()
+        yield opened
+        await opened.stop()
+
+
+def placement_of(database: Database, stock: Stock) -> Placement:
+    """What one process of the order service places with. Events stay in the outbox: its relay is not started."""
+    units = UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
+    return Placement(units, Wallets(), stock, payment_deadline=timedelta(minutes=15), hold_margin=timedelta(minutes=5))
+
+
+def placing(customer: UUID, key: str, products: Mapping[UUID, int]) -> Placing:
+    """A wish for these products."""
+    caller = Caller(Kind.CUSTOMER, str(customer))
+    request = order_pb2.CreateOrderRequest(
+        items=[order_pb2.OrderLine(product_id=str(each), quantity=quantity) for each, quantity in products.items()]
+    )
+    call = Call("CreateOrder", caller=caller, key=IdempotencyKey.of(key, caller, "CreateOrder", request))
+    call._to_wire = lambda placed: order_pb2.CreateOrderResponse(order=placed)  # as rpc.py does
+    return Placing(call, customer, dict(products), None)
+
+
+async def count(database: Database) -> int:
+    """Orders that were placed."""
+    async with database.reading() as reading:
+        return len(await reading.fetch(ORDERS))
+
+
+async def test_a_retry_whose_hold_was_refused_since_the_first_attempt_has_its_goods_gets_the_order(
+    database: Database,
+) -> None:
+    customer, key, product = uuid4(), new_key(), uuid4()
+    here, there = Stock(), Stock()
+    first, retry = (placing(customer, key, {product: 1}) for _ in range(2))
+    placed: list[object] = []
+
+    async def overtaken() -> Reserved:
+        # The other process commits the first attempt, whose hold is sold at once: nothing to adopt, nothing left.
+        placed.extend(await placement_of(database, there)._place([first]))
+        return [SOLD_OUT]
+
+    here.instead = overtaken
+    (result,) = await placement_of(database, here)._place([retry])
+    assert isinstance(placed[0], order_pb2.Order)
+    assert isinstance(result, Replay)
+    assert order_pb2.CreateOrderResponse.FromString(result.reply).order == placed[0]
+
+
+async def test_a_refusal_stays_one_and_only_refusals_cost_a_second_look(database: Database) -> None:
+    stock = Stock()
+    placement, before = placement_of(database, stock), database.statements
+    await placement._place([placing(uuid4(), new_key(), {uuid4(): 1})])
+    accepted = database.statements - before
+
+    async def sold_out() -> Reserved:
+        return [SOLD_OUT]
+
+    stock.instead, before = sold_out, database.statements
+    assert await placement._place([placing(uuid4(), new_key(), {uuid4(): 1})]) == [SOLD_OUT]
+    assert database.statements - before == 2, "the look before and the look after"
+    assert accepted == 5, "the look before, reply, order, items, event"
+
+
+async def test_many_calls_under_one_key_in_one_batch_are_placed_as_one(database: Database) -> None:
+    customer, key, product, stock = uuid4(), new_key(), uuid4(), Stock()
+    placement, orders_before, before = placement_of(database, stock), await count(database), database.statements
+    batch = [placing(customer, key, {product: 1}) for _ in range(199)] + [placing(customer, key, {product: 2})]
+    results = await asyncio.gather(*(placement.group.submit(each) for each in batch), return_exceptions=True)
+    assert stock.asked == [1]
+    assert database.statements - before == 5
+    assert await count(database) == orders_before + 1
+    first, *twins, other = results
+    assert isinstance(first, order_pb2.Order)
+    assert isinstance(other, IdempotencyKeyReused)
+    for twin in twins:
+        assert isinstance(twin, Replay)
+        assert order_pb2.CreateOrderResponse.FromString(twin.reply).order == first
+
+    again = [placing(customer, key, {product: 2}), placing(customer, key, {product: 1})]
+    assert [type(each) for each in await placement._place(again)] == [IdempotencyKeyReused, Replay]
+
+
+async def test_twins_of_a_call_that_is_refused_are_refused_like_it(database: Database) -> None:
+    stock = Stock()
+
+    async def sold_out() -> Reserved:
+        return [SOLD_OUT]
+
+    stock.instead = sold_out
+    customer, key, product = uuid4(), new_key(), uuid4()
+    batch = [placing(customer, key, {product: 1}) for _ in range(50)]
+    assert await placement_of(database, stock)._place(batch) == [SOLD_OUT] * 50
+    assert stock.asked == [1]
+
+
+async def test_orders_are_placed_once_though_unused_holds_cannot_be_given_back(database: Database) -> None:
+    stock, before = Stock(currencies=("EUR", "USD")), await count(database)
+    good, mixed = (placing(uuid4(), new_key(), dict.fromkeys((uuid4() for _ in range(n)), 1)) for n in (1, 2))
+    placement = placement_of(database, stock)
+    results = await asyncio.gather(*(placement.group.submit(each) for each in (good, mixed)), return_exceptions=True)
+    assert isinstance(results[0], order_pb2.Order)
+    assert isinstance(results[1], MeshError)
+    assert results[1].reason == "CURRENCY_MISMATCH"
+    assert (stock.asked, await count(database)) == ([2], before + 1)
