@@ -227,10 +227,9 @@ async def add_product(transaction: Transaction, product: Product, stock: Stock) 
     )
 
 
-async def get_products(reading: Transaction, ids: Sequence[UUID]) -> list[Product]:
-    """Those that exist, in the order of `ids`."""
-    rows = {row["id"]: row for row in await reading.fetch(PRODUCTS, ids=list(ids))}
-    return [_as_product(rows[product_id]) for product_id in dict.fromkeys(ids) if product_id in rows]
+async def get_products(reading: Transaction, ids: Sequence[UUID]) -> dict[UUID, Product]:
+    """Those that exist, by id."""
+    return {row["id"]: _as_product(row) for row in await reading.fetch(PRODUCTS, ids=list(ids))}
 
 
 async def list_products(

@@ -86,15 +86,16 @@ class Catalogue:
 
     async def get_product(self, product_id: UUID) -> Product:
         """One product, archived or not. Raises ProductNotFound."""
-        found = await self.get_products([product_id])
-        if not found:
-            raise ProductNotFound(product_id)
-        return found[0]
+        return (await self.get_products([product_id]))[0]
 
     async def get_products(self, ids: Sequence[UUID]) -> list[Product]:
-        """Those of `ids` that exist, in that order."""
+        """These products, in that order. Raises ProductNotFound for the first that is missing."""
         async with self._units.database.reading() as reading:
-            return await store.get_products(reading, ids)
+            found = await store.get_products(reading, ids)
+        for product_id in ids:
+            if product_id not in found:
+                raise ProductNotFound(product_id)
+        return [found[product_id] for product_id in ids]
 
     async def list_products(
         self, *, query: str, order_by: str, page_size: int, page_token: str

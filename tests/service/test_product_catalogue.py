@@ -140,11 +140,25 @@ async def test_archived_products_are_read_but_not_listed(client: Client, servers
 
 async def test_a_product_that_is_not_there_is_named(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
-    missing, there = str(uuid4()), (await make(client, "there")).id
+    missing = str(uuid4())
     error = await refused(client(stub.GetProduct, product_pb2.GetProductRequest(product_id=missing)))
     assert (error.reason, error.metadata) == ("PRODUCT_NOT_FOUND", {"productId": missing})
-    reply = await client(stub.BatchGetProducts, product_pb2.BatchGetProductsRequest(product_ids=[missing, there]))
-    assert [product.id for product in reply.products] == [there]
+
+
+async def test_many_products_are_read_in_the_order_they_were_asked_for_all_or_none(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    ids = [(await make(client, f"product {number}")).id for number in range(3)]
+
+    async def read(*wanted: str) -> list[str]:
+        reply = await client(stub.BatchGetProducts, product_pb2.BatchGetProductsRequest(product_ids=wanted))
+        return [product.id for product in reply.products]
+
+    assert await read(*ids) == ids
+    assert await read(*reversed(ids)) == ids[::-1]
+    assert await read(ids[0], ids[1], ids[0].upper()) == [ids[0], ids[1], ids[0]], "two spellings of one id"
+    missing, other = str(uuid4()), str(uuid4())
+    error = await refused(read(ids[0], missing, other))
+    assert (error.reason, error.metadata) == ("PRODUCT_NOT_FOUND", {"productId": missing})
 
 
 async def test_text_with_nul_is_a_bad_request(client: Client) -> None:
