@@ -116,6 +116,9 @@ TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
 
 UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
     {
+        # Asked for again.
+        (Status.CANCELLING, Cause.CANCEL),
+        (Status.CANCELLED, Cause.CANCEL),
         # A late capture: the payment service has been told to cancel, and refunds it.
         (Status.CANCELLING, Cause.CAPTURED),
         # Answers that come twice, or after the one that counted.
@@ -129,7 +132,7 @@ UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
         (Status.DELIVERED, Cause.REFUNDED),
     }
 )
-"""News that are right and change nothing."""
+"""Wishes and news that are right and change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class Order:
         return replace(self, status=status, update_time=now, version=self.version + 1, **changes)  # type: ignore[arg-type]
 
     def cancel(self, reason: CancelReason, note: str, now: datetime) -> Order:
-        """Ask for the end of it. Raises OrderState once it is shipped, cancelled or being cancelled."""
+        """Ask for the end of it; asked again, nothing changes. Raises OrderState once it is shipped."""
         return self.moved(Cause.CANCEL, now, cancel_reason=reason, cancel_note=note)
 
     def hear(self, cause: Cause, payment_id: UUID, now: datetime) -> Order:

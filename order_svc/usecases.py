@@ -313,7 +313,10 @@ class Saga:
         self._units = units
 
     async def cancel_order(self, call: Call, order_id: UUID, *, note: str, etag: str) -> Order:
-        """Begin to cancel. Raises OrderNotFound, EtagMismatch, or OrderState once it is too late."""
+        """Begin to cancel; what is cancelled or being cancelled stays as it is.
+
+        Raises OrderNotFound, EtagMismatch, or OrderState once it is too late.
+        """
         reason = CancelReason.STAFF_REQUEST if call.caller.is_staff else CancelReason.CUSTOMER_REQUEST
         now = _now()
         async with self._units.once(call) as work:
@@ -323,8 +326,9 @@ class Saga:
             call.caller.own(order.customer_id, OrderNotFound(order_id))
             order.require_etag(etag)
             cancelling = order.cancel(reason, note, now)
-            await store.write(work.transaction, [cancelling], now)
-            work.publish(wire.moved(cancelling), call.trace)
+            if cancelling is not order:
+                await store.write(work.transaction, [cancelling], now)
+                work.publish(wire.moved(cancelling), call.trace)
             work.remember(call, cancelling)
         return cancelling
 

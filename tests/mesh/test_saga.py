@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
 from commerce.payment.v1 import payment_pb2
@@ -149,7 +149,67 @@ async def test_a_confirmed_order_is_cancelled_only_after_the_refund(mesh: House)
         return (await mesh.stock(product)).on_hand == 4
 
     await eventually(returned)
-    assert (await refused(mesh.cancel(buyer, order.id))).reason == "ORDER_STATE"
+
+
+async def test_cancelling_again_changes_nothing(mesh: House) -> None:
+    buyer = await mesh.buyer("tok_slow", "tok_declined")
+    product = await mesh.product(2)
+    order = await mesh.order(buyer, {product: 1})
+    cancelling = await mesh.cancel(buyer, order.id)
+    assert cancelling.status == CANCELLING
+    assert await mesh.cancel(buyer, order.id) == cancelling
+    cancelled = await mesh.settled(buyer, order.id)
+    assert await mesh.cancel(buyer, order.id, key=new_key()) == cancelled == await mesh.read(buyer, order.id)
+    asked = "SELECT FROM mesh.outbox WHERE aggregate_id = $1 AND type = 'commerce.order.cancelling'"
+    assert len(await mesh.sql("order_svc", asked, UUID(order.id))) == 1
+
+    declined = await mesh.order(buyer, {product: 1}, method=buyer.methods["tok_declined"])
+    declined = await mesh.settled(buyer, declined.id)
+    assert await mesh.cancel(buyer, declined.id) == declined
+    assert declined.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_DECLINED
+
+
+async def test_an_order_is_cancelled_only_as_the_version_that_the_caller_has_seen(mesh: House) -> None:
+    buyer = await mesh.buyer("tok_visa")
+    product = await mesh.product(1)
+    placed = await mesh.order(buyer, {product: 1})
+    confirmed = await mesh.settled(buyer, placed.id)
+    error = await refused(mesh.cancel(buyer, placed.id, etag=placed.etag))
+    assert (error.code.name, error.reason) == ("ABORTED", "ETAG_MISMATCH")
+    assert error.metadata == {"orderId": placed.id}
+    assert await mesh.read(buyer, placed.id) == confirmed
+    assert (await mesh.cancel(buyer, placed.id, etag=confirmed.etag)).status == CANCELLING
+
+
+async def test_a_key_that_cancelled_one_order_does_not_cancel_another(mesh: House) -> None:
+    buyer = await mesh.buyer("tok_visa")
+    product, key = await mesh.product(2), new_key()
+    orders = [await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id) for _ in range(2)]
+    await mesh.cancel(buyer, orders[0].id, key=key)
+    error = await refused(mesh.cancel(buyer, orders[1].id, key=key))
+    assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+    assert await mesh.read(buyer, orders[1].id) == orders[1]
+
+
+async def test_what_was_shipped_cannot_be_cancelled(mesh: House) -> None:
+    buyer = await mesh.buyer("tok_visa")
+    product = await mesh.product(1)
+    order = await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)
+    await mesh.sql("order_svc", "UPDATE orders SET status = 'SHIPPED' WHERE id = $1", UUID(order.id))
+    error = await refused(mesh.cancel(buyer, order.id))
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "ORDER_STATE")
+    assert error.metadata == {"orderId": order.id, "status": "ORDER_STATUS_SHIPPED"}
+
+
+async def test_a_draft_is_refused_as_not_there_yet_and_nothing_is_held(mesh: House) -> None:
+    buyer = await mesh.buyer("tok_visa")
+    product = await mesh.product(1)
+    stub = order_pb2_grpc.OrderServiceStub(buyer.orders.channel)
+    items = [order_pb2.OrderLine(product_id=product, quantity=1)]
+    request = order_pb2.CreateOrderRequest(items=items, draft=True)
+    error = await refused(buyer.orders(stub.CreateOrder, request, key=new_key()))
+    assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")
+    assert (await mesh.stock(product)).reserved == 0
 
 
 async def test_a_capture_that_comes_after_the_cancelling_is_given_back(mesh: House) -> None:
