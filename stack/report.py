@@ -41,3 +41,4 @@ class Report:
 
 
 Listener = Callable[[Report], None]
+"""Is told of everything, and raises nothing: whether anybody hears it is nothing to the mesh."""

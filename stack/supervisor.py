@@ -307,7 +307,9 @@ class Supervisor:
         await asyncio.gather(*self._tasks)
 
     def kill(self) -> None:
-        """End everything now, in no order and without grace. `stop` is still to be called."""
+        """End everything now, in no order and without grace, for good. `stop` is still to be called."""
+        for task in self._tasks:
+            task.cancel()
         for one in self.supervised:
             one.kill()
 

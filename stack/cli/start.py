@@ -67,9 +67,10 @@ def _become_detached(state: State, options: Options, writing: int) -> NoReturn:
         with os.fdopen(writing, "wb", buffering=0) as pipe:
 
             def tell(report: Report) -> None:
-                # Nobody listens any more once it is ready.
+                # Nobody listens any more once it is ready, or when the other process was killed.
                 if not pipe.closed:
-                    pipe.write(report.to_line())
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.write(report.to_line())
                     if report.kind is Kind.READY:
                         pipe.close()
 
@@ -121,8 +122,9 @@ async def _until_told_to_stop(state: State, options: Options, tell: Listener) ->
             mesh.kill()
         else:
             told.set()
-            tell(Report(Kind.STOPPING, "stopping; once more ends it at once"))
+            # First of all, whatever becomes of what is said.
             running.cancel()
+            tell(Report(Kind.STOPPING, "stopping; once more ends it at once"))
 
     for signal in (SIGINT, SIGTERM, SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signal, stop)
@@ -138,11 +140,14 @@ def _log_file(state: State) -> Path:
 
 @contextmanager
 def _terminal() -> Iterator[Listener]:
-    """Show reports to a person: a spinner while something is waited for, a line for what is there."""
+    """Show reports to a person: a spinner while something is waited for, a line for what is there.
+
+    When the terminal is closed, or nobody reads the pipe any more, they go nowhere.
+    """
     console = Console(highlight=False)
     waiting = console.status("")
 
-    def show(report: Report) -> None:
+    def draw(report: Report) -> None:
         text = escape(report.text)
         match report.kind:
             case Kind.BEGUN:
@@ -156,7 +161,22 @@ def _terminal() -> Iterator[Listener]:
             case _:
                 console.print(text)
 
+    def show(report: Report) -> None:
+        with _unless_gone():
+            draw(report)
+
     try:
         yield show
     finally:
-        waiting.stop()
+        with _unless_gone():
+            waiting.stop()
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Print; when the output is gone, send it nowhere from now on."""
+    try:
+        yield
+    except (OSError, SystemExit):  # the second is what rich makes of a broken pipe
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 1)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,29 @@ def test_a_mesh_that_is_killed_leaves_nothing_and_starts_again_with_its_data(tmp
     assert not run.sockets.exists()
 
 
+@contextmanager
+def foreground(state: Path, output: int, code: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """`mesh up` that has `output` for its standard input and outputs, in a session of its own; killed at the end."""
+    [port] = free_ports(1)
+    command = [sys.executable, "-c", f"{code}from stack.cli import main; main()", "up", "--edge-port", str(port)]
+    with subprocess.Popen(
+        [*command, "--state", str(state)], stdin=output, stdout=output, stderr=output, start_new_session=True
+    ) as process:
+        os.close(output)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until_ready(terminal: int) -> None:
+    said = b""
+    while b"Ctrl-C stops it." not in said:
+        some = os.read(terminal, 1024)
+        assert some, said
+        said += some
+
+
 def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
     [port] = free_ports(1)
     command = [sys.executable, "-c", "from stack.cli import main; main()", "up"]
@@ -140,4 +165,30 @@ def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
         said.append(process.stdout.read())
         assert process.wait(timeout=60) == 0, said
     assert f"The mesh is ready at http://127.0.0.1:{port}\n" in said
+    assert not any(one.is_alive() for one in processes)
+
+
+def test_a_terminal_that_is_closed_stops_it_cleanly(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    own_terminal = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    with foreground(tmp_path, theirs, own_terminal) as process:
+        read_until_ready(ours)
+        processes = identities(tmp_path).values()
+        os.close(ours)
+        assert process.wait(timeout=60) == 0
+    assert not any(one.is_alive() for one in processes)
+
+
+def test_it_goes_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    with foreground(tmp_path, theirs) as process:
+        read_until_ready(ours)
+        os.close(ours)
+        killed = identities(tmp_path)["redis"]
+        os.kill(killed.pid, signal.SIGKILL)
+        until(lambda: identities(tmp_path).get("redis", killed) != killed)
+        until(lambda: status(tmp_path)["ready"])
+        processes = identities(tmp_path).values()
+        process.terminate()
+        assert process.wait(timeout=60) == 0
     assert not any(one.is_alive() for one in processes)

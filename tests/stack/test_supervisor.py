@@ -174,6 +174,15 @@ async def test_what_is_ended_at_once_needs_no_grace(tmp_path: Path) -> None:
         asyncio.get_running_loop().call_later(0.1, supervisor.kill)
 
 
+async def test_what_is_ended_at_once_is_not_started_again(tmp_path: Path) -> None:
+    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+        await supervisor.start([program(tmp_path, "order"), program(tmp_path, "product")])
+        supervisor.kill()
+        with pytest.raises(asyncio.CancelledError):
+            await supervisor.broken()
+        assert [one.restarts for one in supervisor.supervised] == [0, 0]
+
+
 async def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     script = f"""
 import asyncio, sys
