@@ -3,32 +3,48 @@
 import errno
 import secrets
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 from stack.errors import PortTaken
+
+_FIRST = 10_000
+"""Below it are the well-known ports, and those that programs have for a default."""
+_LAST = 65_535
+_GIVEN_TO_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Return ports that nobody listens on, and that the kernel gives to nobody by itself.
 
     They lie below the range for outgoing connections: a port of that range could be taken by one while the
-    program that owns it is being started again.
+    program that owns it is being started again. Where that leaves too few, as where it begins at 1024, the others
+    have to do.
+
+    Raises:
+        PortTaken: there are not so many.
     """
-    ports: list[int] = []
-    candidates = range(10_000, min(_first_ephemeral(), 32_768))
+    free: list[int] = []
+    first_given = min(max(_first_given_to_connections(), _FIRST), _LAST + 1)
+    candidates = chain(_shuffled(range(_FIRST, first_given)), _shuffled(range(first_given, _LAST + 1)))
     with ExitStack() as held:
-        while len(ports) < count:
-            port = secrets.choice(candidates)
-            listener = held.enter_context(socket.socket())
+        while len(free) < count:
+            port = next(candidates, None)
+            if port is None:
+                raise PortTaken(f"Besides {len(free)}, no port of {host} from {_FIRST} to {_LAST} is free.")
+            listener = socket.socket()
             try:
                 listener.bind((host, port))
             except OSError as error:
+                listener.close()
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     raise
             else:
-                ports.append(port)
-    return ports
+                held.enter_context(listener)
+                free.append(port)
+    return free
 
 
 def require_free(host: str, port: int, *, remedy: str) -> None:
@@ -44,8 +60,17 @@ def require_free(host: str, port: int, *, remedy: str) -> None:
         raise PortTaken(f"{host}:{port} {why}. {remedy}") from error
 
 
-def _first_ephemeral() -> int:
+def _first_given_to_connections() -> int:
     try:
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        return int(_GIVEN_TO_CONNECTIONS.read_text().split()[0])
     except FileNotFoundError:
         return 32_768
+
+
+def _shuffled(ports: range) -> Iterator[int]:
+    """Give the ports one by one in random order: two meshes that start at once are not to want the same."""
+    left = list(ports)
+    while left:
+        chosen = secrets.randbelow(len(left))
+        left[chosen], left[-1] = left[-1], left[chosen]
+        yield left.pop()

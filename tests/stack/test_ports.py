@@ -5,20 +5,48 @@ from pathlib import Path
 
 import pytest
 
+from stack import ports
 from stack.errors import PortTaken
 from stack.ports import free_ports, require_free
 
 
 def test_free_ports_differ_and_can_be_listened_on() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    for port in ports:
+    found = free_ports(20)
+    assert len(set(found)) == 20
+    for port in found:
         require_free("127.0.0.1", port, remedy="")
 
 
-def test_free_ports_are_none_that_the_kernel_gives_to_connections() -> None:
-    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert max(free_ports(20)) < first_given
+@pytest.fixture
+def given_to_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that says which ports the kernel gives to connections."""
+    file = tmp_path / "ip_local_port_range"
+    monkeypatch.setattr(ports, "_GIVEN_TO_CONNECTIONS", file)
+    return file
+
+
+def test_free_ports_are_none_that_the_kernel_gives_to_connections(given_to_connections: Path) -> None:
+    given_to_connections.write_text("20000\t60999\n")
+    assert max(free_ports(20)) < 20_000
+
+
+@pytest.mark.parametrize("given", ["1024\t65535\n", "10000\t65535\n", "10003\t65535\n"])
+def test_free_ports_are_found_when_the_kernel_gives_nearly_all_to_connections(
+    given_to_connections: Path, given: str
+) -> None:
+    given_to_connections.write_text(given)
+    found = free_ports(20)
+    assert len(set(found)) == 20
+    assert min(found) >= 10_000
+
+
+def test_it_is_said_when_too_few_ports_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(ports, "_FIRST", port)
+        monkeypatch.setattr(ports, "_LAST", port)
+        with pytest.raises(PortTaken, match=rf"no port of 127\.0\.0\.1 from {port} to {port} is free"):
+            free_ports(1)
 
 
 def test_a_taken_port_is_named_with_what_to_do() -> None:
