@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,8 +15,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 
+class DatabaseTooNew(Exception):
+    """A later version of the code has migrated the database; the text is the version that it has."""
+
+
 def upgrade(package: str, database_url: str) -> None:
-    """Bring the database of `package` (`order_svc`) to its newest version. Idempotent; not to be run inside a loop."""
+    """Bring the database of `package` (`order_svc`) to its newest version. Idempotent; not to be run inside a loop.
+
+    Raises:
+        DatabaseTooNew: it has a version that this code does not know; it is left as it is.
+    """
     config = _config(package)
     config.attributes["database_url"] = database_url
     command.upgrade(config, "head")
@@ -117,7 +126,14 @@ def _migrate(connection: sa.Connection) -> None:
     with context.begin_transaction():
         # Two processes that migrate at once take turns.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(7340032)"))
+        _require_known(context.get_context().get_current_heads())
         context.run_migrations()
+
+
+def _require_known(versions: Iterable[str]) -> None:
+    known = {script.revision for script in context.script.walk_revisions()}
+    if unknown := set(versions) - known:
+        raise DatabaseTooNew(", ".join(sorted(unknown)))
 
 
 def _config(package: str) -> Config:

@@ -5,9 +5,9 @@
     ├── BinaryMissing     a server is not installed
     ├── FolderUnusable    the state folder cannot be written or entered
     ├── NotRunning        this state folder has no mesh
-    ├── PortTaken         the edge's address is in use
-    ├── StartFailed       a server died or stayed unready, with the end of its log
-    └── StateTooNew       the folder was written by a later version
+    ├── PortTaken         the edge's address is in use, or all others are
+    ├── StartFailed       a server died or stayed unready, with the end of its log, or could not be made ready
+    └── StateTooNew       the folder, or a database, was written by a later version
 
 The text of each is for the person at the terminal: what is wrong and what to do about it.
 """

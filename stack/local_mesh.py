@@ -90,7 +90,7 @@ class LocalMesh:
         )
         async with self._step("PostgreSQL, NATS and Redis"):
             # Alembic takes long to import: meanwhile the servers start.
-            await together(servers.start(), asyncio.to_thread(import_module, "mesh.migrations"))
+            await together(servers.start(), asyncio.to_thread(import_module, "stack.migrations"))
         async with self._step("customer, product, payment and order"):
             await self._start_services(servers, parts)
         async with self._step("the edge"):
@@ -112,14 +112,14 @@ class LocalMesh:
         self._tell(Report(Kind.READY, self._options.edge_url))
 
     async def _start_services(self, servers: Servers, parts: Services) -> None:
-        from mesh.migrations import upgrade  # noqa: PLC0415 - see `_start`
+        from stack.migrations import migrate  # noqa: PLC0415 - see `_start`
 
         one_at_a_time = asyncio.Lock()
 
         async def start(name: str) -> None:
-            # Alembic keeps what it works on in globals. While one database is migrated, the service before it starts.
+            # While one database is migrated, the service before it starts.
             async with one_at_a_time:
-                await asyncio.to_thread(upgrade, f"{name}_svc", servers.postgres.url_for(f"{name}_svc"))
+                await migrate(servers.postgres, f"{name}_svc")
             await self._supervisor.start(parts.programs(name))
 
         await together(*(start(name) for name in services.NAMES))

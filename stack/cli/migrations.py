@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import typer
 
-from mesh.migrations import upgrade
 from stack.errors import NotRunning
+from stack.migrations import migrate
 from stack.servers import DATABASES, Postgres, Servers, short_folder
 from stack.state import State
 from stack.supervisor import Supervisor
@@ -16,7 +16,7 @@ def migrate_all(state: State, environment: Mapping[str, str]) -> None:
     """Migrate with the PostgreSQL of the running mesh, or else with one that runs for the time it takes.
 
     Raises:
-        StackError: PostgreSQL cannot be run, or is not there.
+        StackError: PostgreSQL cannot be run, or is not there; a database cannot be migrated.
     """
     asyncio.run(_migrate_all(state, environment))
 
@@ -38,5 +38,5 @@ async def _migrate_all(state: State, environment: Mapping[str, str]) -> None:
 
 async def _migrate(postgres: Postgres) -> None:
     for role, database in DATABASES.items():
-        await asyncio.to_thread(upgrade, role, postgres.url_for(role))
+        await migrate(postgres, role)
         typer.echo(f"{database} is up to date")
