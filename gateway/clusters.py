@@ -24,6 +24,8 @@ def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dic
         "type": "STATIC" if all(_is_ip(address.host) for address in addresses) else "STRICT_DNS",
         "connect_timeout": "1s",
         "lb_policy": "ROUND_ROBIN",
+        # By default, with half of the processes or more not serving, Envoy sends calls to those as well.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0.0}},
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [_endpoint(address) for address in addresses]}],

@@ -86,6 +86,23 @@ async def test_a_process_that_says_it_does_not_serve_is_left_alone(
     assert (len(upstreams["order"].received), len(second_order.received)) == (10, 0)
 
 
+async def test_no_call_is_sent_to_the_only_process_while_it_says_that_it_does_not_serve(
+    config: EdgeConfig, short_folder: Path, token: str, upstreams: dict[str, Upstream], second_order: Upstream
+) -> None:
+    del upstreams  # as new
+    async with running(with_orders(config, second_order), short_folder) as edge:
+        await second_order.say(serving=False)
+        await edge.until("cluster.order.membership_healthy", 0)
+        headers = {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(base_url=edge.url, headers=headers) as client:
+            answer = await client.post("/v1/orders", json={})
+            assert (answer.status_code, failure(answer).reason) == (503, "DEPENDENCY_UNAVAILABLE")
+            assert second_order.received == []
+            await second_order.say(serving=True)
+            await edge.until("cluster.order.membership_healthy", 1)
+            assert (await client.post("/v1/orders", json={})).status_code == 200
+
+
 async def test_a_process_with_the_certificate_of_another_service_is_not_trusted(
     config: EdgeConfig, short_folder: Path, token: str, upstreams: dict[str, Upstream]
 ) -> None:
