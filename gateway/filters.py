@@ -152,7 +152,10 @@ def _tokens(jwks: Path) -> dict[str, Any]:
                 "require_expiration": True,
                 "forward": True,
                 "local_jwks": {"filename": str(jwks)},
-                "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
+                # The scheme may be written in any way; this is how clients do.
+                "from_headers": [
+                    {"name": "authorization", "value_prefix": scheme} for scheme in ("Bearer ", "bearer ")
+                ],
                 "claim_to_headers": [{"header_name": SUBJECT, "claim_name": "sub"}],
                 "jwt_cache_config": {"jwt_cache_size": 10_000},
             }

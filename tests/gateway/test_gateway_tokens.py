@@ -38,6 +38,11 @@ async def test_a_token_of_the_mesh_is_taken(anyone: httpx.AsyncClient, key: ECKe
     assert await status_with(anyone, signed(key)) == (200, "")
 
 
+async def test_the_scheme_may_be_written_small(anyone: httpx.AsyncClient, key: ECKey) -> None:
+    answer = await anyone.get("/v1/customers", headers={"authorization": f"bearer {signed(key)}"})
+    assert answer.status_code == 200
+
+
 async def test_the_service_gets_the_token_as_well(
     anyone: httpx.AsyncClient, key: ECKey, upstreams: dict[str, Upstream]
 ) -> None:
