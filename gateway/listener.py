@@ -16,6 +16,8 @@ def listener(config: EdgeConfig, descriptors: Path) -> dict[str, Any]:
     return {
         "name": "edge",
         "address": {"socket_address": {"address": config.host, "port_value": config.port}},
+        # Else another edge on the same port would get a part of the calls, and neither would know.
+        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": config.limits.body_bytes,
         "filter_chains": [
             {

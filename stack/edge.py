@@ -73,6 +73,7 @@ def _limits(environment: Mapping[str, str]) -> Limits:
     rate = environment.get("MESH_EDGE_RATE_PER_CLIENT", "")
     if not rate:
         return Limits()
-    if not rate.isdecimal():
+    # Envoy counts in 32 bits.
+    if not rate.isdecimal() or int(rate) >= 2**32:
         raise StackError(f"MESH_EDGE_RATE_PER_CLIENT is {rate!r}: it is a number of requests a second, 0 for no limit.")
     return Limits(requests_per_second=int(rate))

@@ -61,9 +61,7 @@ class LocalMesh:
         with self._state.locked():
             for name in await self._state.clear_remains():
                 self._tell(Report(Kind.NOTE, f"ended {name}, left over from a mesh that was killed"))
-            require_free(
-                self._options.edge_host, self._options.edge_port, remedy="Choose another port with --edge-port."
-            )
+            self._require_edge_address()
             with short_folder() as self._sockets:
                 try:
                     async with self._supervisor:
@@ -88,28 +86,35 @@ class LocalMesh:
             page_secret=keep_passwords(self._state.passwords, ["pages"])["pages"],
             environment=self._environment,
         )
+        edge = Edge(
+            self._state.folder / "edge",
+            self._sockets,
+            host=self._options.edge_host,
+            port=self._options.edge_port,
+            services=parts,
+            credentials=credentials["gateway"],
+            jwks=signing_key.jwks,
+        )
+        # Before the servers are started for nothing.
+        edge_program = edge.prepare()
         async with self._step("PostgreSQL, NATS and Redis"):
             # Alembic takes long to import: meanwhile the servers start.
             await together(servers.start(), asyncio.to_thread(import_module, "stack.migrations"))
         async with self._step("customer, product, payment and order"):
             await self._start_services(servers, parts)
         async with self._step("the edge"):
-            edge = Edge(
-                self._state.folder / "edge",
-                self._sockets,
-                host=self._options.edge_host,
-                port=self._options.edge_port,
-                services=parts,
-                credentials=credentials["gateway"],
-                jwks=signing_key.jwks,
-            )
-            await self._supervisor.start([edge.prepare()])
+            # Another mesh may have started meanwhile.
+            self._require_edge_address()
+            await self._supervisor.start([edge_program])
         if self._options.seed:
             async with self._step("a few products"):
                 await seed(self._options.edge_url, signing_key.private)
         self._is_complete = True
         self._record()
         self._tell(Report(Kind.READY, self._options.edge_url))
+
+    def _require_edge_address(self) -> None:
+        require_free(self._options.edge_host, self._options.edge_port, remedy="Choose another port with --edge-port.")
 
     async def _start_services(self, servers: Servers, parts: Services) -> None:
         from stack.migrations import migrate  # noqa: PLC0415 - see `_start`

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from gateway.config import Address, EdgeConfig, Limits
-from gateway.contracts import methods, transcoder_descriptors
+from gateway.contracts import TIMES_TO_ANSWER, methods, transcoder_descriptors
 from gateway.render import envoy_command, render, write
+from tests.gateway.envoy import Envoy
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,22 @@ async def test_envoy_accepts_the_configuration(config: EdgeConfig, tmp_path: Pat
     assert "deprecated" not in output.decode().lower()
 
 
+async def test_a_second_edge_on_the_port_of_another_ends_and_says_why(
+    config: EdgeConfig, edge: Envoy, tmp_path: Path
+) -> None:
+    path = write(replace(config, port=int(edge.target.rpartition(":")[2])), tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        *envoy_command(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 20)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 1
+    assert f"cannot bind '{edge.target}': Address already in use" in output.decode()
+
+
 def test_what_is_written_is_what_is_rendered(config: EdgeConfig, tmp_path: Path) -> None:
     path = write(config, tmp_path)
     assert yaml.safe_load(path.read_text()) == render(config, tmp_path)
@@ -53,6 +70,10 @@ def test_every_open_method_has_one_route_and_no_other_method_has(config: EdgeCon
     routed = [match["path"] for match in to_services if "path" in match]
     assert routed == [method.path for method in methods() if method.is_open]
     assert len(routed) < len(methods())
+
+
+def test_only_methods_of_the_contracts_have_a_time_of_their_own() -> None:
+    assert TIMES_TO_ANSWER.keys() <= {method.path for method in methods()}
 
 
 def test_every_upstream_of_the_contracts_has_a_cluster(config: EdgeConfig, tmp_path: Path) -> None:

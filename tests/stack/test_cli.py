@@ -1,10 +1,12 @@
 """The `mesh` command as a person meets it: what it prints, and the code it exits with."""
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,13 @@ from stack.pki import LOCAL_STAFF
 from stack.state import VERSION
 
 
-def mesh(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
+def mesh(
+    *arguments: str, state: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `mesh` with these arguments to its end."""
     command = [sys.executable, "-c", "from stack.cli import main; main()", *arguments, "--state", str(state)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    environment = {**os.environ, **(environment or {})}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
 
 
 def claims(token: str, state: Path) -> dict[str, object]:
@@ -67,6 +72,14 @@ def test_a_taken_port_is_named_with_how_to_choose_another(tmp_path: Path, detach
         f"mesh: 127.0.0.1:{port} is taken by another program. Choose another port with --edge-port.\n"
     )
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("rate", ["many", "-1", "4294967296"])
+def test_a_rate_that_is_none_is_named_before_anything_is_started(tmp_path: Path, rate: str) -> None:
+    done = mesh("up", state=tmp_path, environment={"MESH_EDGE_RATE_PER_CLIENT": rate})
+    assert done.stderr.startswith(f"mesh: MESH_EDGE_RATE_PER_CLIENT is '{rate}': it is a number of requests a second")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert not (tmp_path / "postgres").exists()
 
 
 def test_a_state_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,6 +167,20 @@ def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 0, said
     assert f"The mesh is ready at http://127.0.0.1:{port}\n" in said
     assert not any(one.is_alive() for one in processes)
+
+
+def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    command = [sys.executable, "-c", "from stack.cli import main; main()", "up", "--edge-port", str(port)]
+    with subprocess.Popen(
+        [*command, "--state", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("✓ PostgreSQL, NATS and Redis")
+        with socket.create_server(("127.0.0.1", port)):
+            _, errors = process.communicate(timeout=60)
+    assert errors == f"mesh: 127.0.0.1:{port} is taken by another program. Choose another port with --edge-port.\n"
+    assert process.returncode == 1
 
 
 def test_a_terminal_that_is_closed_stops_it_cleanly(tmp_path: Path) -> None:
