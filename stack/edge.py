@@ -1,5 +1,6 @@
 """The edge of a mesh on one machine: Envoy, configured by `gateway/`."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -56,6 +57,7 @@ class Edge:
             command=command,
             address=f"{self._config.host}:{self._config.port}",
             probe=self.probe,
+            drain=self.drain,
         )
 
     async def probe(self) -> None:
@@ -67,6 +69,20 @@ class Edge:
         counts = {stat["name"].split(".")[1]: stat["value"] for stat in stats}
         if unreached := [name for name in NAMES if not counts.get(name)]:
             raise ConnectionError(f"it does not reach {', '.join(unreached)}")
+
+    async def drain(self) -> None:
+        """Take no more connections, let each answer be the last of its connection, and return when all are given."""
+        async with plain_client(self._admin) as envoy:
+
+            async def under_way() -> bool:
+                wanted = {"filter": r"^http\.edge\.downstream_rq_active$", "format": "json"}
+                stats = (await envoy.get("http://envoy/stats", params=wanted)).json()["stats"]
+                return any(stat["value"] for stat in stats)
+
+            for step in ("healthcheck/fail", "drain_listeners"):
+                (await envoy.post(f"http://envoy/{step}")).raise_for_status()
+            while await under_way():  # noqa: ASYNC110 - Envoy calls nobody back
+                await asyncio.sleep(0.02)
 
 
 def _limits(environment: Mapping[str, str]) -> Limits:

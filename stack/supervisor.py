@@ -39,6 +39,11 @@ class Program:
     account: Account | None = None
     ready_within: float = 30.0
     """Seconds from its first start after which a program that is still not ready fails the start."""
+    drain: Callable[[], Awaitable[None]] | None = None
+    """Called before the stop signal: returns when the program takes no more calls and has answered all. What it raises
+    changes nothing."""
+    drain_within: float = 10.0
+    """Seconds after which the stop signal is sent all the same."""
     stop_signal: Signals = SIGTERM
     stop_grace: float = 15.0
     """Seconds between the stop signal and SIGKILL."""
@@ -125,8 +130,10 @@ class Supervised:
         return code
 
     async def stop(self) -> None:
-        """Send the stop signal, and SIGKILL when the grace is over; return when the process has ended."""
-        if self._process is None:
+        """Drain, send the stop signal, and SIGKILL when the grace is over; return when the process has ended."""
+        await self._drain()
+        # Of one that has ended, the number may be that of another process by now.
+        if self._process is None or self.identity is None:
             return
         if self._process.returncode is None:
             self._process.send_signal(self.program.stop_signal)
@@ -149,6 +156,18 @@ class Supervised:
         """End the process and all it started, now."""
         if self._process is not None and self._process.returncode is None:
             end_group(self._process.pid, SIGKILL)
+
+    async def _drain(self) -> None:
+        drain = self.program.drain
+        if drain is None or self.identity is None:
+            return
+
+        async def drained() -> None:
+            await drain()
+
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(self.program.drain_within):
+                await self._unless_it_ends(drained())
 
     async def _unless_it_ends(self, work: Coroutine[None, None, None]) -> int | None:
         assert self._process is not None

@@ -144,6 +144,40 @@ async def test_programs_are_stopped_in_reverse_order(tmp_path: Path) -> None:
     assert (tmp_path / "stopped").read_text() == "edge order postgres "
 
 
+async def test_a_program_is_drained_before_it_is_stopped(tmp_path: Path) -> None:
+    alive: list[bool] = []
+
+    async def drain() -> None:
+        alive.append(identity(supervisor, "order").is_alive())
+        raise ConnectionError("whatever it raises")
+
+    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+        await supervisor.start([program(tmp_path, "order", drain=drain)])
+    assert alive == [True]
+
+
+async def test_a_program_that_ends_while_it_is_drained_is_not_waited_for(tmp_path: Path) -> None:
+    async def drain() -> None:
+        supervisor.kill()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+        await supervisor.start([program(tmp_path, "order", drain=drain, drain_within=300.0)])
+
+
+async def test_the_number_of_a_program_that_has_ended_gets_no_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signalled: list[int] = []
+    pace = Pace(restart_after=300.0, restart_at_most=300.0)
+    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=pace) as supervisor:
+        await supervisor.start([program(tmp_path, "order")])
+        os.kill(identity(supervisor, "order").pid, signal.SIGKILL)
+        await until(lambda: supervisor["order"].identity is None)
+        monkeypatch.setattr("stack.supervisor.end_group", lambda pid, _: signalled.append(pid))
+    assert signalled == []
+
+
 async def test_a_program_that_does_not_stop_is_killed(tmp_path: Path) -> None:
     script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + ANSWER + STAY
     async with Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
