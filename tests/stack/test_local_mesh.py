@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import pwd
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
+from stack.account import Account
 from stack.ports import free_ports
-from stack.process import Identity
+from stack.process import Identity, launched
 from stack.state import State
 
 PROCESSES = {"postgres", "nats", "redis", "customer", "product", "payment", "order-1", "order-2", "edge"}
@@ -129,6 +132,40 @@ def test_a_mesh_that_is_killed_leaves_nothing_and_starts_again_with_its_data(tmp
     assert mesh("down", state=state).stdout == "stopped; the data stay\n"
     assert not any(process.identity and process.identity.is_alive() for process in run.processes)
     assert not run.sockets.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="every other test here shows it already")
+def test_a_user_who_is_not_root_can_run_it() -> None:
+    nobody = pwd.getpwnam("nobody")
+    # It may pass through the folders above this project, as a person who works in it may.
+    account = Account(uid=nobody.pw_uid, gid=nobody.pw_gid, capability="CAP_DAC_READ_SEARCH")
+    [port] = free_ports(1)
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-c", "from stack.cli import main; main()", *arguments, "--state", folder]
+        done = subprocess.run(
+            launched(command, account=account),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={"PATH": os.environ["PATH"]},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    # Not pytest's folder: those above it are closed to others.
+    with tempfile.TemporaryDirectory(prefix="mesh-") as folder:
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        try:
+            run("up", "--detach", "--edge-port", str(port), "--seed")
+            found = json.loads(run("status", "--json"))
+            assert found["ready"]
+            assert {Path(f"/proc/{process['pid']}").stat().st_uid for process in found["processes"]} == {nobody.pw_uid}
+            assert {path.owner() for path in Path(folder).rglob("*")} == {"nobody"}
+            assert len(httpx.get(f"http://127.0.0.1:{port}/v1/products").json()["products"]) == 5
+        finally:
+            assert run("down") == "stopped; the data stay\n"
 
 
 @contextmanager
