@@ -15,6 +15,9 @@ SIZE = 16 * 2**20
 KEPT = 2
 """How many older files are kept, as NAME.log.1 (the newest) and so on."""
 
+_PART = 2**16
+"""Bytes that are read at a time, backwards from the end."""
+
 
 def open_log(path: Path) -> BinaryIO:
     """Open for appending: each write goes to the end, wherever `rotate` has put that."""
@@ -49,11 +52,25 @@ def tail(path: Path, lines: int, *, since: int = 0) -> list[str]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             # Emptied meanwhile, all that is there came after.
-            since = since if since <= size else 0
-            file.seek(max(since, size - 512 * lines))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+            found = _end(file, lines, since if since <= size else 0, size).split(b"\n")
     except FileNotFoundError:
         return []
+    if not found[-1]:  # what comes after the end of the last line
+        found.pop()
+    return [line.decode(errors="replace") for line in found[max(len(found) - lines, 0) :]]
+
+
+def _end(file: BinaryIO, lines: int, begin: int, end: int) -> bytes:
+    """Read backwards from `end` until so many whole lines are there, or all from `begin` is."""
+    parts: list[bytes] = []
+    ends = 0
+    while end > begin and ends <= lines:
+        start = max(begin, end - _PART)
+        file.seek(start)
+        parts.append(file.read(end - start))
+        ends += parts[-1].count(b"\n")
+        end = start
+    return b"".join(reversed(parts))
 
 
 class Follower:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from stack.logfile import Follower, open_log, rotate, tail
 
 
@@ -28,6 +30,24 @@ def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:
     assert tail(path, 2) == ["line 4998", "line 4999"]
     assert tail(path, 0) == []
     assert tail(tmp_path / "missing.log", 3) == []
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+def test_the_tail_is_whole_lines_however_long(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "order.log"
+    lines = [f"{number} {'é' * 100_000}" for number in range(5)]
+    path.write_text("\n".join(lines) + ending)
+    assert tail(path, 2) == lines[-2:]
+    assert tail(path, 9) == lines
+
+
+def test_the_tail_begins_no_earlier_than_it_is_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "order.log"
+    path.write_text("before\nafter\n")
+    assert tail(path, 9, since=len("before\n")) == ["after"]
+    assert tail(path, 9, since=len("before\nafter\n")) == []
+    # Emptied meanwhile, all that is there came after.
+    assert tail(path, 9, since=1000) == ["before", "after"]
 
 
 def test_a_follower_gives_whole_lines_only_and_goes_on_after_a_rotation(tmp_path: Path) -> None:
