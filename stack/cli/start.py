@@ -140,7 +140,7 @@ def _log_file(state: State) -> Path:
 
 @contextmanager
 def _terminal() -> Iterator[Listener]:
-    """Show reports to a person: a spinner while something is waited for, a line for what is there.
+    """Show reports to a person: a spinner, or else a line, for what is waited for; a line for what is there.
 
     When the terminal is closed, or nobody reads the pipe any more, they go nowhere.
     """
@@ -150,6 +150,8 @@ def _terminal() -> Iterator[Listener]:
     def draw(report: Report) -> None:
         text = escape(report.text)
         match report.kind:
+            case Kind.BEGUN if not console.is_terminal:
+                console.print(f"… {text}")
             case Kind.BEGUN:
                 waiting.update(text)
                 waiting.start()

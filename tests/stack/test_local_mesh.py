@@ -202,6 +202,8 @@ def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         said.append(process.stdout.read())
         assert process.wait(timeout=60) == 0, said
+    assert said[0] == "… PostgreSQL, NATS and Redis\n"
+    assert said[1].startswith("✓ PostgreSQL, NATS and Redis (")
     assert f"The mesh is ready at http://127.0.0.1:{port}\n" in said
     assert not any(one.is_alive() for one in processes)
 
@@ -213,7 +215,7 @@ def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
         [*command, "--state", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("✓ PostgreSQL, NATS and Redis")
+        assert process.stdout.readline() == "… PostgreSQL, NATS and Redis\n"
         with socket.create_server(("127.0.0.1", port)):
             _, errors = process.communicate(timeout=60)
     assert errors == f"mesh: 127.0.0.1:{port} is taken by another program. Choose another port with --edge-port.\n"
