@@ -9,6 +9,7 @@ import os
 import sys
 from datetime import timedelta
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -45,7 +46,7 @@ class Role(StrEnum):
 def up(
     state: Folder = DEFAULT_FOLDER,
     edge_port: Annotated[int, typer.Option(min=1, max=65535, help="The port that clients reach the mesh at.")] = 8080,
-    edge_host: Annotated[str, typer.Option(help="The address that the edge listens on.")] = "127.0.0.1",
+    edge_host: Annotated[str, typer.Option(help="The IP address that the edge listens on.")] = "127.0.0.1",
     workers: Annotated[
         list[str] | None, typer.Option(metavar="SERVICE=N", help="Run several processes of a service, as order=2.")
     ] = None,
@@ -59,7 +60,7 @@ def up(
     from stack.local_mesh import Options
     from stack.state import State
 
-    options = Options(edge_host=edge_host, edge_port=edge_port, workers=_workers(workers or []), seed=seed)
+    options = Options(edge_host=_ip_address(edge_host), edge_port=edge_port, workers=_workers(workers or []), seed=seed)
     run = detached if detach else foreground
     run(State.open(state), options)
 
@@ -99,29 +100,39 @@ def logs(
 
     found = State.find(state)
     names = sorted(path.stem for path in found.logs.glob("*.log"))
+    if not names:
+        raise StackError(f"Nothing was ever logged in {found.folder}. `mesh up` does.")
     chosen = [name for name in names if service in (None, name, name.rpartition("-")[0])]
     if not chosen:
-        raise typer.BadParameter(f"there is no log of {service}, but of {', '.join(names) or 'nothing yet'}")
+        raise typer.BadParameter(f"there is no log of {service}, but of {', '.join(names)}")
     show([found.logs / f"{name}.log" for name in chosen], lines=lines, follow=follow)
 
 
 @app.command()
 def token(
     role: Annotated[Role, typer.Option(help="Whose token it is.")],
-    subject: Annotated[UUID | None, typer.Option(help="The customer's id, or a staff member's.")] = None,
+    subject: Annotated[
+        UUID | None,
+        typer.Option(
+            help="The customer's id, or a staff member's; by default a new customer's, or always the same one."
+        ),
+    ] = None,
     lifetime: Annotated[
         str, typer.Option(metavar="DURATION", help="How long it is good for, as 90s, 15m, 12h or 30d.")
     ] = "15m",
     state: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Print an access token for local work, and nothing else."""
+    from mesh.ids import new_id
     from stack.pki import LOCAL_STAFF, access_token, make_signing_key
     from stack.state import State
 
-    if subject is None and role is Role.CUSTOMER:
-        raise typer.BadParameter("a customer's token needs the customer's id", param_hint="--subject")
-    key = make_signing_key(State.open(state).pki)
-    typer.echo(access_token(key.private, role=role.value, subject=subject or LOCAL_STAFF, lifetime=_duration(lifetime)))
+    good_for = _duration(lifetime)
+    if subject is None:
+        subject = LOCAL_STAFF if role is Role.STAFF else new_id()
+    # Only where there is a mesh, or was one: nobody would accept what another key has signed.
+    key = make_signing_key(State.find(state).pki)
+    typer.echo(access_token(key.private, role=role.value, subject=subject, lifetime=good_for))
 
 
 @app.command()
@@ -211,6 +222,15 @@ def _workers(given: list[str]) -> dict[str, int]:
             )
         workers[name] = int(number)
     return workers
+
+
+def _ip_address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not an IP address such as 127.0.0.1, 0.0.0.0 or ::1", param_hint="--edge-host"
+        ) from None
 
 
 def _duration(text: str) -> timedelta:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
 from stack.pki import LOCAL_STAFF
-from stack.state import VERSION
+from stack.state import VERSION, State
 
 
 def mesh(
@@ -32,6 +33,7 @@ def claims(token: str, state: Path) -> dict[str, object]:
 
 
 def test_a_staff_token_is_printed_and_nothing_else(tmp_path: Path) -> None:
+    State.open(tmp_path)
     done = mesh("token", "--role", "staff", "--lifetime", "12h", state=tmp_path)
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", done.stdout)
     found = claims(done.stdout.strip(), tmp_path)
@@ -40,20 +42,38 @@ def test_a_staff_token_is_printed_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_customers_token_is_for_that_customer(tmp_path: Path) -> None:
+    State.open(tmp_path)
     customer = "01920000-0000-7000-8000-00000000000a"
     done = mesh("token", "--role", "customer", "--subject", customer, state=tmp_path)
     assert claims(done.stdout.strip(), tmp_path)["sub"] == customer
 
 
+def test_a_token_for_no_customer_in_particular_is_for_a_new_one_each_time(tmp_path: Path) -> None:
+    State.open(tmp_path)
+    subjects = [
+        UUID(str(claims(mesh("token", "--role", "customer", state=tmp_path).stdout.strip(), tmp_path)["sub"]))
+        for _ in range(2)
+    ]
+    assert subjects[0] != subjects[1]
+    assert {subject.version for subject in subjects} == {7}
+
+
+def test_a_token_that_no_mesh_would_accept_is_not_made(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    done = mesh("token", "--role", "staff", state=missing)
+    assert done.stderr.startswith(f"mesh: No mesh was ever started in {missing}.")
+    assert (done.returncode, done.stdout, missing.exists()) == (1, "", False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["token", "--role", "customer"], "needs the customer's id"),
         (["token", "--role", "staff", "--lifetime", "soon"], "'soon' is not a time"),
         (["token", "--role", "staff", "--subject", "me"], "--subject"),
         (["up", "--workers", "orders=2"], "'orders=2' is not a number of workers"),
         (["up", "--workers", "order=0"], "'order=0' is not a number of workers"),
         (["up", "--edge-port", "65536"], "65535"),
+        (["up", "--edge-host", "localhost"], "'localhost' is not an IP address"),
     ],
 )
 def test_what_is_not_understood_exits_with_2(tmp_path: Path, arguments: list[str], complaint: str) -> None:
@@ -109,13 +129,13 @@ def test_without_a_mesh_there_is_nothing_to_show_or_to_stop(tmp_path: Path) -> N
     assert (status.returncode, json.loads(status.stdout)) == (1, {"ready": False, "edge": None, "processes": []})
     assert mesh("demo", state=missing).returncode == 1
     assert not missing.exists()
-    mesh("token", "--role", "staff", state=tmp_path)
+    State.open(tmp_path)
     down = mesh("down", state=tmp_path)
     assert (down.returncode, down.stdout) == (0, "no mesh is running\n")
 
 
 def test_the_logs_of_one_service_are_those_of_all_its_workers(tmp_path: Path) -> None:
-    mesh("token", "--role", "staff", state=tmp_path)
+    State.open(tmp_path)
     (tmp_path / "logs").mkdir()
     for name in ("order-1", "order-2", "product"):
         (tmp_path / "logs" / f"{name}.log").write_text(f"first of {name}\nlast of {name}\n")
@@ -123,3 +143,10 @@ def test_the_logs_of_one_service_are_those_of_all_its_workers(tmp_path: Path) ->
     assert both.stdout.splitlines() == ["order-1 | last of order-1", "order-2 | last of order-2"]
     assert mesh("logs", "product", state=tmp_path).stdout.splitlines() == ["first of product", "last of product"]
     assert mesh("logs", "payment", state=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("service", [[], ["order"]])
+def test_before_the_first_start_there_are_no_logs(tmp_path: Path, service: list[str]) -> None:
+    State.open(tmp_path)
+    done = mesh("logs", *service, state=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"mesh: Nothing was ever logged in {tmp_path}. `mesh up` does.\n")
