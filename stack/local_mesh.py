@@ -61,9 +61,11 @@ class LocalMesh:
         with self._state.locked():
             for name in await self._state.clear_remains():
                 self._tell(Report(Kind.NOTE, f"ended {name}, left over from a mesh that was killed"))
-            self._require_edge_address()
             with short_folder() as self._sockets:
                 try:
+                    # From now on `mesh down` finds it.
+                    self._record()
+                    self._require_edge_address()
                     async with self._supervisor:
                         await self._start()
                         await self._supervisor.broken()

@@ -1,35 +1,37 @@
 """`mesh down` and `mesh status`: a mesh that runs, seen from outside."""
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
 from signal import SIGTERM
+from time import monotonic, sleep
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from stack.errors import NotRunning, StackError
+from stack.errors import AlreadyRunning, NotRunning, StackError
 from stack.state import RunRecord, State
 
-_STOP_WITHIN = 180.0
-"""Seconds: the services may take half a minute each for what is in flight, PostgreSQL one for its checkpoint."""
+_STOP_WITHIN = 300.0
+"""Seconds: more than all graces of what is stopped one after the other (see `Program`), which are 235 together."""
+
+_SAID_WITHIN = 30.0
+"""Seconds that a mesh has, from the lock of its folder, to say who it is. First it ends what a killed one has left."""
 
 
 def stop(state: State) -> None:
     """Stop the mesh of this state and return when it has ended; fine if none is running.
 
     Raises:
-        StackError: it is still stopping after three minutes.
+        StackError: it is still stopping after five minutes.
     """
     console = Console(highlight=False)
-    try:
-        run = state.running()
-    except NotRunning:
-        with state.locked():
-            left = asyncio.run(state.clear_remains())
-        console.print(f"ended what a killed mesh had left: {', '.join(left)}" if left else "no mesh is running")
+    run = _running_or_cleared(state)
+    if not isinstance(run, RunRecord):
+        console.print(f"ended what a killed mesh had left: {', '.join(run)}" if run else "no mesh is running")
         return
     with console.status("stopping"):
         os.kill(run.supervisor.pid, SIGTERM)
@@ -39,6 +41,19 @@ def stop(state: State) -> None:
                 " a second `mesh down` ends it at once."
             )
     console.print("stopped; the data stay")
+
+
+def _running_or_cleared(state: State) -> RunRecord | list[str]:
+    """Return the running mesh, or, if none is, the names of what a killed one had left and was ended."""
+    begun = monotonic()
+    while True:
+        with contextlib.suppress(NotRunning):
+            return state.running()
+        with contextlib.suppress(AlreadyRunning), state.locked():
+            return asyncio.run(state.clear_remains())
+        if monotonic() - begun > _SAID_WITHIN:
+            raise StackError(f"Something else than a running mesh is at work in {state.folder}, as `mesh migrate` is.")
+        sleep(0.05)
 
 
 def show_status(folder: Path, *, as_json: bool) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGHUP, SIGINT, SIGTERM
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal
 from typing import NoReturn
 
 from rich.console import Console
@@ -126,7 +126,9 @@ async def _until_told_to_stop(state: State, options: Options, tell: Listener) ->
             running.cancel()
             tell(Report(Kind.STOPPING, "stopping; once more ends it at once"))
 
-    for signal in (SIGINT, SIGTERM, SIGHUP):
+    # Under nohup a terminal that is closed ends nothing.
+    ending = (SIGINT, SIGTERM) if getsignal(SIGHUP) is SIG_IGN else (SIGINT, SIGTERM, SIGHUP)
+    for signal in ending:
         asyncio.get_running_loop().add_signal_handler(signal, stop)
     await asyncio.wait([running])
     if not running.cancelled():

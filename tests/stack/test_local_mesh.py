@@ -208,6 +208,18 @@ def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
     assert not any(one.is_alive() for one in processes)
 
 
+def test_it_can_be_stopped_while_it_starts(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    command = [sys.executable, "-c", "from stack.cli import main; main()", "up", "--edge-port", str(port)]
+    with subprocess.Popen([*command, "--state", str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        done = mesh("down", state=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "stopped; the data stay\n", "")
+        assert process.wait(timeout=60) == 0
+    assert status(tmp_path)["processes"] == []
+
+
 def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
     [port] = free_ports(1)
     command = [sys.executable, "-c", "from stack.cli import main; main()", "up", "--edge-port", str(port)]
@@ -233,11 +245,16 @@ def test_a_terminal_that_is_closed_stops_it_cleanly(tmp_path: Path) -> None:
     assert not any(one.is_alive() for one in processes)
 
 
-def test_it_goes_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
-    ours, theirs = os.pipe()
-    with foreground(tmp_path, theirs) as process:
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+def test_it_goes_on_under_nohup_when_nobody_reads_what_it_says(
+    tmp_path: Path, opened: Callable[[], tuple[int, int]]
+) -> None:
+    ours, theirs = opened()
+    nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    with foreground(tmp_path, theirs, nohup) as process:
         read_until_ready(ours)
         os.close(ours)
+        process.send_signal(signal.SIGHUP)
         killed = identities(tmp_path)["redis"]
         os.kill(killed.pid, signal.SIGKILL)
         until(lambda: identities(tmp_path).get("redis", killed) != killed)
