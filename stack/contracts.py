@@ -34,7 +34,11 @@ _SERVICE = re.compile(r"^service ", re.MULTILINE)
 
 
 class ContractsError(Exception):
-    """The contracts cannot be compiled or compared; the text says why."""
+    """The contracts cannot be compiled; the text says why."""
+
+
+class NotCompared(Exception):
+    """There is nothing to compare the contracts with; the text says why."""
 
 
 def generate(root: Path = ROOT) -> list[Path]:
@@ -59,15 +63,6 @@ def generate(root: Path = ROOT) -> list[Path]:
     return [Path("gen") / relative for relative in changed]
 
 
-def check(root: Path = ROOT) -> list[str]:
-    """Return every finding of `lint`, `breaking` and `drift`; none when all is well.
-
-    Raises:
-        ContractsError: the contracts do not compile.
-    """
-    return [*lint(root), *breaking(root), *drift(root)]
-
-
 def lint(root: Path = ROOT) -> list[str]:
     """Return what buf's rules in `buf.yaml`, and its formatter, find in `proto/`."""
     with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
@@ -80,12 +75,14 @@ def lint(root: Path = ROOT) -> list[str]:
 def breaking(root: Path = ROOT, against: str | None = None) -> list[str]:
     """Return what in `proto/` breaks a client of the contracts at a commit.
 
-    `against` is any name git knows a commit by; by default the last commit on main. Without such a commit,
-    or when it has no contracts yet, there is nothing to break.
+    `against` is any name git knows a commit by; by default the last commit on main. When it has no contracts yet,
+    there is nothing to break.
+
+    Raises:
+        ContractsError: the contracts do not compile.
+        NotCompared: there is no such commit, or git does not give it: a copy of the project need not be a repository.
     """
     commit = against or _last_commit_on_main(root)
-    if commit is None:
-        return []
     with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
         before = Path(scratch) / "before"
         if not _extract(root, commit, before):
@@ -217,30 +214,32 @@ def _tool(name: str) -> str:
     return path
 
 
-def _last_commit_on_main(root: Path) -> str | None:
-    for name in ("main", "origin/main"):
-        if commit := _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"):
-            return commit.decode().strip()
-    return None
+def _last_commit_on_main(root: Path) -> str:
+    found = _git(root, "for-each-ref", "--format=%(objectname)", "refs/heads/main", "refs/remotes/origin/main").split()
+    if not found:
+        raise NotCompared("there is no branch main")
+    return found[0].decode()
 
 
 def _extract(root: Path, commit: str, into: Path) -> bool:
     """Write `proto/` as it was at a commit; False when that commit has none."""
-    archive = _git(root, "archive", "--format=tar", commit, "proto")
-    if not archive:
+    if not _git(root, "ls-tree", "--name-only", commit, "proto"):
         return False
+    archive = _git(root, "archive", "--format=tar", commit, "proto")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(into, filter="data")
     return True
 
 
-def _git(root: Path, *arguments: str) -> bytes | None:
-    """Return git's output, or None when it fails: a copy of the project need not be a repository."""
+def _git(root: Path, *arguments: str) -> bytes:
+    """Return git's output. Raises NotCompared when there is no git, or when it fails."""
     git = shutil.which("git")
     if git is None:
-        return None
+        raise NotCompared("git is not installed")
     done = subprocess.run([git, *arguments], cwd=root, capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 else None
+    if done.returncode != 0:
+        raise NotCompared(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
 
 
 def _differences(fresh: Path, committed: Path) -> list[Path]:
@@ -277,10 +276,14 @@ def generate_command() -> None:
 @contracts_app.command("check")
 def check_command() -> None:
     """Lint proto/, look for changes that break clients of main, and for drift of gen/."""
+    findings = []
     try:
-        findings = check()
+        findings += [*lint(), *drift()]
+        findings += breaking()
+    except NotCompared as error:
+        typer.echo(f"not compared with main, so that what breaks its clients is not found: {error}", err=True)
     except ContractsError as error:
-        findings = [str(error)]
+        findings.append(str(error))
     for finding in findings:
         typer.echo(finding, err=True)
     if findings:
