@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
@@ -13,10 +14,8 @@ import structlog
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
+from mesh.connections import Connections
 from mesh.errors import InvalidArgument, Unavailable
-
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
 
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
 
@@ -90,36 +89,71 @@ class BulkInsert(Statement):
         super().__init__(insert.returning(*returning) if returning else insert)
 
 
+@cache
+def together(statements: tuple[Statement, ...]) -> str:
+    """One statement that does what these do, their parameters one after another.
+
+    None of them sees what another does: they must touch different rows.
+    """
+    parts: list[str] = []
+    taken = 0
+    for statement in statements:
+        parts.append(_shifted(statement.sql, taken))
+        taken += len(set(_PARAMETER.findall(statement.sql)))
+    *first, last = parts
+    return (
+        f"WITH {', '.join(f'part{number} AS ({part})' for number, part in enumerate(first))} {last}" if first else last
+    )
+
+
+def _shifted(sql: str, by: int) -> str:
+    return _PARAMETER.sub(lambda match: f"${int(match[1]) + by}", sql)
+
+
+_PARAMETER = re.compile(r"\$(\d+)")
+
 Row = asyncpg.Record
+Refusals = Mapping[str, type[Exception]]
+"""By the name of a unique constraint: what it means when it is violated."""
 
 
 class Transaction:
     """A transaction under way: statements, and what is to be written or done at its end.
 
+    What only writes (`write`, `add`) is not sent at once but together with all that only writes beside it, before the
+    next statement that reads or at the commit: one round trip instead of many. A transaction that is nothing but such
+    writes is a single statement, without BEGIN and COMMIT.
+
     Use cases get it from `Database.transaction` or `mesh.unit_of_work.UnitOfWork`, never make it.
     """
 
-    __slots__ = ("_connection", "_database", "_on_commit")
+    __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_refusals", "_writes")
 
-    def __init__(self, connection: PoolConnectionProxy | asyncpg.Connection, database: Database) -> None:
+    def __init__(self, connection: asyncpg.Connection, database: Database, *, begun: bool = False) -> None:
         self._connection = connection
         self._database = database
+        self._begun = begun
+        self._writes: list[tuple[Statement, Sequence[Any]]] = []
+        self._refusals: dict[str, type[Exception]] = {}
         self._on_commit: list[Callable[[], object]] = []
 
     async def fetch(self, statement: Statement, **values: Any) -> list[Row]:
         """All rows."""
-        self._database.statements += 1
-        return await self._connection.fetch(statement.sql, *statement.arguments(values))
+        arguments = statement.arguments(values)
+        await self._catch_up()
+        return await self._connection.fetch(statement.sql, *arguments)
 
     async def fetch_one(self, statement: Statement, **values: Any) -> Row | None:
         """The first row, if there is one."""
-        self._database.statements += 1
-        return await self._connection.fetchrow(statement.sql, *statement.arguments(values))
+        arguments = statement.arguments(values)
+        await self._catch_up()
+        return await self._connection.fetchrow(statement.sql, *arguments)
 
     async def execute(self, statement: Statement, **values: Any) -> int:
         """Run it; the number of rows that it touched."""
-        self._database.statements += 1
-        tag = await self._connection.execute(statement.sql, *statement.arguments(values))
+        arguments = statement.arguments(values)
+        await self._catch_up()
+        tag = await self._connection.execute(statement.sql, *arguments)
         return int(tag.rpartition(" ")[2])
 
     async def insert(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> list[Row]:
@@ -127,21 +161,69 @@ class Transaction:
         columns = list(zip(*rows, strict=True))
         if not columns:
             return []
-        self._database.statements += 1
+        await self._catch_up()
         return await self._connection.fetch(statement.sql, *columns)
+
+    def write(self, statement: Statement, **values: Any) -> None:
+        """Run it, by the commit at the latest."""
+        self._writes.append((statement, statement.arguments(values)))
+
+    def add(self, statement: BulkInsert, rows: Iterable[Sequence[Any]], *, refusals: Refusals | None = None) -> None:
+        """Insert `rows`, by the commit at the latest; the transaction then fails with what `refusals` say."""
+        if columns := list(zip(*rows, strict=True)):
+            self._writes.append((statement, columns))
+            self._refusals.update(refusals or {})
 
     def on_commit(self, action: Callable[[], object]) -> None:
         """Call `action` right after the commit, and only then."""
         self._on_commit.append(action)
 
-    def committed(self) -> None:
-        """The transaction has committed: run what waited for that."""
+    async def commit(self) -> None:
+        """Send what waits, commit, and do what waited for that."""
+        if not self._begun and self._writes:
+            await self._send_writes()
+        elif self._begun:
+            if self._writes:
+                await self._send_writes()
+            await self._connection.execute("COMMIT")
+            self._begun = False
+        self._database.commits += 1
         for action in self._on_commit:
             action()
 
+    async def roll_back(self) -> None:
+        """Undo all. A connection on which that fails is closed, which undoes it as well."""
+        if self._begun and not self._connection.is_closed():
+            try:
+                await self._connection.execute("ROLLBACK")
+            except BaseException as error:
+                self._connection.terminate()
+                if not isinstance(error, Exception):
+                    raise
+
+    async def _catch_up(self) -> None:
+        """Everything before the statement that comes now."""
+        if not self._begun:
+            await self._connection.execute("BEGIN")
+            self._begun = True
+        if self._writes:
+            await self._send_writes()
+        self._database.statements += 1
+
+    async def _send_writes(self) -> None:
+        writes, self._writes = self._writes, []
+        self._database.statements += 1
+        sql = together(tuple(statement for statement, _ in writes))
+        try:
+            await self._connection.fetch(sql, *(value for _, values in writes for value in values))
+        except asyncpg.UniqueViolationError as error:
+            if refusal := self._refusals.get(error.constraint_name or ""):
+                raise refusal from error
+            raise
+
 
 class Database:
-    """A service's own database, behind a pool of connections."""
+    """A service's own database."""
 
     def __init__(self, url: str, *, max_connections: int = 16, acquire_timeout: float = 5.0) -> None:
         self.url = url
@@ -149,35 +231,21 @@ class Database:
         """Statements sent so far, without BEGIN and COMMIT."""
         self.commits = 0
         """Transactions committed so far."""
-        self._max_connections = max_connections
-        self._acquire_timeout = acquire_timeout
-        self._pool: asyncpg.Pool | None = None
+        self._connections = Connections(self._connect, most=max_connections, wait=acquire_timeout)
+        self._is_open = False
 
     async def start(self) -> None:
-        """Open the pool. Raises Unavailable when the database cannot be reached."""
+        """Open it. Raises Unavailable when it cannot be reached."""
+        self._is_open = True
         try:
-            self._pool = await asyncpg.create_pool(
-                self.url,
-                min_size=2,
-                max_size=self._max_connections,
-                max_inactive_connection_lifetime=300,
-                command_timeout=15,
-                # Nothing here changes a session, so a connection goes back without a round trip.
-                reset=_leave_as_is,
-                server_settings=SESSION,
-            )
-        except (*_LOST, asyncpg.PostgresError) as error:
-            raise Unavailable(f"the database cannot be opened: {error}") from error
+            await self.check()
+        except Unavailable as error:
+            raise Unavailable(f"the database cannot be opened: {error.__cause__}") from error
 
     async def stop(self) -> None:
-        """Close the pool; connections still in use get a few seconds."""
-        if self._pool is None:
-            return
-        try:
-            async with asyncio.timeout(5):
-                await self._pool.close()
-        except TimeoutError:
-            self._pool.terminate()
+        """Close its connections; those still in use get a few seconds."""
+        self._is_open = False
+        await self._connections.close(timeout=5)
 
     async def check(self) -> None:
         """Raise Unavailable unless the database answers."""
@@ -192,24 +260,29 @@ class Database:
         unknown, and a retry under the same idempotency key tells.
         """
         async with self._connection() as connection:
-            async with connection.transaction():
-                transaction = Transaction(connection, self)
+            transaction = Transaction(connection, self)
+            try:
                 yield transaction
-            self.commits += 1
-        transaction.committed()
+                await transaction.commit()
+            except BaseException:
+                await transaction.roll_back()
+                raise
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
         """A connection for single reads, each a transaction of its own."""
         async with self._connection() as connection:
-            yield Transaction(connection, self)
+            yield Transaction(connection, self, begun=True)
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await asyncpg.connect(self.url, command_timeout=15, server_settings=SESSION)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
-        if self._pool is None:
+    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        if not self._is_open:
             raise Unavailable("the database is not open")
         try:
-            async with self._pool.acquire(timeout=self._acquire_timeout) as connection:
+            async with self._connections.one() as connection:
                 yield connection
         except asyncpg.CharacterNotInRepertoireError as error:
             # UTF-8 on the wire may hold NUL, PostgreSQL's text may not.
@@ -232,7 +305,3 @@ SESSION = {
     "idle_in_transaction_session_timeout": "15s",
 }
 """The settings of every session."""
-
-
-async def _leave_as_is(_: asyncpg.Connection) -> None:
-    return None

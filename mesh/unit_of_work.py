@@ -42,11 +42,11 @@ class UnitOfWork:
         """For a batch whose replies are encoded: write them; see `mesh.idempotency.claim`."""
         return await idempotency.claim(self.transaction, calls)
 
-    async def flush(self) -> bool:
+    def flush(self) -> bool:
         """Write what was gathered; whether there are events among it."""
         for digest, reply in self._replies:
-            await self.transaction.execute(idempotency.SETTLE, key_digest=digest, key_reply=reply)
-        await self.transaction.insert(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
+            self.transaction.write(idempotency.SETTLE, key_digest=digest, key_reply=reply)
+        self.transaction.add(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
         return bool(self._events)
 
 
@@ -63,7 +63,7 @@ class UnitsOfWork:
         async with self.database.transaction() as transaction:
             work = UnitOfWork(transaction)
             yield work
-            if await work.flush():
+            if work.flush():
                 transaction.on_commit(self._relay.wake)
 
     @asynccontextmanager

@@ -8,7 +8,6 @@ from decimal import Decimal
 from functools import cache
 from uuid import UUID
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
@@ -125,13 +124,10 @@ def _listing(filters: frozenset[str]) -> Statement:
     )
 
 
-async def add_orders(transaction: Transaction, news: Sequence[Order]) -> None:
-    """Write new orders with their items. Raises HoldLost when the id of one was given up meanwhile."""
-    try:
-        await transaction.insert(ADD_ORDERS, (_as_row(order) for order in news))
-    except asyncpg.UniqueViolationError as error:
-        raise HoldLost from error
-    await transaction.insert(
+def add_orders(transaction: Transaction, news: Sequence[Order]) -> None:
+    """Write new orders with their items. The transaction fails with HoldLost when the id of one was given up."""
+    transaction.add(ADD_ORDERS, (_as_row(order) for order in news), refusals={"orders_pkey": HoldLost})
+    transaction.add(
         ADD_ITEMS,
         (
             (order.id, item.id, item.product_id, item.sku, item.name, item.quantity, item.unit_price)
@@ -158,10 +154,10 @@ async def lock_overdue(transaction: Transaction, now: datetime, most: int) -> li
     return await _with_items(transaction, await transaction.fetch(LOCK_OVERDUE, now=now, most=most))
 
 
-async def write(transaction: Transaction, changed: Sequence[Order], now: datetime) -> None:
+def write(transaction: Transaction, changed: Sequence[Order], now: datetime) -> None:
     """Write what changed of locked orders."""
     if changed:
-        await transaction.execute(
+        transaction.write(
             WRITE,
             ids=[order.id for order in changed],
             statuses=[order.status for order in changed],

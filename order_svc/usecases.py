@@ -228,7 +228,7 @@ class Placement:
                     orders.append(order)
                     results[each.index] = message
                     work.publish(wire.placed(order, message, each.method), each.placing.call.trace)
-            await store.add_orders(work.transaction, orders)
+            store.add_orders(work.transaction, orders)
         return unused
 
     async def _give_back(self, unused: Sequence[UUID]) -> None:
@@ -327,7 +327,7 @@ class Saga:
             order.require_etag(etag)
             cancelling = order.cancel(reason, note, now)
             if cancelling is not order:
-                await store.write(work.transaction, [cancelling], now)
+                store.write(work.transaction, [cancelling], now)
                 work.publish(wire.moved(cancelling), call.trace)
             work.remember(call, cancelling)
         return cancelling
@@ -349,7 +349,7 @@ class Saga:
             if order is not orders[order_id]:
                 orders[order_id] = changed[order_id] = order
                 work.publish(wire.moved(order), event.traceparent)
-        await store.write(work.transaction, list(changed.values()), now)
+        store.write(work.transaction, list(changed.values()), now)
 
     async def cancel_overdue(self, *, most: int = 256) -> bool:
         """Begin to cancel orders that were not paid in time; whether there may be more."""
@@ -357,7 +357,7 @@ class Saga:
         async with self._units.begin() as work:
             overdue = await store.lock_overdue(work.transaction, now, most)
             cancelling = [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue]
-            await store.write(work.transaction, cancelling, now)
+            store.write(work.transaction, cancelling, now)
             for order in cancelling:
                 work.publish(wire.moved(order))
         return len(overdue) == most

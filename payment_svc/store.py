@@ -161,16 +161,16 @@ async def lock_order_payments(transaction: Transaction, order_ids: Iterable[UUID
     return [_as_payment(row) for row in await transaction.fetch(LOCK_PAYMENTS_OF_ORDERS, ids=sorted(set(order_ids)))]
 
 
-async def write_payments(transaction: Transaction, changed: Sequence[Payment]) -> None:
+def write_payments(transaction: Transaction, changed: Sequence[Payment]) -> None:
     """Write what may change of locked payments."""
     if changed:
         values = {f"new_{name}": [getattr(payment, name) for payment in changed] for name in _new}
-        await transaction.execute(WRITE_PAYMENTS, **values)
+        transaction.write(WRITE_PAYMENTS, **values)
 
 
-async def add_entries(transaction: Transaction, news: Iterable[Entry]) -> None:
+def add_entries(transaction: Transaction, news: Iterable[Entry]) -> None:
     """Append to the ledger."""
-    await transaction.insert(ADD_ENTRIES, map(_entry_values, news))
+    transaction.add(ADD_ENTRIES, map(_entry_values, news))
 
 
 async def lease_overdue(transaction: Transaction, *, now: datetime, until: datetime, most: int) -> list[Payment]:

@@ -126,7 +126,7 @@ class Payments:
             return
         locked = await store.lock_order_payments(work.transaction, begun)
         cancelled = [payment.request_cancel(traces[payment.order_id], now, until) for payment in locked]
-        await store.write_payments(work.transaction, cancelled)
+        store.write_payments(work.transaction, cancelled)
         for payment in cancelled:
             if payment.status in UNCHARGED:
                 work.publish(wire.voided(payment), traces[payment.order_id])
@@ -196,8 +196,8 @@ class Settlements:
                 if entry is not None:
                     entries.append(entry)
                 results.append(payment)
-            await store.write_payments(work.transaction, [each for key, each in after.items() if each != before[key]])
-            await store.add_entries(work.transaction, entries)
+            store.write_payments(work.transaction, [each for key, each in after.items() if each != before[key]])
+            store.add_entries(work.transaction, entries)
         return results
 
     def _applied(

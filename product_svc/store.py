@@ -125,15 +125,17 @@ ADD_MOVEMENTS = BulkInsert(*movements.c)
 ADD_HOLDS = BulkInsert(*(column for column in holds.c if column.name != "create_time"))
 ADD_HOLD_LINES = BulkInsert(*hold_lines.c)
 PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
-OFFERS = Statement(
-    sa.select(
-        products.c.id, products.c.sku, products.c.name, products.c.price, products.c.currency, products.c.state
-    ).where(products.c.id == sa.any_(_ids))
-)
 STOCKS = Statement(sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)))
 # Rows are locked in primary-key order, everywhere: UPDATE … FROM unnest locks in no stated order, and deadlocks.
 LOCK_STOCKS = Statement(
     sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)).order_by(stocks.c.product_id).with_for_update()
+)
+LOCK_OFFERS = Statement(
+    sa.select(stocks, products.c.sku, products.c.name, products.c.price, products.c.currency, products.c.state)
+    .join(products, products.c.id == stocks.c.product_id)
+    .where(stocks.c.product_id == sa.any_(_ids))
+    .order_by(stocks.c.product_id)
+    .with_for_update(of=stocks)
 )
 LOCK_HOLDS = Statement(
     sa.select(holds).where(holds.c.order_id == sa.any_(_ids)).order_by(holds.c.order_id).with_for_update()
@@ -276,18 +278,19 @@ async def lock_stocks(transaction: Transaction, ids: Iterable[UUID]) -> list[Sto
     return [_as_stock(row) for row in await transaction.fetch(LOCK_STOCKS, ids=sorted(set(ids)))]
 
 
-async def get_offers(reading: Transaction, ids: Iterable[UUID]) -> list[Offer]:
-    """What products are sold as."""
-    return [
-        Offer(row["id"], row["sku"], row["name"], row["price"], row["currency"], ProductState(row["state"]))
-        for row in await reading.fetch(OFFERS, ids=sorted(set(ids)))
+async def lock_offers(transaction: Transaction, ids: Iterable[UUID]) -> tuple[list[Stock], list[Offer]]:
+    """Lock stock rows as `lock_stocks` does; with what their products are sold as."""
+    rows = await transaction.fetch(LOCK_OFFERS, ids=sorted(set(ids)))
+    return [_as_stock(row) for row in rows], [
+        Offer(row["product_id"], row["sku"], row["name"], row["price"], row["currency"], ProductState(row["state"]))
+        for row in rows
     ]
 
 
-async def write_stocks(transaction: Transaction, changed: Sequence[Stock], now: datetime) -> None:
+def write_stocks(transaction: Transaction, changed: Sequence[Stock], now: datetime) -> None:
     """Write the numbers of locked stock rows."""
     if changed:
-        await transaction.execute(
+        transaction.write(
             WRITE_STOCKS,
             ids=[stock.product_id for stock in changed],
             on_hands=[stock.on_hand for stock in changed],
@@ -297,9 +300,9 @@ async def write_stocks(transaction: Transaction, changed: Sequence[Stock], now: 
         )
 
 
-async def add_movements(transaction: Transaction, news: Iterable[Movement]) -> None:
+def add_movements(transaction: Transaction, news: Iterable[Movement]) -> None:
     """Append to the ledger."""
-    await transaction.insert(
+    transaction.add(
         ADD_MOVEMENTS,
         (
             (m.id, m.product_id, m.delta, m.on_hand_after, m.reason, m.order_id, m.note, m.create_time, m.actor)
@@ -342,17 +345,14 @@ async def lock_holds(transaction: Transaction, order_ids: Iterable[UUID]) -> dic
     return {hold.order_id: hold for hold in await _with_lines(transaction, rows)}
 
 
-async def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
-    """Write new holds with their lines. Raises HoldKeyTaken."""
-    try:
-        await transaction.insert(
-            ADD_HOLDS, ((hold.order_id, hold.key, hold.customer_id, hold.state, hold.expire_time) for hold in news)
-        )
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name != "holds_live_key":
-            raise
-        raise HoldKeyTaken from error
-    await transaction.insert(
+def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
+    """Write new holds with their lines. The transaction fails with HoldKeyTaken when one of the keys holds by now."""
+    transaction.add(
+        ADD_HOLDS,
+        ((hold.order_id, hold.key, hold.customer_id, hold.state, hold.expire_time) for hold in news),
+        refusals={"holds_live_key": HoldKeyTaken},
+    )
+    transaction.add(
         ADD_HOLD_LINES,
         (
             (hold.order_id, line.product_id, line.quantity, line.sku, line.name, line.unit_price, line.currency)
@@ -362,11 +362,11 @@ async def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
     )
 
 
-async def write_hold_states(transaction: Transaction, states: dict[UUID, HoldState]) -> None:
+def write_hold_states(transaction: Transaction, states: dict[UUID, HoldState]) -> None:
     """Write the new states of locked holds."""
     for state in sorted(set(states.values())):
         ids = [order_id for order_id, new in states.items() if new is state]
-        await transaction.execute(WRITE_HOLDS, ids=ids, new_state=state)
+        transaction.write(WRITE_HOLDS, ids=ids, new_state=state)
 
 
 async def expired_holds(reading: Transaction, now: datetime, most: int) -> list[UUID]:

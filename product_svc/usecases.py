@@ -79,7 +79,7 @@ class Catalogue:
                     now,
                     str(call.caller),
                 )
-                await store.add_movements(work.transaction, [received])
+                store.add_movements(work.transaction, [received])
             work.publish(wire.product_created(product), call.trace)
             work.remember(call, product)
         return product
@@ -151,7 +151,7 @@ class Inventory:
                 moved = _movement(
                     shelf, change.product_id, delta, change.reason, None, change.note, now, str(call.caller)
                 )
-                await _write(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
+                _write(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
             stock = shelf.stock(change.product_id)
             work.remember(call, stock)
         return stock
@@ -211,9 +211,7 @@ class Holds:
         results: list[Hold | Exception] = []
         news: list[Hold] = []
         async with self._units.begin() as work:
-            shelf = Shelf(
-                await store.lock_stocks(work.transaction, wanted), await store.get_offers(work.transaction, wanted)
-            )
+            shelf = Shelf(*await store.lock_offers(work.transaction, wanted))
             # Not before the lock: a hold whose release was waited for is not there any more.
             known = await store.live_holds(work.transaction, [reservation.key for reservation in batch])
             for reservation in batch:
@@ -226,8 +224,8 @@ class Holds:
                         results.append(hold)
                 except MeshError as refusal:
                     results.append(refusal)
-            await store.add_holds(work.transaction, news)
-            await store.write_stocks(work.transaction, shelf.changed, _now())
+            store.add_holds(work.transaction, news)
+            store.write_stocks(work.transaction, shelf.changed, _now())
         return results
 
     async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
@@ -314,8 +312,8 @@ class Holds:
                             movements.append(_settled(shelf, hold, line, quantity, MovementReason.RETURN, now))
                         case _:
                             shelf.put(stock.release(quantity))
-            await _write(work, shelf, movements, now, self._threshold, "")
-            await store.write_hold_states(work.transaction, {hold.order_id: states[hold.order_id] for hold, _ in moves})
+            _write(work, shelf, movements, now, self._threshold, "")
+            store.write_hold_states(work.transaction, {hold.order_id: states[hold.order_id] for hold, _ in moves})
         return states
 
 
@@ -343,12 +341,12 @@ def _movement(
     return Movement(new_id(), product_id, delta, on_hand, reason, order_id, note, now, actor)
 
 
-async def _write(
+def _write(
     work: UnitOfWork, shelf: Shelf, movements: Sequence[Movement], now: datetime, threshold: int, trace: str
 ) -> None:
     """Write what the shelf has become, its ledger, and one event a product that moved."""
-    await store.write_stocks(work.transaction, shelf.changed, now)
-    await store.add_movements(work.transaction, movements)
+    store.write_stocks(work.transaction, shelf.changed, now)
+    store.add_movements(work.transaction, movements)
     by_product: dict[UUID, list[Movement]] = {}
     for movement in movements:
         by_product.setdefault(movement.product_id, []).append(movement)

@@ -191,7 +191,7 @@ class Sandbox:
         asked = [wish.charge for wish in batch if wish.charge is not None]
         async with self._database.transaction() as transaction:
             unready = await self._unready(transaction, asked)
-            await transaction.insert(_LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
+            transaction.add(_LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
             # Of two wishes for one key, the first one counts.
             rows = {wish.key: wish.row for wish in reversed(batch) if wish.key not in unready}
             written = await transaction.insert(_DECIDE, (rows[key] for key in sorted(rows)))
@@ -238,9 +238,9 @@ class Sandbox:
                 news.append((refund.key, key, made.reference, amount))
                 left[key] -= amount
                 totals[key] = totals.get(key, before[key]) + amount
-            await transaction.insert(_ADD_REFUNDS, news)
+            transaction.add(_ADD_REFUNDS, news)
             if totals:
-                await transaction.execute(_WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
+                transaction.write(_WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
         return [known[refund.key] for refund in batch]
 
 

@@ -544,8 +544,8 @@ async def test_statements_do_not_grow_with_the_batch(house: House) -> None:
                 "commits": process.database.commits,
             }
         )
-    # Charging: insert; lock, write, ledger, outbox. Cancelling: insert, lock, write; and the four of settling again.
-    assert counts[0] == {"charge": 5, "charge, sandbox": 2, "refund": 7, "refund, sandbox": 4, "commits": 4}
+    # Charging: insert; lock; payment, ledger and outbox in one. Cancelling: insert, lock, write; and settling again.
+    assert counts[0] == {"charge": 3, "charge, sandbox": 2, "refund": 5, "refund, sandbox": 3, "commits": 4}
     assert counts[1] == counts[0]
 
 

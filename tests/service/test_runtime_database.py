@@ -10,14 +10,28 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import Statement
+from mesh.database import BulkInsert, Statement
 from mesh.errors import Code, InvalidArgument, Unavailable
 from mesh.group_commit import GroupCommit
+from mesh.outbox import APPEND, row
+from mesh.schema import inbox
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, backend_of, call, do, event, fail_as, process, scratch_database
+from tests.service.runtime import (
+    ADD_EFFECTS,
+    Process,
+    Scratch,
+    backend_of,
+    call,
+    do,
+    event,
+    fail_as,
+    process,
+    scratch_database,
+)
 from tests.services import new_key
 
 ECHO = Statement(sa.select(sa.bindparam("number", type_=sa.Integer).label("number")))
+ADD_RECEIVED = BulkInsert(inbox.c.event_id, inbox.c.consumer)
 SLEEP = Statement(sa.select(sa.func.pg_sleep(60).label("slept")))
 
 
@@ -165,6 +179,40 @@ async def test_what_waits_for_the_commit_happens_after_it_and_only_then(scratch:
         await fail()
     assert seen == [1]
     assert await scratch.count("effects") == 0
+
+
+async def test_what_only_writes_is_sent_in_one_and_before_what_reads(scratch: Scratch, here: Process) -> None:
+    happened = row(event("test", uuid4(), 1), "")
+    async with here.database.transaction() as transaction:
+        before = here.database.statements
+        transaction.add(ADD_EFFECTS, [("first",), ("second",)])
+        transaction.add(APPEND, [happened])
+        transaction.add(ADD_EFFECTS, [])
+        assert here.database.statements == before
+        assert await transaction.fetch_one(ECHO, number=1)
+        assert here.database.statements == before + 2, "both inserts in one, and the one that reads"
+        transaction.add(ADD_EFFECTS, [("third",)])
+        assert await scratch.notes() == []
+    assert here.database.statements == before + 3
+    assert await scratch.notes() == ["first", "second", "third"]
+    assert await scratch.count("mesh.outbox") == 1
+
+
+async def test_of_writes_that_are_sent_in_one_none_is_done_when_one_fails(scratch: Scratch, here: Process) -> None:
+    class Taken(Exception):
+        """The event id is there already."""
+
+    async def fail(meaning: str) -> None:
+        twice = (uuid4(), "test")
+        async with here.database.transaction() as transaction:
+            transaction.add(ADD_EFFECTS, [("never",)])
+            transaction.add(ADD_RECEIVED, [twice, twice], refusals={meaning: Taken})
+
+    with pytest.raises(Taken):
+        await fail("inbox_pkey")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await fail("another")
+    assert await scratch.notes() == []
 
 
 async def test_a_database_that_cannot_be_opened_is_unavailable(here: Process) -> None:

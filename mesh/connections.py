@@ -1,0 +1,110 @@
+"""The connections of a process to its database, the most recently used ones first.
+
+The driver has a pool of its own, which wraps each taking and giving back in tasks and time-outs: more work than a short
+statement. A batch takes a connection for some milliseconds, so what is needed here is little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncpg
+
+
+class Connections:
+    """At most `most` open connections, made by `connect` when one is needed; whoever comes then waits for one.
+
+    A connection is given back after use, unless it is closed or its transaction could not be ended.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, most: int, wait: float) -> None:
+        self._connect = connect
+        self._most = most
+        self._wait = wait
+        self._open: set[asyncpg.Connection] = set()
+        self._opening = 0
+        self._idle: list[asyncpg.Connection] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection for the block. Raises TimeoutError when none is free in time, and what `connect` raises."""
+        connection = self._take_idle() or await self._take()
+        try:
+            yield connection
+        finally:
+            self._give_back(connection)
+
+    async def close(self, timeout: float) -> None:
+        """Close all; those in use are waited for, at most `timeout` seconds, and then cut off."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self._open or self._opening:
+                    while connection := self._take_idle():
+                        self._open.discard(connection)
+                        await connection.close()
+                    if self._open or self._opening:
+                        await self._turn()
+        except TimeoutError:
+            for connection in self._open:
+                connection.terminate()
+
+    def _take_idle(self) -> asyncpg.Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            self._open.discard(connection)
+        return None
+
+    async def _take(self) -> asyncpg.Connection:
+        async with asyncio.timeout(self._wait):
+            while True:
+                if connection := self._take_idle():
+                    return connection
+                if len(self._open) + self._opening < self._most:
+                    return await self._new()
+                await self._turn()
+
+    async def _new(self) -> asyncpg.Connection:
+        self._opening += 1
+        try:
+            connection = await self._connect()
+        except BaseException:
+            self._wake()
+            raise
+        finally:
+            self._opening -= 1
+        self._open.add(connection)
+        return connection
+
+    def _give_back(self, connection: asyncpg.Connection) -> None:
+        if connection.is_closed():
+            self._open.discard(connection)
+        else:
+            self._idle.append(connection)
+        self._wake()
+
+    async def _turn(self) -> None:
+        """Wait until a connection may be free."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                # It was woken and does not come: somebody else may.
+                self._wake()
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return

@@ -1,0 +1,120 @@
+"""Connections are shared: few are opened, whoever finds none free waits, and what is broken is not handed out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import asyncpg
+import pytest
+
+from mesh.connections import Connections
+
+
+class Connection:
+    """What `Connections` knows of a connection."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def is_closed(self) -> bool:
+        """Whether it is."""
+        return self.closed
+
+    async def close(self) -> None:
+        """Close it."""
+        self.closed = True
+
+    def terminate(self) -> None:
+        """Cut it off."""
+        self.closed = True
+
+
+class Server:
+    """Where connections lead to."""
+
+    def __init__(self) -> None:
+        self.made: list[Connection] = []
+        self.is_down = False
+
+    async def connect(self) -> asyncpg.Connection:
+        """Make one."""
+        if self.is_down:
+            raise ConnectionRefusedError
+        self.made.append(Connection())
+        return cast("asyncpg.Connection", self.made[-1])
+
+
+async def test_a_connection_is_used_again(server: Server) -> None:
+    connections = Connections(server.connect, most=4, wait=1)
+    for _ in range(3):
+        async with connections.one():
+            pass
+    assert len(server.made) == 1
+
+
+async def test_who_finds_none_free_waits_for_one_and_not_for_ever(server: Server) -> None:
+    connections = Connections(server.connect, most=1, wait=0.05)
+    async with connections.one() as mine:
+        with pytest.raises(TimeoutError):
+            async with connections.one():
+                pass
+        waiting = asyncio.create_task(use(connections))
+        await asyncio.sleep(0)
+    assert await waiting is mine
+    assert len(server.made) == 1
+
+
+async def test_one_that_was_closed_meanwhile_is_replaced(server: Server) -> None:
+    connections = Connections(server.connect, most=1, wait=1)
+    await use(connections)
+    server.made[0].closed = True
+    async with connections.one():
+        server.made[1].closed = True
+    await use(connections)
+    assert len(server.made) == 3
+
+
+async def test_a_server_that_was_down_costs_no_place(server: Server) -> None:
+    connections = Connections(server.connect, most=1, wait=1)
+    server.is_down = True
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            await use(connections)
+    server.is_down = False
+    await use(connections)
+
+
+async def test_one_who_gives_up_as_a_connection_comes_free_leaves_it_to_the_next(server: Server) -> None:
+    connections = Connections(server.connect, most=1, wait=1)
+    async with connections.one():
+        first, second = (asyncio.create_task(use(connections)) for _ in range(2))
+        await asyncio.sleep(0)
+    first.cancel()
+    async with asyncio.timeout(0.5):
+        await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_closing_waits_for_those_in_use_and_cuts_off_who_takes_too_long(server: Server) -> None:
+    connections = Connections(server.connect, most=2, wait=1)
+    async with connections.one():
+        closing = asyncio.create_task(connections.close(timeout=1))
+        await asyncio.sleep(0)
+        assert not closing.done()
+    await closing
+    async with connections.one():
+        await connections.close(timeout=0.01)
+    assert [each.closed for each in server.made] == [True, True]
+
+
+async def use(connections: Connections) -> asyncpg.Connection:
+    """Take one and give it back."""
+    async with connections.one() as connection:
+        return connection
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
