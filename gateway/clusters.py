@@ -24,8 +24,12 @@ def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dic
         "type": "STATIC" if all(_is_ip(address.host) for address in addresses) else "STRICT_DNS",
         "connect_timeout": "1s",
         "lb_policy": "ROUND_ROBIN",
-        # By default, with half of the processes or more not serving, Envoy sends calls to those as well.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0.0}},
+        "common_lb_config": {
+            # By default, with half of the processes or more not serving, Envoy sends calls to those as well.
+            "healthy_panic_threshold": {"value": 0.0},
+            # And what it has found of their health reaches its workers up to a second later.
+            "update_merge_window": "0s",
+        },
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [_endpoint(address) for address in addresses]}],
@@ -54,6 +58,8 @@ def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dic
                 # Without traffic Envoy would look once a minute, and send the first calls to a dead process.
                 "no_traffic_interval": "1s",
                 "timeout": "1s",
+                # The only process of a service is not called until it is found to serve again.
+                "unhealthy_interval": "0.1s",
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
             }
