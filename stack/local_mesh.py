@@ -150,7 +150,7 @@ class LocalMesh:
         run = RunRecord(
             supervisor=Identity.mine(),
             edge=self._options.edge_url,
-            ready=self._is_complete and all(one.is_ready for one in supervised),
+            ready=self._is_complete and all(one.is_ready and not one.is_doubted for one in supervised),
             sockets=self._sockets,
             processes=[
                 ProcessRecord(

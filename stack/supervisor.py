@@ -88,7 +88,9 @@ class Death:
 class Supervised:
     """One program under supervision: its process now, and whether it answers."""
 
-    def __init__(self, program: Program, log: Path, pace: Pace, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, program: Program, log: Path, pace: Pace, *, changed: Callable[[], None], recovered: Callable[[], None]
+    ) -> None:
         self.program = program
         self.log = log
         self.restarts = 0
@@ -96,10 +98,15 @@ class Supervised:
         self.identity: Identity | None = None
         """Of the process that runs now, if one does."""
         self.is_ready = False
+        self.is_doubted = False
+        """Whether it is yet to be asked again, since another has recovered."""
         self.last_refusal = "none"
         """Why it was not ready when it was last asked."""
         self._pace = pace
         self._changed = changed
+        self._recovered = recovered
+        self._has_been_ready = False
+        self._to_be_asked = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
 
@@ -128,6 +135,11 @@ class Supervised:
         code = await self._unless_it_ends(self._watch())
         assert code is not None, "watching has no end of its own"
         return code
+
+    def doubt(self) -> None:
+        """Ask it again at once: while another was not there, it may have become unready as well."""
+        self.is_doubted = True
+        self._to_be_asked.set()
 
     async def stop(self) -> None:
         """Drain, send the stop signal, and SIGKILL when the grace is over; return when the process has ended."""
@@ -199,10 +211,13 @@ class Supervised:
     async def _watch(self) -> None:
         while True:
             await self._become_ready()
-            await asyncio.sleep(self._pace.probe_every)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.probe_every):
+                    await self._to_be_asked.wait()
 
     async def _ask(self) -> bool:
-        was_ready = self.is_ready
+        was_ready, was_doubted = self.is_ready, self.is_doubted
+        self._to_be_asked.clear()
         try:
             async with asyncio.timeout(self._pace.answer_within):
                 await self.program.probe()
@@ -211,7 +226,12 @@ class Supervised:
             self.is_ready = False
         else:
             self.is_ready = True
-        if self.is_ready != was_ready:
+        self.is_doubted = self._to_be_asked.is_set()
+        if self.is_ready and not was_ready:
+            if self._has_been_ready:
+                self._recovered()
+            self._has_been_ready = True
+        if (self.is_ready, self.is_doubted) != (was_ready, was_doubted):
             self._changed()
         return self.is_ready
 
@@ -267,7 +287,14 @@ class Supervisor:
             StartFailed: one died too often or took too long; it is named, with the end of its log.
         """
         group = [
-            Supervised(program, self._logs / f"{program.name}.log", self._pace, self._changed) for program in programs
+            Supervised(
+                program,
+                self._logs / f"{program.name}.log",
+                self._pace,
+                changed=self._changed,
+                recovered=self._doubt_all,
+            )
+            for program in programs
         ]
         self._groups.append(group)
         await together(*(self._start(one) for one in group))
@@ -313,6 +340,10 @@ class Supervisor:
 
     def _pause(self, deaths: int) -> float:
         return min(self._pace.restart_after * 2.0 ** (deaths - 1), self._pace.restart_at_most)
+
+    def _doubt_all(self) -> None:
+        for one in self.supervised:
+            one.doubt()
 
     async def stop(self) -> None:
         """Stop everything, last started first. Each gets its stop signal, its grace, then SIGKILL."""

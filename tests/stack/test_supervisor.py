@@ -130,6 +130,26 @@ async def test_readiness_follows_what_the_program_answers(tmp_path: Path) -> Non
         assert supervisor["order"].restarts == 0
 
 
+async def test_when_one_recovers_the_others_are_asked_again_before_they_count_as_ready(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def note() -> None:
+        if not (tmp_path / "edge.ready").exists():
+            seen.append(all(one.is_ready and not one.is_doubted for one in supervisor.supervised))
+
+    seldom = Pace(restart_after=0.01, probe_every=300.0)
+    async with Supervisor(logs=tmp_path, pace=seldom, changed=note) as supervisor:
+        await supervisor.start([program(tmp_path, "order"), program(tmp_path, "edge")])
+        (tmp_path / "edge.ready").unlink()
+        os.kill(identity(supervisor, "order").pid, signal.SIGKILL)
+        await until(lambda: supervisor["order"].restarts and supervisor["order"].is_ready)
+        await until(lambda: not supervisor["edge"].is_ready)
+        assert seen
+        assert not any(seen)
+        (tmp_path / "edge.ready").touch()
+        await until(lambda: all(one.is_ready and not one.is_doubted for one in supervisor.supervised))
+
+
 async def test_programs_are_stopped_in_reverse_order(tmp_path: Path) -> None:
     script = (
         "import pathlib, signal, sys; path = pathlib.Path(sys.argv[1])\n"
