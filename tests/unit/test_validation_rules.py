@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import protovalidate
 import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
 from commerce.customer.v1 import customer_pb2, session_pb2
 from commerce.order.v1 import order_pb2
@@ -175,6 +178,89 @@ BAD: list[tuple[type[Message], dict[str, Any], str]] = [
     (payment_pb2.ReceiveWebhookRequest, {"provider": "sandbox"}, "payload"),
     (payment_pb2.ReceiveWebhookRequest, {"provider": "sandbox", "payload": {"data": ""}}, "payload"),
 ]  # fmt: skip
+
+
+CARDS = [
+    "4242424242424242", "visa4242424242424242", "4242424242424242visa", "VISA-4242424242424242", "4242424242424242-",
+    "a-4242424242424242", "face4242424242424242", "n\u00b04242424242424242",
+    "4242 4242 4242 4242", "4242  4242  4242  4242",
+    "4242-4242-4242-4242-", "visa-4242-4242-4242-4242", "4242.4242.4242.4242", "4242/4242/4242/4242",
+    "4242_4242_4242_4242", "4242\n4242\n4242\n4242", "4242\u00a04242\u00a04242\u00a04242", "4242 - 4242 - 4242 - 4242",
+    "4242\u20134242\u20134242\u20134242", "visa4242 4242 4242 4242 12/29 123",
+    "\uff14\uff12\uff14\uff12\uff14\uff12\uff14\uff12\uff14\uff12\uff14\uff12\uff14\uff12\uff14\uff12",
+    "378282246310005", "3782 822463 10005", "3782.822463.10005", "5555 5555 5555 4444", "2223-0031-2200-3222",
+    "30569309025904", "3056 930902 5904", "6304000000000000000", "6011.0009.9013.9424",
+]  # fmt: skip
+OTHERWISE_GROUPED = ["4222222222222", "42 42 42 42 42 42 42 42", "4-2-4-2-4-2-4-2-4-2-4-2-4-2-4-2", "424242 4242424242"]
+"""Refused wherever people write to us; about goods these may be an article number and sizes."""
+TEXTS = [
+    ID, ID.upper(), f"order {ID}, and {ID}",
+    "12345678-1234-1234-1234-123456789012", "01234567-8901-7234-8567-890123456789",
+    "w0123456789012345f0123456789012a", "d41d8cd98f00b204e9800998ecf8427e", "0301234567", "call +49 30 1234567",
+    "at 192.168.100.100", "01.02.2024 to 31.12.2024", "on 2024-01-31 at 12:30:59", "1,299.00 instead of 1.499,00",
+    "models 2021/2022/2023/2024", "sizes 36, 37, 38, 39, 40, 41, 42, 43",
+]  # fmt: skip
+ABOUT_GOODS = ["EAN 4006381333931", "sizes 36 37 38 39 40 41 42 43", "6-pack, 12 x 330 ml, 2024 2025 2026 2027"]
+
+
+def with_text(text: str) -> list[tuple[Message, str]]:
+    """Requests that hold this text where people write, with the name of its field."""
+    return [
+        (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "name": text}), "name"),
+        (ParseDict({"customerId": "me", "postalAddress": {**HOME, "addressLines": [text]}},
+                   customer_pb2.AddAddressRequest()), "postal_address"),
+        (order_pb2.CancelOrderRequest(order_id=ID, reason=text), "reason"),
+        (payment_pb2.RefundPaymentRequest(payment_id=ID, reason=text), "reason"),
+    ]  # fmt: skip
+
+
+def about_goods(text: str) -> list[tuple[Message, str]]:
+    """Requests that hold this text where it is about goods, with the name of its field."""
+    return [
+        (ParseDict({**PRODUCT, "name": text}, product_pb2.CreateProductRequest()), "name"),
+        (ParseDict({**PRODUCT, "description": text}, product_pb2.CreateProductRequest()), "description"),
+        (ParseDict({"product": {"id": ID, "name": text}}, product_pb2.UpdateProductRequest()), "product.name"),
+    ]
+
+
+def test_a_card_number_is_refused_however_it_is_written() -> None:
+    asked = [each for text in CARDS for each in (*with_text(text), *about_goods(text))]
+    asked += [each for text in OTHERWISE_GROUPED for each in with_text(text)]
+    asked += [
+        (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "email": "a-4242424242424242@b.co"}), "email"),
+        (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "phone": "+378282246310005"}), "phone"),
+        (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "phone": "+30569309025904"}), "phone"),
+    ]
+    asked += [
+        (customer_pb2.AddPaymentMethodRequest(customer_id="me", token=f"4242{mark}4242{mark}4242{mark}4242"), "token")
+        for mark in (".", "_", ":", "--", "._")
+    ]
+    missed = [str(request) for request, field in asked if refusals(request) != {field}]
+    assert missed == []
+
+
+def test_what_is_no_card_number_is_not_taken_for_one() -> None:
+    asked = [each for text in TEXTS for each in (*with_text(text), *about_goods(text))]
+    asked += [each for text in ABOUT_GOODS for each in about_goods(text)]
+    asked += [
+        (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "email": f"{ID}@example.com"}), "email"),
+        *(
+            (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "phone": phone}), "phone")
+            for phone in ("+8613800138000", "+5511987654321", "+390612345678", "+6281234567890")
+        ),
+    ]
+    assert [str(request) for request, _ in asked if refusals(request)] == []
+
+
+@given(st.uuids())
+def test_no_uuid_is_taken_for_a_card_number(made: UUID) -> None:
+    for text in (str(made), str(made).upper(), f"order {made}.", f"w{made.hex}", f"{made}/{made}"):
+        assert [refusals(request) for request, _ in (*with_text(text), *about_goods(text))] == [set()] * 7
+
+
+def refusals(request: Message) -> set[str]:
+    """The fields that are refused."""
+    return {named(violation.proto) for violation in protovalidate.collect_violations(request)}
 
 
 def cases(table: Sequence[tuple[Any, ...]]) -> list[Any]:

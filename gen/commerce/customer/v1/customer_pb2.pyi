@@ -46,7 +46,9 @@ class Customer(_message.Message):
     name: _builtins.str
     """Required. The name the customer wants to be called by, 1 to 200 characters."""
     phone: _builtins.str
-    """Optional. A phone number in E.164 form, such as `+4930123456`."""
+    """Optional. A phone number in E.164 form, such as `+4930123456`. None that begins with 3 has more than 13
+    digits; cards have.
+    """
     etag: _builtins.str
     """Optional. The version of the customer. Sent back with an update, it makes the update fail when the
     customer has changed in between.
@@ -223,7 +225,9 @@ class CreateCustomerRequest(_message.Message):
     name: _builtins.str
     """Required. The name the customer wants to be called by, 1 to 200 characters."""
     phone: _builtins.str
-    """Optional. A phone number in E.164 form, such as `+4930123456`."""
+    """Optional. A phone number in E.164 form, such as `+4930123456`. None that begins with 3 has more than 13
+    digits; cards have.
+    """
     password: _builtins.str
     """Required. The password the customer will sign in with, 8 to 128 characters."""
     def __init__(

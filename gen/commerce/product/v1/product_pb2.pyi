@@ -67,9 +67,9 @@ class Product(_message.Message):
     sku: _builtins.str
     """Immutable. The stock keeping unit: the merchant's own name for the product, unique among products."""
     name: _builtins.str
-    """Required. What the product is called, 1 to 200 characters."""
+    """Required. What the product is called, 1 to 200 characters and no card number."""
     description: _builtins.str
-    """Optional. What the product is, at most 5,000 characters."""
+    """Optional. What the product is, at most 5,000 characters and no card number."""
     stock_quantity: _builtins.int
     """Output only. How many can be sold now. It may be a moment old."""
     state: Global___ProductState.ValueType
@@ -126,9 +126,9 @@ class CreateProductRequest(_message.Message):
     sku: _builtins.str
     """Required. The stock keeping unit: 1 to 64 letters, digits, dots, dashes and underscores."""
     name: _builtins.str
-    """Required. What the product is called, 1 to 200 characters."""
+    """Required. What the product is called, 1 to 200 characters and no card number."""
     description: _builtins.str
-    """Optional. What the product is, at most 5,000 characters."""
+    """Optional. What the product is, at most 5,000 characters and no card number."""
     initial_stock: _builtins.int
     """Optional. How many there are to begin with; recorded as a receipt."""
     @_builtins.property

@@ -17,13 +17,20 @@ DESCRIPTOR: _descriptor.FileDescriptor
 UUID_OR_ME_FIELD_NUMBER: _builtins.int
 NO_CARD_NUMBER_FIELD_NUMBER: _builtins.int
 PROVIDER_TOKEN_FIELD_NUMBER: _builtins.int
+NO_CARD_NUMBER_AMONG_GOODS_FIELD_NUMBER: _builtins.int
 uuid_or_me: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The text is a UUID, or the word `me` for the caller."""
 no_card_number: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
-"""The text holds no payment card number: no 13 to 19 digits, in a row or parted by single spaces or
-dashes, that stand as a word of their own. A UUID is not mistaken for one.
+"""The text holds no payment card number: no 13 to 19 digits of any script in a row, whatever stands around
+them; no groups of digits as cards have them, glued to letters or not, parted by up to three spaces,
+dashes, dots, slashes or the like; and no 13 to 19 digits grouped otherwise, by single spaces or dashes.
+A UUID is not mistaken for one, nor is a digest in hexadecimal.
 """
 provider_token: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The text is a payment provider's token for a payment method: printable, without spaces, and nowhere in
 it 13 to 19 digits that could be a card number, parted or not.
+"""
+no_card_number_among_goods: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
+"""The text is about goods and holds no payment card number. It may hold what looks like one in other
+texts: 13 digits are an article number, and small numbers in a row are sizes.
 """
