@@ -83,7 +83,7 @@ def build(settings: Settings) -> Service:
             relay,
             passwords,
             session_store,
-            housekeeping(database),
+            *housekeeping(database),
             Server(
                 settings,
                 {

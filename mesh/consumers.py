@@ -47,7 +47,15 @@ ACK_WAIT_S = 5
 the second copy meets the inbox."""
 
 RECORD = BulkInsert(inbox.c.event_id, inbox.c.consumer, returning=[inbox.c.event_id], skip_existing=True)
-PURGE = Statement(sa.delete(inbox).where(inbox.c.receive_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval)))
+_old = (
+    sa.select(inbox.c.event_id, inbox.c.consumer)
+    .where(inbox.c.receive_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
+    .order_by(inbox.c.receive_time)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+    .cte("old")
+)
+PURGE = Statement(sa.delete(inbox).where(inbox.c.event_id == _old.c.event_id, inbox.c.consumer == _old.c.consumer))
 
 log = structlog.get_logger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh import consumers, idempotency
@@ -10,18 +11,26 @@ from mesh.bus import MAX_AGE_S
 from mesh.jobs import Periodic
 
 if TYPE_CHECKING:
-    from mesh.database import Database
+    from mesh.database import Database, Statement
 
 INBOX_RETENTION = timedelta(seconds=MAX_AGE_S) + timedelta(days=1)
 """Longer than a stream keeps an event: what can still be delivered can still be recognised."""
+PORTION = 10_000
+"""Rows that one transaction deletes: well within the time that a statement has."""
 
 
-def housekeeping(database: Database, *, interval: float = 3600.0) -> Periodic:
-    """The job that purges them, hourly."""
+def housekeeping(database: Database, *, interval: float = 3600.0, portion: int = PORTION) -> list[Periodic]:
+    """The jobs that purge them, hourly, each a portion at a time for as long as there is more."""
+    return [
+        Periodic(name, interval, partial(_purge, database, statement, age, portion))
+        for name, statement, age in (
+            ("purge of replies", idempotency.PURGE, idempotency.RETENTION),
+            ("purge of the inbox", consumers.PURGE, INBOX_RETENTION),
+        )
+    ]
 
-    async def purge() -> None:
-        await idempotency.purge(database)
-        async with database.transaction() as transaction:
-            await transaction.execute(consumers.PURGE, age=INBOX_RETENTION)
 
-    return Periodic("housekeeping", interval, purge)
+async def _purge(database: Database, statement: Statement, age: timedelta, most: int) -> bool:
+    """Delete a portion; whether there may be more."""
+    async with database.transaction() as transaction:
+        return await transaction.execute(statement, age=age, most=most) == most

@@ -45,7 +45,15 @@ SETTLE = Statement(
     .where(table.c.digest == sa.bindparam("key_digest", type_=sa.LargeBinary))
     .values(reply=sa.bindparam("key_reply", type_=sa.LargeBinary))
 )
-PURGE = Statement(sa.delete(table).where(table.c.create_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval)))
+_old = (
+    sa.select(table.c.digest)
+    .where(table.c.create_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
+    .order_by(table.c.create_time)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+    .cte("old")
+)
+PURGE = Statement(sa.delete(table).where(table.c.digest == _old.c.digest))
 
 
 class IdempotencyKeyReused(AlreadyExists):
@@ -142,9 +150,3 @@ class TwinCalls(Exception):
 async def _outcomes(reading: Transaction, keys: Sequence[IdempotencyKey]) -> Outcomes:
     rows = {row["digest"]: row for row in await reading.fetch(FIND, digests=[key.digest for key in keys])}
     return {key: key.outcome(rows[key.digest]) for key in keys if key.digest in rows}
-
-
-async def purge(database: Database) -> int:
-    """Delete the replies that are past their retention; how many went."""
-    async with database.transaction() as transaction:
-        return await transaction.execute(PURGE, age=RETENTION)

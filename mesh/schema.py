@@ -19,6 +19,8 @@ idempotency = sa.Table(
     comment="The stored replies of changes, kept a day, so that a retry changes nothing.",
 )
 
+idempotency_age = sa.Index("idempotency_create_time", idempotency.c.create_time)
+
 outbox = sa.Table(
     "outbox",
     metadata,
@@ -45,3 +47,5 @@ inbox = sa.Table(
     sa.Column("receive_time", pg.TIMESTAMP(timezone=True), nullable=False, server_default=_now),
     comment="Events applied, written in the transaction of their effect, so that a redelivery changes nothing.",
 )
+
+inbox_age = sa.Index("inbox_receive_time", inbox.c.receive_time)

@@ -66,7 +66,7 @@ def build(settings: Settings) -> Service:
             customers,
             products,
             relay,
-            housekeeping(database),
+            *housekeeping(database),
             Periodic("payment deadlines", settings.deadline_sweep_seconds, saga.cancel_overdue),
             Consumer("order", "payment", payment_events(saga), bus=bus, units=units),
             Server(

@@ -76,7 +76,7 @@ def build(settings: Settings) -> Service:
             sandbox_database,
             bus,
             relay,
-            housekeeping(database),
+            *housekeeping(database),
             charger,
             Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
             Consumer("payment", "order", order_events(payments), bus=bus, units=units),

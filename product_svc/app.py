@@ -54,7 +54,7 @@ def build(settings: Settings) -> Service:
             bus,
             orders,
             relay,
-            housekeeping(database),
+            *housekeeping(database),
             Periodic("hold sweep", settings.hold_sweep_seconds, holds.sweep),
             Consumer("product", "order", order_events(holds), bus=bus, units=units),
             Server(

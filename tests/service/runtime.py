@@ -78,7 +78,7 @@ class Scratch:
 
 @asynccontextmanager
 async def scratch_database(servers: Servers) -> AsyncIterator[Scratch]:
-    """A database with the runtime's tables, made by the code of the services' first migrations."""
+    """A database with the runtime's tables, made by the code of the services' migrations."""
     name = f"scratch_{uuid4().hex}"
     password = servers.postgres._passwords[SUPERUSER]
     url = with_login(servers.postgres.superuser_url, SUPERUSER, password, name)
@@ -104,6 +104,7 @@ async def _as_superuser(servers: Servers, statement: str) -> None:
 def _create_tables(connection: sa.Connection) -> None:
     with Operations.context(MigrationContext.configure(connection)):
         migrations.create_runtime_tables()
+        migrations.index_ages()
     metadata.create_all(connection)
     connection.execute(
         sa.text(

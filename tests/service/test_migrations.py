@@ -56,4 +56,4 @@ async def test_migrating_twice_changes_nothing(servers: Servers) -> None:
     await asyncio.gather(
         *(asyncio.to_thread(migrations.upgrade, role, servers.postgres.url_for(role)) for role in ("order_svc",))
     )
-    assert migrations.head("order_svc") == "0001"
+    assert migrations.head("order_svc") == "0002"

@@ -203,7 +203,8 @@ async def test_replies_are_forgotten_after_a_day_and_not_before(scratch: Scratch
             call(key).key.digest,  # type: ignore[union-attr]  # it has a key
             age,
         )
-    assert await idempotency.purge(here.database) == 1
+    async with here.database.transaction() as transaction:
+        assert await transaction.execute(idempotency.PURGE, age=idempotency.RETENTION, most=10) == 1
     assert await change(here.units, call(young), "again") == "done"
     assert await change(here.units, call(old), "again") == "again"
 

@@ -1,0 +1,78 @@
+"""Housekeeping: what has had its time goes, a portion at a time, and what has not stays."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+import pytest
+
+from mesh.housekeeping import INBOX_RETENTION, housekeeping
+from mesh.idempotency import RETENTION
+from stack.servers import Servers
+from tests.service.runtime import Process, Scratch, process, scratch_database
+from tests.services import eventually
+
+REPLIES = (
+    "INSERT INTO mesh.idempotency (digest, caller, method, request_hash, reply, create_time) "
+    "SELECT gen_random_uuid()::text::bytea, '', '', '', '', now() - $1::interval FROM generate_series(1, $2::int)"
+)
+EVENTS = (
+    "INSERT INTO mesh.inbox (event_id, consumer, receive_time) "
+    "SELECT gen_random_uuid(), 'test', now() - $1::interval FROM generate_series(1, $2::int)"
+)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(scope="module")
+async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
+    async with scratch_database(servers) as made:
+        yield made
+
+
+@pytest.fixture
+async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    await scratch.empty()
+    async with process(scratch, servers) as started:
+        yield started
+
+
+@asynccontextmanager
+async def at_work(here: Process) -> AsyncIterator[None]:
+    """The jobs, which take ten rows at a time and would come back in an hour."""
+    async with AsyncExitStack() as stack:
+        for job in housekeeping(here.database, portion=10):
+            await job.start()
+            stack.push_async_callback(job.stop)
+        yield
+
+
+async def test_all_that_has_had_its_time_goes_in_portions_and_at_once(scratch: Scratch, here: Process) -> None:
+    for statement, age in ((REPLIES, RETENTION), (EVENTS, INBOX_RETENTION)):
+        await scratch.admin.execute(statement, age + MINUTE, 25)
+        await scratch.admin.execute(statement, age - MINUTE, 3)
+
+    async def only_the_young() -> bool:
+        return [await scratch.count(table) for table in ("mesh.idempotency", "mesh.inbox")] == [3, 3]
+
+    commits = here.database.commits
+    async with at_work(here):
+        await eventually(only_the_young)
+    assert here.database.commits - commits == 6, "ten, ten and five of each"
+
+
+async def test_one_purge_that_cannot_go_on_does_not_keep_the_other_from_it(scratch: Scratch, here: Process) -> None:
+    await scratch.admin.execute(EVENTS, INBOX_RETENTION + MINUTE, 25)
+
+    async def none() -> bool:
+        return await scratch.count("mesh.inbox") == 0
+
+    locked = scratch.admin.transaction()
+    await locked.start()
+    await scratch.admin.execute("LOCK mesh.idempotency IN ACCESS EXCLUSIVE MODE")
+    async with at_work(here):
+        try:
+            await eventually(none, within=4)
+        finally:
+            await locked.rollback()
