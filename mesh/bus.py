@@ -183,8 +183,9 @@ class Bus:
     async def _connect(self) -> None:
         delay = 0.1
         while True:
+            client: Client | None = None
             try:
-                self._client = await nats.connect(
+                client = await nats.connect(
                     self._url,
                     name=self._name,
                     max_reconnect_attempts=-1,
@@ -196,13 +197,16 @@ class Bus:
                     disconnected_cb=_log_disconnect,
                     reconnected_cb=self._reconnected,
                 )
+                inbox = client.new_inbox()
+                await client.subscribe(f"{inbox}.*.*", cb=self._acknowledged)
             except (OSError, TimeoutError, nats.errors.Error) as error:
                 log.warning("nats cannot be reached", url=self._url, error=repr(error))
+                if client is not None:
+                    await client.close()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
             else:
-                self._inbox = self._client.new_inbox()
-                await self._client.subscribe(f"{self._inbox}.*.*", cb=self._acknowledged)
+                self._client, self._inbox = client, inbox
                 self._ready.set()
                 return
 

@@ -61,6 +61,17 @@ PUBLISHED = Statement(
 _LOCK = 0x0B0C_5EED
 """The advisory lock of the active relay; the databases of the services do not share theirs."""
 
+_SESSION = SESSION | {
+    # The lock goes with the session: a process that is paused or cut off must not keep it from the others.
+    "idle_session_timeout": "30s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+"""The settings of the relay's session. It is never idle for long, since it polls."""
+_MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
+"""How often partitions are looked after, and how soon again when that was not possible."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -128,7 +139,7 @@ class Relay:
     async def _lead(self) -> None:
         """Take the lock and relay until told to stop; nothing when another process has it."""
         await self._bus.connected()
-        connection = await asyncpg.connect(self._database.url, timeout=5, command_timeout=15, server_settings=SESSION)
+        connection = await asyncpg.connect(self._database.url, timeout=5, command_timeout=15, server_settings=_SESSION)
         try:
             if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
                 return
@@ -140,8 +151,7 @@ class Relay:
             while True:
                 self._woken.clear()
                 if datetime.now(UTC) >= maintenance:
-                    await maintain_partitions(connection, datetime.now(UTC))
-                    maintenance = datetime.now(UTC) + timedelta(hours=1)
+                    maintenance = datetime.now(UTC) + await self._maintain(connection)
                 began = monotonic()
                 rows = await connection.fetch(UNPUBLISHED.sql, *UNPUBLISHED.arguments({"most": self._batch}))
                 if rows:
@@ -153,8 +163,20 @@ class Relay:
                     await _wait(self._woken, self._poll)
         finally:
             self.active = False
-            await self._bus.off_signal(self._topic)
-            await connection.close(timeout=2)
+            try:
+                await self._bus.off_signal(self._topic)
+            finally:
+                # And with it the lock, whatever else goes wrong.
+                await connection.close(timeout=2)
+
+    async def _maintain(self, connection: asyncpg.Connection) -> timedelta:
+        """Look after the partitions; the time until they are to be looked after again. They keep no event waiting."""
+        try:
+            await maintain_partitions(connection, datetime.now(UTC))
+        except asyncpg.PostgresError as error:
+            log.warning("partitions not maintained", relay=self._service, error=repr(error))
+            return _MAINTENANCE_AGAIN
+        return _MAINTENANCE
 
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
         """Publish, and mark what the stream has acknowledged. Raises when that is not all."""
@@ -221,15 +243,18 @@ async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> 
 
     A row that no day's partition takes goes into the default one, so that a clock or a missed run loses nothing. A day
     of which that one holds rows already gets no partition of its own: it stays there to its end.
+
+    Raises LockNotAvailableError when the table is too busy.
     """
     today = now.astimezone(UTC).date()
     for day in (today + timedelta(days=offset) for offset in range(3)):
         name = f"outbox_{day:%Y%m%d}"
         if not await connection.fetchval("SELECT to_regclass($1)", f"mesh.{name}"):
             with suppress(asyncpg.CheckViolationError):  # the default one holds rows of that day
-                await connection.execute(
+                await _define(
+                    connection,
                     f"CREATE TABLE mesh.{name} PARTITION OF mesh.outbox "
-                    f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z')"
+                    f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z')",
                 )
     oldest = f"outbox_{today - RETENTION:%Y%m%d}"
     for partition in await connection.fetch(
@@ -240,7 +265,14 @@ async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> 
         name = partition["relname"]
         unpublished = f"SELECT EXISTS (SELECT FROM mesh.{name} WHERE publish_time IS NULL)"  # noqa: S608  # our own name
         if not await connection.fetchval(unpublished):
-            await connection.execute(f"DROP TABLE mesh.{name}")
+            await _define(connection, f"DROP TABLE mesh.{name}")
     await connection.execute(
         "DELETE FROM mesh.outbox_default WHERE publish_time IS NOT NULL AND create_time < $1", now - RETENTION
     )
+
+
+async def _define(connection: asyncpg.Connection, change: str) -> None:
+    """Change a table that must have nobody in it; not waited for long, since whoever wants to write waits behind it."""
+    async with connection.transaction():
+        await connection.execute("SET LOCAL lock_timeout = '200ms'")
+        await connection.execute(change)

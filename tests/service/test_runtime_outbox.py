@@ -9,15 +9,19 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 from uuid import UUID, uuid4
 
 import nats
+import nats.errors
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
+from mesh import outbox
+from mesh.bus import Bus, Message
 from mesh.events import stream_of
 from mesh.outbox import RETENTION, maintain_partitions
 from mesh.trace import Trace
@@ -264,6 +268,84 @@ async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_i
     assert await scratch.count(f"mesh.{named(now)}") == 1
 
 
+async def test_a_table_too_busy_for_a_new_partition_keeps_no_event_waiting(
+    scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_MAINTENANCE_AGAIN", timedelta(0))
+    for partition in await _partitions(scratch):
+        await scratch.admin.execute(f"DROP TABLE mesh.{partition}")
+    area = new_area()
+    busy = scratch.admin.transaction()
+    await busy.start()
+    await scratch.admin.execute("LOCK mesh.outbox IN ROW EXCLUSIVE MODE")
+    try:
+        async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+            async with here.units.begin() as work:
+                work.publish(event(area, uuid4(), 1))
+            await published(client, area, 1)
+            await busy.rollback()
+            await eventually(lambda: _are_there(scratch, 2))  # today's row is in the default one
+    finally:
+        await scratch.admin.execute("ROLLBACK")
+
+
+async def test_a_relay_that_is_paused_loses_its_lock_to_another(
+    scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(outbox._SESSION, "idle_session_timeout", "500ms")
+    area, goes_on = new_area(), asyncio.Event()
+
+    async def paused(messages: list[Message]) -> list[bool]:
+        await goes_on.wait()
+        return [False] * len(messages)
+
+    async with process(scratch, servers, area=area, relaying=True) as first, reader(servers) as client:
+        await eventually(_is(lambda: first.relay.active))
+        monkeypatch.setattr(first.bus, "publish", paused)
+        async with process(scratch, servers, area=area, relaying=True) as second:
+            async with first.units.begin() as work:
+                work.publish(event(area, uuid4(), 1))
+            await published(client, area, 1)
+            assert second.relay.active
+            goes_on.set()
+
+
+async def test_a_relay_that_cannot_leave_its_signal_gives_its_lock_back_all_the_same(
+    scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area = new_area()
+
+    async def fail(*_: object) -> None:
+        raise OSError("gone")
+
+    async with process(scratch, servers, area=area, relaying=True) as first:
+        await eventually(_is(lambda: first.relay.active))
+        monkeypatch.setattr(first.bus, "off_signal", fail)
+        await first.relay.stop()
+        async with process(scratch, servers, area=area, relaying=True) as second:
+            await eventually(_is(lambda: second.relay.active), within=5)
+
+
+async def test_a_connection_on_which_acknowledgements_cannot_be_heard_is_made_anew(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribe, refusals = Client.subscribe, [OSError("reset"), nats.errors.ConnectionClosedError()]
+
+    async def reluctant(self: Client, *args: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await subscribe(self, *args, **options)
+
+    monkeypatch.setattr(Client, "subscribe", reluctant)
+    bus, area = Bus(servers.nats.url, name="test"), new_area()
+    await bus.start()
+    async with asyncio.timeout(10):
+        await bus.connected()
+    await bus.ensure_stream_of(area)
+    assert await bus.publish([Message(f"commerce.{area}.happened.{uuid4()}", b"", {})]) == [True]
+    await bus.stop()
+
+
 async def test_what_no_partition_of_a_day_took_goes_when_its_time_is_over(scratch: Scratch) -> None:
     now = datetime.now(UTC)
     old = now - RETENTION - timedelta(days=40)
@@ -285,6 +367,10 @@ def kill(servers: Servers, name: str) -> None:
 
 async def _none_unpublished(scratch: Scratch) -> bool:
     return await scratch.count("mesh.outbox WHERE publish_time IS NULL") == 0
+
+
+async def _are_there(scratch: Scratch, partitions: int) -> bool:
+    return len(await _partitions(scratch)) >= partitions
 
 
 def _is(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
