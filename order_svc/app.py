@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from pydantic import Field
 
@@ -37,6 +38,8 @@ class Settings(ServiceSettings):
     """Seconds that a hold outlives the payment deadline."""
     deadline_sweep_seconds: float = Field(default=1.0, gt=0)
     """How often orders past their deadline are looked for."""
+    cancelling_patience: float = Field(default=300.0, gt=0)
+    """Seconds that an order may be cancelling before the payment service is asked again; after twice that it was."""
 
 
 def build(settings: Settings) -> Service:
@@ -57,6 +60,7 @@ def build(settings: Settings) -> Service:
     )
     reading = Reading(units, Pages(secret_bytes(settings.page_secret)))
     saga = Saga(units)
+    patience = timedelta(seconds=settings.cancelling_patience)
 
     return Service(
         "order",
@@ -68,6 +72,7 @@ def build(settings: Settings) -> Service:
             relay,
             *housekeeping(database),
             Periodic("payment deadlines", settings.deadline_sweep_seconds, saga.cancel_overdue),
+            Periodic("cancellations", patience.total_seconds(), partial(saga.cancel_again, patience)),
             Consumer("order", "payment", payment_events(saga), bus=bus, units=units),
             Server(
                 settings,

@@ -185,6 +185,10 @@ class Order:
         """Ask for the end of it; asked again, nothing changes. Raises OrderState once it is shipped."""
         return self.moved(Cause.CANCEL, now, cancel_reason=reason, cancel_note=note)
 
+    def still_cancelling(self, now: datetime) -> Order:
+        """A newer version of an order that is being cancelled, to ask for the end of it once more."""
+        return replace(self, update_time=now, version=self.version + 1)
+
     def hear(self, cause: Cause, payment_id: UUID, now: datetime) -> Order:
         """Take in what the payment service says."""
         reason = self.cancel_reason

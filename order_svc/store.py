@@ -40,6 +40,7 @@ orders = sa.Table(
 )
 sa.Index("orders_customer", orders.c.customer_id, orders.c.id)
 sa.Index("orders_overdue", orders.c.payment_deadline, postgresql_where=sa.text("status = 'PENDING'"))
+sa.Index("orders_cancelling", orders.c.update_time, postgresql_where=sa.text("status = 'CANCELLING'"))
 
 items = sa.Table(
     "order_items",
@@ -69,6 +70,15 @@ LOCK_OVERDUE = Statement(
         orders.c.status == sa.literal_column("'PENDING'"), orders.c.payment_deadline < sa.bindparam("now", type_=_TIME)
     )
     .order_by(orders.c.payment_deadline)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
+LOCK_CANCELLING = Statement(
+    sa.select(orders)
+    .where(
+        orders.c.status == sa.literal_column("'CANCELLING'"), orders.c.update_time < sa.bindparam("since", type_=_TIME)
+    )
+    .order_by(orders.c.update_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )
@@ -152,6 +162,11 @@ async def lock(transaction: Transaction, ids: Iterable[UUID]) -> dict[UUID, Orde
 async def lock_overdue(transaction: Transaction, now: datetime, most: int) -> list[Order]:
     """Lock orders whose payment deadline has passed, leaving those that another process is at."""
     return await _with_items(transaction, await transaction.fetch(LOCK_OVERDUE, now=now, most=most))
+
+
+async def lock_cancelling(transaction: Transaction, since: datetime, most: int) -> list[Order]:
+    """Lock orders that are being cancelled and have not moved `since`, leaving those that another process is at."""
+    return await _with_items(transaction, await transaction.fetch(LOCK_CANCELLING, since=since, most=most))
 
 
 def write(transaction: Transaction, changed: Sequence[Order], now: datetime) -> None:

@@ -362,6 +362,22 @@ class Saga:
                 work.publish(wire.moved(order))
         return len(overdue) == most
 
+    async def cancel_again(self, patience: timedelta, *, most: int = 256) -> bool:
+        """Ask the payment service again about orders that are cancelling for `patience`; whether there may be more.
+
+        Its answer, or the question, may be parked among the dead letters; it answers as often as it is asked.
+        """
+        now = _now()
+        async with self._units.begin() as work:
+            stuck = await store.lock_cancelling(work.transaction, now - patience, most)
+            cancelling = [order.still_cancelling(now) for order in stuck]
+            store.write(work.transaction, cancelling, now)
+            for order in cancelling:
+                work.publish(wire.moved(order))
+        if stuck:
+            log.warning("orders still cancelling", orders=[str(order.id) for order in stuck])
+        return len(stuck) == most
+
     async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldWish]:
         """What each order wants of its hold. For an order that was never placed, to release it: it never will be."""
         async with self._units.begin() as work:

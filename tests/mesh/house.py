@@ -163,6 +163,16 @@ class House:
 
 
 @asynccontextmanager
+async def order_service_restarted(mesh: House, **settings: Any) -> AsyncIterator[None]:
+    """Stop the order service and start another one with these settings in its place."""
+    await mesh.services["order"].stop()
+    targets = {f"{name}_target": (address,) for name, address in mesh.addresses.items()}
+    common = {"listen": mesh.addresses["order"], **targets, **settings}
+    async with running(order_app.build(settings_for(order_app.Settings, "order", mesh.servers, mesh.keys, **common))):
+        yield
+
+
+@asynccontextmanager
 async def house(servers: Servers, keys: Keys, **settings: Mapping[str, Any]) -> AsyncIterator[House]:
     """Start all four; `settings` by service override what the tests usually take."""
     names = ("customer", "order", "product", "payment")

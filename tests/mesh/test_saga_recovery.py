@@ -14,7 +14,7 @@ from mesh.call import Caller, Kind
 from mesh.errors import Aborted
 from mesh.idempotency import IdempotencyKey
 from stack.servers import Servers
-from tests.mesh.house import House, house
+from tests.mesh.house import House, house, order_service_restarted
 from tests.services import Keys, eventually, new_key, refused
 
 
@@ -34,6 +34,46 @@ async def test_an_order_that_is_not_paid_in_time_is_cancelled_and_a_late_capture
         payment = await mesh.payment(buyer, order.id)
         assert payment.status in {payment_pb2.PAYMENT_STATUS_REFUNDED, payment_pb2.PAYMENT_STATUS_VOIDED}
         assert (await mesh.unreserved(product)).on_hand == 1
+
+
+async def test_a_payment_deadline_outlives_the_process_that_set_it(servers: Servers, keys: Keys) -> None:
+    settings = {
+        # This one never looks for what is overdue once it has started.
+        "order": {"payment_deadline": 0.2, "deadline_sweep_seconds": 3600.0},
+        "payment": {"sandbox_slow_seconds": 8.0},
+    }
+    async with house(servers, keys, **settings) as mesh:
+        buyer = await mesh.buyer("tok_slow")
+        product = await mesh.product(1)
+        placed = await mesh.order(buyer, {product: 1})
+        async with order_service_restarted(mesh):
+            order = await mesh.settled(buyer, placed.id)
+            assert order.status == order_pb2.ORDER_STATUS_CANCELLED
+            assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_TIMEOUT
+            assert (await mesh.unreserved(product)).on_hand == 1
+
+
+async def test_an_order_whose_cancelling_nobody_heard_of_is_cancelled_all_the_same(
+    servers: Servers, keys: Keys
+) -> None:
+    async with house(servers, keys, order={"cancelling_patience": 0.5}) as mesh:
+        buyer = await mesh.buyer("tok_visa")
+        product = await mesh.product(1)
+        confirmed = await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)
+        # The event that told of it is among the dead letters, say.
+        await mesh.sql(
+            "order_svc",
+            "UPDATE orders SET status = 'CANCELLING', cancel_reason = 'CUSTOMER_REQUEST', update_time = now(), "
+            "version = version + 1 WHERE id = $1",
+            UUID(confirmed.id),
+        )
+
+        async def cancelled() -> bool:
+            return (await mesh.read(buyer, confirmed.id)).status == order_pb2.ORDER_STATUS_CANCELLED
+
+        await eventually(cancelled)
+        payment = await mesh.payment(buyer, confirmed.id)
+        assert payment.status == payment_pb2.PAYMENT_STATUS_REFUNDED
 
 
 async def hold(mesh: House, product: str, *, order_id: str, key: bytes, expires_in: float) -> str:

@@ -1,4 +1,4 @@
-"""Placing orders on the real database, with a customer and a product service that do what a test says."""
+"""Orders on their real database, with a customer and a product service that do what a test says."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from commerce.order.v1 import order_pb2
+from commerce.order.v1 import events_pb2, order_pb2
 from mesh.bus import Bus
 from mesh.call import Call, Caller, Kind
 from mesh.database import Database, Statement
@@ -23,7 +24,7 @@ from mesh.unit_of_work import UnitsOfWork
 from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
-from order_svc.usecases import Placement, Placing
+from order_svc.usecases import Placement, Placing, Saga
 from stack.servers import Servers
 from tests.services import migrated, new_key
 
@@ -193,3 +194,24 @@ async def test_orders_are_placed_once_though_unused_holds_cannot_be_given_back(d
     assert isinstance(results[1], MeshError)
     assert results[1].reason == "CURRENCY_MISMATCH"
     assert (stock.asked, await count(database)) == ([2], before + 1)
+
+
+async def test_who_is_cancelling_too_long_is_asked_about_again_and_once_in_that_time(database: Database) -> None:
+    placement = placement_of(database, Stock())
+    saga, patience = Saga(placement._units), timedelta(minutes=5)
+    placed = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1}) for _ in range(3)])
+    stuck, young, paid = (UUID(order.id) for order in placed if isinstance(order, order_pb2.Order))
+    connection = await asyncpg.connect(database.url)
+    for order_id, status, age in ((stuck, "CANCELLING", 6), (young, "CANCELLING", 4), (paid, "CONFIRMED", 6)):
+        await connection.execute(
+            "UPDATE orders SET status = $2, update_time = now() - $3::interval WHERE id = $1",
+            order_id,
+            status,
+            timedelta(minutes=age),
+        )
+    assert await saga.cancel_again(patience, most=1) is True
+    assert await saga.cancel_again(patience, most=1) is False
+    asked = await connection.fetch("SELECT * FROM mesh.outbox WHERE type = 'commerce.order.cancelling'")
+    assert [(row["aggregate_id"], row["sequence"]) for row in asked] == [(stuck, 2)]
+    assert events_pb2.OrderCancelling.FromString(asked[0]["payload"]).order.etag == "2"
+    await connection.close()
