@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
+from operator import attrgetter
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -136,7 +137,9 @@ def _listing(filters: frozenset[str]) -> Statement:
 
 def add_orders(transaction: Transaction, news: Sequence[Order]) -> None:
     """Write new orders with their items. The transaction fails with HoldLost when the id of one was given up."""
-    transaction.add(ADD_ORDERS, (_as_row(order) for order in news), refusals={"orders_pkey": HoldLost})
+    # In the order of the key, as everywhere: an id of these may be given up at the same time.
+    in_order = sorted(news, key=attrgetter("id"))
+    transaction.add(ADD_ORDERS, (_as_row(order) for order in in_order), refusals={"orders_pkey": HoldLost})
     transaction.add(
         ADD_ITEMS,
         (

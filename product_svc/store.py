@@ -183,8 +183,17 @@ WRITE_STOCKS = Statement(
 WRITE_HOLDS = Statement(
     sa.update(holds).where(holds.c.order_id == sa.any_(_ids)).values(state=sa.bindparam("new_state", type_=sa.String))
 )
+_still_held = (
+    sa.select(holds.c.order_id)
+    .where(holds.c.order_id == sa.any_(_ids), _held)
+    .order_by(holds.c.order_id)
+    .with_for_update()
+    .cte("still_held")
+)
 POSTPONE_HOLDS = Statement(
-    sa.update(holds).where(holds.c.order_id == sa.any_(_ids)).values(expire_time=sa.bindparam("until", type_=_TIME))
+    sa.update(holds)
+    .where(holds.c.order_id == _still_held.c.order_id)
+    .values(expire_time=sa.bindparam("until", type_=_TIME))
 )
 
 _ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {

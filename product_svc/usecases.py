@@ -9,8 +9,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
+import structlog
+
 from mesh.errors import MeshError
-from mesh.group_commit import GroupCommit
+from mesh.group_commit import GroupCommit, run_batch
 from mesh.ids import new_id, parse_id
 from mesh.paging import Pages
 from product_svc import store, wire
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from mesh.call import Call
     from mesh.events import Received
     from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+
+
+log = structlog.get_logger(__name__)
 
 
 def _now() -> datetime:
@@ -269,15 +274,25 @@ class Holds:
         if not expired:
             return False
         wishes = await self._orders.resolve_holds(expired)
+
+        async def settle(batch: Sequence[UUID]) -> list[None]:
+            async with self._units.begin() as work:
+                await self.settle(
+                    work,
+                    confirmed=[each for each in batch if wishes[each] is HoldState.COMMITTED],
+                    cancelled=[each for each in batch if wishes[each] is HoldState.RELEASED],
+                )
+            return [None] * len(batch)
+
+        # One that cannot be settled is put off like those that are kept, and is not in the way of the others.
+        later = [each for each in expired if wishes[each] is HoldState.HELD]
+        ripe = [each for each in expired if wishes[each] is not HoldState.HELD]
+        for order_id, failure in zip(ripe, await run_batch(settle, ripe), strict=True):
+            if failure is not None:
+                log.error("hold not settled", order=str(order_id), exc_info=failure)
+                later.append(order_id)
         async with self._units.begin() as work:
-            await self.settle(
-                work,
-                confirmed=[each for each in expired if wishes[each] is HoldState.COMMITTED],
-                cancelled=[each for each in expired if wishes[each] is HoldState.RELEASED],
-            )
-        async with self._units.begin() as work:
-            kept = [each for each in expired if wishes[each] is HoldState.HELD]
-            await store.postpone_holds(work.transaction, kept, _now() + timedelta(minutes=1))
+            await store.postpone_holds(work.transaction, later, _now() + timedelta(minutes=1))
         return len(expired) == most
 
     async def settle(

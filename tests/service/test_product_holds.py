@@ -295,6 +295,24 @@ async def test_the_sweep_asks_before_it_settles_anything(here: Warehouse) -> Non
     await here.require_balance(product)
 
 
+async def test_a_hold_that_cannot_be_settled_is_not_in_the_way_of_the_others(here: Warehouse) -> None:
+    await here.admin.execute("UPDATE holds SET expire_time = now() + interval '1 day' WHERE state = 'HELD'")
+    product, wrong = await here.product(10), await here.product(10)
+    holds = [
+        held(result).order_id
+        for result in await here.reserve(*(wish({each: 2}, expires_in=-1) for each in (product, wrong, product)))
+    ]
+    await here.admin.execute("UPDATE stocks SET reserved = 0 WHERE product_id = $1", wrong)
+    here.orders.wishes = dict.fromkeys(holds, HoldState.RELEASED)
+    assert await here.holds.sweep() is False
+    assert await here.stock(product) == (10, 0)
+    here.orders.asked.clear()
+    assert await here.holds.sweep() is False
+    assert not here.orders.asked, "and is not asked about again at once"
+    await here.admin.execute("UPDATE stocks SET reserved = 2 WHERE product_id = $1", wrong)
+    await here.release(holds[1])
+
+
 async def test_the_sweep_says_when_there_may_be_more(here: Warehouse) -> None:
     await here.admin.execute("UPDATE holds SET expire_time = now() + interval '1 day' WHERE state = 'HELD'")
     product = await here.product(10)
