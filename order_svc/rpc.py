@@ -52,5 +52,6 @@ class OrderService:
         )
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
-        wishes = await self._saga.resolve_holds([parse_id(each) for each in request.order_ids])
-        return order.ResolveHoldsResponse(decisions=[wire.decision(each, wish) for each, wish in wishes.items()])
+        ids = [parse_id(each) for each in request.order_ids]
+        wishes = await self._saga.resolve_holds(ids)
+        return order.ResolveHoldsResponse(decisions=[wire.decision(each, wishes[each]) for each in ids])

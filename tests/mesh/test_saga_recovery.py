@@ -112,6 +112,21 @@ async def test_a_hold_whose_order_never_came_is_swept_and_the_order_can_never_co
         assert error.reason == "ORDER_NOT_FOUND"
 
 
+async def test_decisions_about_holds_come_in_the_order_of_the_question(mesh: House) -> None:
+    buyer = await mesh.buyer("tok_visa")
+    product = await mesh.product(3)
+    paid = [(await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)).id for _ in range(3)]
+    unknown = sorted(str(uuid4()) for _ in range(3))
+    asked = [unknown[2], paid[1], unknown[0], paid[2], paid[0], unknown[1]]
+    async with mesh.as_service("product", to="order") as client:
+        resolve = order_pb2_grpc.OrderServiceStub(client.channel).ResolveHolds
+        reply = await client(resolve, order_pb2.ResolveHoldsRequest(order_ids=asked))
+    wishes = dict.fromkeys(paid, order_pb2.HOLD_RESOLUTION_COMMIT) | dict.fromkeys(
+        unknown, order_pb2.HOLD_RESOLUTION_RELEASE
+    )
+    assert [(each.order_id, each.resolution) for each in reply.decisions] == [(each, wishes[each]) for each in asked]
+
+
 async def test_the_hold_of_a_living_order_is_never_swept(servers: Servers, keys: Keys) -> None:
     settings = {
         "product": {"hold_sweep_seconds": 0.05},

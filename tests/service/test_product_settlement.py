@@ -172,6 +172,34 @@ async def test_the_sweep_asks_the_order_service_and_does_as_it_says(shop: Shop) 
     await shop.becomes(product, 8, 2)
 
 
+@pytest.mark.parametrize("method", ["CommitStock", "ReleaseStock"])
+async def test_holds_are_settled_once_for_a_key_and_each_order_is_told_of(shop: Shop, method: str) -> None:
+    product, key = await shop.product(10), new_key()
+    order_id, other = [(await shop.hold(product, 2)).hold.order_id for _ in range(2)]
+    absent = str(uuid4())
+    settle = getattr(inventory_pb2_grpc.InventoryServiceStub(shop.order.channel), method)
+    request = getattr(inventory_pb2, f"{method}Request")
+    reply = await shop.order(settle, request(order_ids=[absent, order_id]), key=key)
+    settled = {
+        "CommitStock": inventory_pb2.HOLD_STATE_COMMITTED,
+        "ReleaseStock": inventory_pb2.HOLD_STATE_RELEASED,
+    }[method]
+    assert [(each.order_id, each.state) for each in reply.results] == [
+        (absent, inventory_pb2.HOLD_STATE_ABSENT),
+        (order_id, settled),
+    ]
+    stock = await shop.stock(product)
+    assert stock == {"CommitStock": (8, 2), "ReleaseStock": (10, 2)}[method]
+
+    # A replay tells what was told then, whatever became of the hold since.
+    stub = inventory_pb2_grpc.InventoryServiceStub(shop.order.channel)
+    await shop.order(stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[order_id]), key=new_key())
+    assert await shop.order(settle, request(order_ids=[absent, order_id]), key=key) == reply
+    error = await refused(shop.order(settle, request(order_ids=[other]), key=key))
+    assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+    assert (await shop.stock(product))[1] == 2, "the other hold stands"
+
+
 async def test_a_stock_change_is_made_once_for_its_key(shop: Shop) -> None:
     product = await shop.product(10)
     stub, key = inventory_pb2_grpc.InventoryServiceStub(shop.staff.channel), new_key()

@@ -158,7 +158,7 @@ Global___OrderCancelling: _TypeAlias = OrderCancelling  # noqa: Y015
 
 @_typing.final
 class OrderCancelled(_message.Message):
-    """OrderCancelled says that an order is cancelled and its stock is free. Its type is
+    """OrderCancelled says that an order is cancelled: whoever holds stock for it gives it back now. Its type is
     `commerce.order.cancelled`.
     """
 

@@ -523,7 +523,7 @@ class ListOrdersRequest(_message.Message):
     status: Global___OrderStatus.ValueType
     """Optional. Only orders of this status."""
     customer_id: _builtins.str
-    """Optional. Only orders of the customer with this UUID. A customer sees their own alone, whatever it says."""
+    """Optional. Only orders of the customer with this UUID. Without it, staff see everyone's."""
     def __init__(
         self,
         *,

@@ -118,10 +118,9 @@ class OrderServiceServicer:
         A placed order is answered at once as pending: its stock is held and its payment is under way. Lines of
         the same product are merged.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-        `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PAYMENT_METHOD_MISSING`;
-        `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`; `PERMISSION_DENIED` /
-        `ROLE_REQUIRED` when a customer orders for another.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND` also when a customer orders for another,
+        `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+        `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +138,8 @@ class OrderServiceServicer:
     def ListOrders(self, request, context):
         """Lists orders, the newest first: a customer's own, or for staff everyone's.
 
-        Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer asks for the orders of another;
+        `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -239,7 +239,8 @@ class OrderServiceServicer:
 
     def ResolveHolds(self, request, context):
         """Decides what becomes of old holds on stock. An id the order service has never seen is to be released,
-        and from then on no order can be created under it: that makes it safe to release.
+        and from then on no order can be created under it: that makes it safe to release. It ignores an
+        idempotency key: asked again, it says what is true by then.
 
         Errors: none but those of `commerce.errors.v1`.
         """

@@ -43,10 +43,9 @@ class OrderServiceStub:
     A placed order is answered at once as pending: its stock is held and its payment is under way. Lines of
     the same product are merged.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-    `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PAYMENT_METHOD_MISSING`;
-    `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`; `PERMISSION_DENIED` /
-    `ROLE_REQUIRED` when a customer orders for another.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND` also when a customer orders for another,
+    `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+    `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]
     """Reads an order.
@@ -56,7 +55,8 @@ class OrderServiceStub:
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists orders, the newest first: a customer's own, or for staff everyone's.
 
-    Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer asks for the orders of another;
+    `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     AddOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderItemRequest, _order_pb2.AddOrderItemResponse]
     """Adds an item to a draft. An item of the same product grows instead.
@@ -116,7 +116,8 @@ class OrderServiceStub:
     """
     ResolveHolds: _grpc.UnaryUnaryMultiCallable[_order_pb2.ResolveHoldsRequest, _order_pb2.ResolveHoldsResponse]
     """Decides what becomes of old holds on stock. An id the order service has never seen is to be released,
-    and from then on no order can be created under it: that makes it safe to release.
+    and from then on no order can be created under it: that makes it safe to release. It ignores an
+    idempotency key: asked again, it says what is true by then.
 
     Errors: none but those of `commerce.errors.v1`.
     """
@@ -136,10 +137,9 @@ class OrderServiceAsyncStub(OrderServiceStub):
     A placed order is answered at once as pending: its stock is held and its payment is under way. Lines of
     the same product are merged.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-    `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PAYMENT_METHOD_MISSING`;
-    `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`; `PERMISSION_DENIED` /
-    `ROLE_REQUIRED` when a customer orders for another.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND` also when a customer orders for another,
+    `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+    `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`.
     """
     GetOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]  # type: ignore[assignment]
     """Reads an order.
@@ -149,7 +149,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     ListOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]  # type: ignore[assignment]
     """Lists orders, the newest first: a customer's own, or for staff everyone's.
 
-    Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer asks for the orders of another;
+    `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     AddOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderItemRequest, _order_pb2.AddOrderItemResponse]  # type: ignore[assignment]
     """Adds an item to a draft. An item of the same product grows instead.
@@ -209,7 +210,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """
     ResolveHolds: _aio.UnaryUnaryMultiCallable[_order_pb2.ResolveHoldsRequest, _order_pb2.ResolveHoldsResponse]  # type: ignore[assignment]
     """Decides what becomes of old holds on stock. An id the order service has never seen is to be released,
-    and from then on no order can be created under it: that makes it safe to release.
+    and from then on no order can be created under it: that makes it safe to release. It ignores an
+    idempotency key: asked again, it says what is true by then.
 
     Errors: none but those of `commerce.errors.v1`.
     """
@@ -232,10 +234,9 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         A placed order is answered at once as pending: its stock is held and its payment is under way. Lines of
         the same product are merged.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-        `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PAYMENT_METHOD_MISSING`;
-        `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`; `PERMISSION_DENIED` /
-        `ROLE_REQUIRED` when a customer orders for another.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND` also when a customer orders for another,
+        `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+        `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`.
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +258,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_order_pb2.ListOrdersResponse, _abc.Awaitable[_order_pb2.ListOrdersResponse]]:
         """Lists orders, the newest first: a customer's own, or for staff everyone's.
 
-        Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer asks for the orders of another;
+        `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
 
     @_abc_1.abstractmethod
@@ -377,7 +379,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.ResolveHoldsResponse, _abc.Awaitable[_order_pb2.ResolveHoldsResponse]]:
         """Decides what becomes of old holds on stock. An id the order service has never seen is to be released,
-        and from then on no order can be created under it: that makes it safe to release.
+        and from then on no order can be created under it: that makes it safe to release. It ignores an
+        idempotency key: asked again, it says what is true by then.
 
         Errors: none but those of `commerce.errors.v1`.
         """

@@ -129,7 +129,7 @@ class InventoryServiceServicer:
 
         A hold belongs to its `hold_key`. Asked again with the same key, the service answers with the hold it
         made before, under the order id it had then, unless that hold was sold or released in between: then it
-        makes a new one. Each result stands or fails alone. Errors of a result: `NOT_FOUND` /
+        makes a new one. It ignores an idempotency key, which would say no more. Each result stands or fails alone. Errors of a result: `NOT_FOUND` /
         `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `STOCK_INSUFFICIENT`;
         `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key holds other lines.
         """
