@@ -2,12 +2,12 @@
 
 from commerce.order.v1 import events_pb2
 from mesh.consumers import Handler, Handlers
-from payment_svc.usecases import Payments
+from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments
 
 
 def order_events(payments: Payments) -> Handlers:
     """What an order wants of its payment."""
     return {
-        "commerce.order.placed": Handler(events_pb2.OrderPlaced, payments.on_placed),
-        "commerce.order.cancelling": Handler(events_pb2.OrderCancelling, payments.on_cancelling),
+        ORDER_PLACED: Handler(events_pb2.OrderPlaced, payments.on_orders),
+        ORDER_CANCELLING: Handler(events_pb2.OrderCancelling, payments.on_orders),
     }

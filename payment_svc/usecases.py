@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mesh.errors import MeshError
 from mesh.idempotency import Replay
-from mesh.ids import new_id, parse_id
+from mesh.ids import new_id
 from payment_svc import store, wire
 from payment_svc.domain import (
     PROVIDER_UNKNOWN,
@@ -28,13 +28,13 @@ from payment_svc.providers import Approved, Declined, Refunded, Voided
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from commerce.order.v1 import events_pb2
     from mesh.call import Call
     from mesh.database import Transaction
     from mesh.events import Received
     from mesh.unit_of_work import UnitOfWork, UnitsOfWork
     from payment_svc.charger import Charger, Settlement
 
+ORDER_PLACED, ORDER_CANCELLING = "commerce.order.placed", "commerce.order.cancelling"
 ACTOR = "service:order"
 """On whose behalf payments are made and called off."""
 ANSWER_SECONDS = 0.5
@@ -92,39 +92,37 @@ class Payments:
         call.encode(payment)
         return payment
 
-    async def on_placed(self, work: UnitOfWork, events: Sequence[Received[events_pb2.OrderPlaced]]) -> None:
-        """Orders were placed: begin their payments, and charge once that is committed.
+    async def on_orders(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
+        """Orders were placed, or are to be cancelled. They come together: rows are written in one order.
 
-        An order that has a payment, also one called off before this came, gets no other.
-        """
-        now = _now()
-        begun = [
-            Payment.begin(new_id(), wire.placed(event.payload), event.traceparent, now, now + self._lease)
-            for event in events
-        ]
-        known = [each if each.provider in self._providers else each.decline(PROVIDER_UNKNOWN, now) for each in begun]
-        self._start(work, await store.add_payments(work.transaction, known))
+        Placed: their payments begin, and are charged once that is committed. An order that has a payment, also one
+        called off before this came, gets no other.
 
-    async def on_cancelling(self, work: UnitOfWork, events: Sequence[Received[events_pb2.OrderCancelling]]) -> None:
-        """Orders are to be cancelled. Each gets one answer: `voided`, or `refunded` once the money is given back.
-
-        A payment that is final already is answered for at once; what is due of the others is carried out after the
-        commit. An order without a payment gets one that is voided, so that `placed`, should it come, charges nothing.
+        To be cancelled: each gets one answer, `voided`, or `refunded` once the money is given back. A payment that is
+        final already is answered for at once; what is due of the others is carried out after the commit. An order
+        without a payment gets one that is voided, so that `placed`, should it come, charges nothing.
         """
         now = _now()
         until = now + self._lease
-        traces = {parse_id(event.payload.order.id): event.traceparent for event in events}
-        never_begun = [
-            Payment.called_off(new_id(), new, traces[new.order_id], now)
-            for new in (wire.cancelled(event.payload) for event in events)
-        ]
-        added = await store.add_payments(work.transaction, never_begun)
-        for payment in added:
+        traces: dict[UUID, str] = {}
+        news: list[Payment] = []
+        for event in events:
+            if event.type == ORDER_PLACED:
+                begun = Payment.begin(new_id(), wire.placed(event.payload), event.traceparent, now, until)
+                news.append(begun if begun.provider in self._providers else begun.decline(PROVIDER_UNKNOWN, now))
+            else:
+                new = wire.cancelled(event.payload)
+                traces[new.order_id] = event.traceparent
+                news.append(Payment.called_off(new_id(), new, event.traceparent, now))
+        added = await store.add_payments(work.transaction, news)
+        self._start(work, [payment for payment in added if not payment.cancel_requested])
+        called_off = [payment for payment in added if payment.cancel_requested]
+        for payment in called_off:
             work.publish(wire.voided(payment), payment.traceparent)
-        begun = traces.keys() - {payment.order_id for payment in added}
-        if not begun:
+        known = traces.keys() - {payment.order_id for payment in called_off}
+        if not known:
             return
-        locked = await store.lock_order_payments(work.transaction, begun)
+        locked = await store.lock_order_payments(work.transaction, known)
         cancelled = [payment.request_cancel(traces[payment.order_id], now, until) for payment in locked]
         store.write_payments(work.transaction, cancelled)
         for payment in cancelled:

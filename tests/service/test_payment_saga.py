@@ -33,7 +33,7 @@ from payment_svc.charger import Charger, Settlement
 from payment_svc.domain import AmountNotPositive, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Unknown, Voided
 from payment_svc.providers.sandbox import Sandbox
-from payment_svc.usecases import Payments, Settlements
+from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments, Settlements
 from stack.servers import Servers
 from tests.services import eventually
 
@@ -63,12 +63,21 @@ class Process:
 
     async def placed(self, *orders: order_events.OrderPlaced) -> None:
         async with self.payments._units.begin() as work:
-            await self.payments.on_placed(work, [received("commerce.order.placed", each) for each in orders])
+            await self.payments.on_orders(work, [received(ORDER_PLACED, each) for each in orders])
 
     async def cancelling(self, *orders: order_events.OrderPlaced) -> None:
         events = [order_events.OrderCancelling(order=each.order) for each in orders]
         async with self.payments._units.begin() as work:
-            await self.payments.on_cancelling(work, [received("commerce.order.cancelling", each) for each in events])
+            await self.payments.on_orders(work, [received(ORDER_CANCELLING, each) for each in events])
+
+    async def heard(
+        self, placed: Sequence[order_events.OrderPlaced], cancelling: Sequence[order_events.OrderPlaced]
+    ) -> None:
+        """Both in one batch, as the consumer brings them."""
+        news = [received(ORDER_PLACED, each) for each in placed]
+        news += [received(ORDER_CANCELLING, order_events.OrderCancelling(order=each.order)) for each in cancelling]
+        async with self.payments._units.begin() as work:
+            await self.payments.on_orders(work, news)
 
     async def idle(self) -> None:
         """Until the charger has nothing in hand."""
@@ -388,10 +397,7 @@ async def test_an_order_cancelled_before_it_was_heard_of_is_never_charged(house:
 
 async def test_an_order_placed_and_cancelled_in_one_batch_is_not_charged(house: House) -> None:
     process, placed = await house.process(), order()
-    async with process.payments._units.begin() as work:
-        await process.payments.on_placed(work, [received("commerce.order.placed", placed)])
-        cancelling = order_events.OrderCancelling(order=placed.order)
-        await process.payments.on_cancelling(work, [received("commerce.order.cancelling", cancelling)])
+    await process.heard([placed], [placed])
     await process.idle()
     assert await house.status(placed) == "VOIDED"
     assert await house.asked(placed) == 0
@@ -522,6 +528,17 @@ async def test_two_processes_that_sweep_at_once_charge_each_payment_once(house: 
         await eventually(captured)
         assert len(await house.charged(placed)) == 1
         assert await house.told(placed) == ["captured"]
+
+
+async def test_two_processes_that_hear_of_the_same_orders_in_opposite_roles_never_deadlock(house: House) -> None:
+    first, second = await house.process(), await house.process()
+    for _ in range(10):
+        ones, others = ([order() for _ in range(20)] for _ in range(2))
+        # Of an order that one hears is placed, the other hears that it is to be cancelled.
+        await asyncio.gather(first.heard(ones, others), second.heard(others, ones))
+        await asyncio.gather(first.idle(), second.idle())
+        for each in (*ones, *others):
+            assert await house.status(each) in {"VOIDED", "REFUNDED"}, "whichever was heard of first"
 
 
 async def test_statements_do_not_grow_with_the_batch(house: House) -> None:
