@@ -28,7 +28,7 @@ MAX_AGE_S = 30 * 24 * 3600
 DEDUPLICATION_S = 120
 """How long a stream remembers event ids, so that a relay that starts again leaves no second copy."""
 DEAD_LETTERS = "DEADLETTERS"
-"""The stream of events that a consumer could not apply."""
+"""The stream of events that a consumer could not apply; they stay until a person has seen to them."""
 
 log = structlog.get_logger(__name__)
 
@@ -138,14 +138,14 @@ class Bus:
         name = stream_of(f"commerce.{area}.")
         await self.ensure_stream(name, f"commerce.{area}.>")
 
-    async def ensure_stream(self, name: str, subjects: str) -> None:
-        """Make a stream on files for `subjects`, or bring its settings up to date."""
+    async def ensure_stream(self, name: str, subjects: str, *, max_age: float = MAX_AGE_S) -> None:
+        """Make a stream on files for `subjects`, or bring its settings up to date; with `max_age` 0 it keeps all."""
         config = js.StreamConfig(
             name=name,
             subjects=[subjects],
             storage=js.StorageType.FILE,
             retention=js.RetentionPolicy.LIMITS,
-            max_age=MAX_AGE_S,
+            max_age=max_age,
             duplicate_window=DEDUPLICATION_S,
             num_replicas=self._replicas,
         )

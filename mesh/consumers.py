@@ -157,7 +157,7 @@ class Consumer:
     async def _ensure(self) -> None:
         """Make streams and consumer if they are not there: NATS may have come back with an empty store."""
         await self._bus.ensure_stream_of(self._area)
-        await self._bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>")
+        await self._bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>", max_age=0)
         await self._bus.jetstream.add_consumer(stream_of(f"commerce.{self._area}."), self._config)
 
     @property

@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh import consumers
-from mesh.bus import DEAD_LETTERS, Bus
+from mesh.bus import DEAD_LETTERS, MAX_AGE_S, Bus
 from mesh.consumers import ACK_WAIT_S, Consumer, Handler
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
 from mesh.events import Received, headers, stream_of
@@ -360,6 +360,18 @@ async def test_while_the_database_is_down_nothing_is_parked_and_all_is_applied_w
             await settled(there, publish.area)
     info = await here.bus.jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"mesh.dead.test-{publish.area}.>")
     assert not info.state.subjects
+
+
+async def test_dead_letters_are_kept_for_ever_also_where_they_once_were_not(here: Process, publish: Publisher) -> None:
+    await here.bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>")
+    async with consuming(here, publish.area):
+
+        async def for_ever() -> bool:
+            return (await here.bus.jetstream.stream_info(DEAD_LETTERS)).config.max_age == 0
+
+        await eventually(for_ever)
+    info = await here.bus.jetstream.stream_info(stream_of(f"commerce.{publish.area}."))
+    assert info.config.max_age == MAX_AGE_S
 
 
 async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
