@@ -69,6 +69,8 @@ class GroupCommit(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._lanes = lanes
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._cancelled = 0
+        """Calls cancelled since the queue was last looked through."""
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -78,7 +80,7 @@ class GroupCommit(Generic[Item, Result]):
         Cancelling a call that still waits takes its item out; one that is being committed runs on, and is committed
         or not as a whole: a retry with the same idempotency key tells.
         """
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._waiting) >= self._max_waiting and self._cancelled:
             self._forget_cancelled()
         if len(self._waiting) >= self._max_waiting:
             raise ResourceExhausted(
@@ -91,7 +93,11 @@ class GroupCommit(Generic[Item, Result]):
             # Not at once but in this turn of the loop, so that calls that arrived together start together.
             self._scheduled = True
             loop.call_soon(self._open_lane)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._cancelled += 1
+            raise
 
     def _open_lane(self) -> None:
         self._scheduled = False
@@ -135,4 +141,5 @@ class GroupCommit(Generic[Item, Result]):
         return batch
 
     def _forget_cancelled(self) -> None:
+        self._cancelled = 0
         self._waiting = deque(entry for entry in self._waiting if not entry[1].done())

@@ -179,12 +179,14 @@ async def test_a_full_queue_refuses_and_never_grows() -> None:
     await ledger.entered.acquire()
     calls += submit(group, 2, 3)
     await waiting(group, 2)
+    queue = group._waiting
     for item in range(4, 20):
         with pytest.raises(ResourceExhausted) as refusal:
             await group.submit(item)
         assert (refusal.value.reason, refusal.value.retry_after) == ("OVERLOADED", 1.0)
         assert refusal.value.metadata == {"queue": "stock holds"}
         assert len(group._waiting) == 2
+    assert group._waiting is queue, "with nobody gone, a refusal does not go through all who wait"
     ledger.gate.set()
     assert await results(calls) == [10, 20, 30]
     assert ledger.batches == [[1], [2, 3]]
