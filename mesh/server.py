@@ -30,6 +30,8 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
+CHECKS_TIMEOUT_S = 5.0
+"""Checks that take longer have failed: a part that hangs is as good as gone."""
 Check = Callable[[], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
@@ -124,8 +126,9 @@ class Server:
 
     async def _look(self) -> None:
         try:
-            for check in self._checks:
-                await check()
+            async with asyncio.timeout(CHECKS_TIMEOUT_S):
+                for check in self._checks:
+                    await check()
         except Exception as error:  # noqa: BLE001  # whatever it is, a service that cannot be checked is not ready
             log.warning("not ready", error=repr(error))
             await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)

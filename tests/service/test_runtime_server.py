@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
+from mesh import server as server_module
 from mesh.access import AccessUndeclared
 from mesh.call import Call
 from mesh.clients import Peer
@@ -301,6 +302,27 @@ async def test_health_says_not_serving_while_a_check_fails_and_serving_after(key
             await eventually(lambda: says(not_serving))
             failing.clear()
             await eventually(lambda: says(serving_))
+
+
+async def test_a_check_that_hangs_is_one_that_fails(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "CHECKS_TIMEOUT_S", 0.1)
+    gate = asyncio.Event()
+    gate.set()
+
+    async def check() -> None:
+        await gate.wait()
+
+    async with serving(keys, found, checks=(check,)) as server, client_of(server, keys) as client:
+        stub: Any = health_pb2_grpc.HealthStub(client.channel)
+
+        async def says(state: int) -> bool:
+            return bool((await stub.Check(health_pb2.HealthCheckRequest())).status == state)
+
+        assert await says(health_pb2.HealthCheckResponse.SERVING)
+        gate.clear()
+        await eventually(lambda: says(health_pb2.HealthCheckResponse.NOT_SERVING))
+        gate.set()
+        await eventually(lambda: says(health_pb2.HealthCheckResponse.SERVING))
 
 
 async def test_reflection_lists_the_public_services_of_the_whole_mesh(keys: Keys) -> None:
