@@ -644,7 +644,11 @@ async def test_the_ledger_cannot_be_altered(house: House) -> None:
     process, placed = await house.process(), order()
     await process.placed(placed)
     await process.idle()
-    for statement in ("UPDATE payment_entries SET amount = 1", "DELETE FROM payment_entries"):
+    for statement in (
+        "UPDATE payment_entries SET amount = 1",
+        "DELETE FROM payment_entries",
+        "TRUNCATE payment_entries",
+    ):
         with pytest.raises(asyncpg.RaiseError, match="append-only"):
             await house.connection.execute(statement)
 

@@ -193,6 +193,18 @@ async def test_the_database_itself_lets_nothing_be_oversold(here: Warehouse) -> 
             await here.admin.execute(f"UPDATE stocks SET {wrong} WHERE product_id = $1", product)
 
 
+async def test_the_ledger_cannot_be_altered(here: Warehouse) -> None:
+    product = await here.product(3)
+    for statement in (
+        "UPDATE stock_movements SET delta = 1",
+        "DELETE FROM stock_movements",
+        "TRUNCATE stock_movements",
+    ):
+        with pytest.raises(asyncpg.RaiseError, match="append-only"):
+            await here.admin.execute(statement)
+    await here.require_balance(product)
+
+
 async def test_buyers_and_staff_at_the_same_time_never_sell_what_is_not_there(here: Warehouse) -> None:
     product = await here.product(30)
 

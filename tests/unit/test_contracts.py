@@ -181,19 +181,32 @@ def test_a_reason_belongs_to_one_area() -> None:
     assert {"VALIDATION_FAILED", "EMAIL_TAKEN", "STOCK_INSUFFICIENT", "ORDER_STATE", "PAYMENT_STATE"} <= set(reasons)
 
 
+DECLARED = {
+    value.name.split("_REASON_", 1)[1]
+    for file in ERROR_FILES
+    for enum in file.enum_types_by_name.values()
+    for value in enum.values
+}
+"""All reasons."""
+
+
+def test_every_reason_in_the_code_is_declared() -> None:
+    told: dict[str, str] = {}
+    for package in ("mesh", "customer_svc", "order_svc", "payment_svc", "product_svc"):
+        for path in (contracts.ROOT / package).rglob("*.py"):
+            for reason in re.findall(r"\breason(?:: str)? ?= ?\"(\w+)\"", path.read_text("utf-8")):
+                told[reason] = str(path)
+    assert {"VALIDATION_FAILED", "IDEMPOTENCY_KEY_INVALID", "CURRENCY_MISMATCH", "HOLD_LOST"} <= told.keys()
+    assert {reason: path for reason, path in told.items() if reason not in DECLARED} == {}
+
+
 def test_every_reason_that_a_comment_names_is_declared() -> None:
-    declared = {
-        value.name.split("_REASON_", 1)[1]
-        for file in ERROR_FILES
-        for enum in file.enum_types_by_name.values()
-        for value in enum.values
-    }
     codes = {"NOT_FOUND", "ALREADY_EXISTS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNAUTHENTICATED"}
     codes |= {"PERMISSION_DENIED", "UNAVAILABLE", "ABORTED"}
     for path in (contracts.ROOT / "proto").rglob("*.proto"):
         for errors in re.findall(r"// Errors: .*?(?=\n *rpc )", path.read_text("utf-8"), re.DOTALL):
             named = set(re.findall(r"`([A-Z_]+)`", errors))
-            assert named <= declared | codes, path
+            assert named <= DECLARED | codes, path
 
 
 @pytest.fixture(scope="module")
