@@ -1,7 +1,8 @@
 """Group commit: work that arrives together is committed together.
 
 Calls of a hot use case join one batch: while a batch is being committed, the next one gathers. There is no timer, so
-a lone call waits for nobody, and the batch grows by itself just as fast as the load does.
+a lone call waits for nobody, and the batch grows by itself just as fast as the load does. Reads are grouped in the same
+way: a look begins after all its calls have come, so each sees what was committed before it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class GroupCommit(Generic[Item, Result]):
     `lanes` batches run at a time, each of at most `max_batch` items; at most `max_waiting` more wait, and whoever comes
     then is refused as OVERLOADED. One lane is the rule: a second one halves the batches, and where both want the same
     rows it only waits for the first (ADR-0011).
+
+    With `rest` a lane lets calls gather after each batch for as long as that one took, at most `rest` seconds: for
+    reads, which are so quick that hardly any would come together. Who comes to an idle group still waits for nobody.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class GroupCommit(Generic[Item, Result]):
         max_batch: int = 256,
         max_waiting: int = 4096,
         lanes: int = 1,
+        rest: float = 0.0,
     ) -> None:
         self.name = name
         self.batches = 0
@@ -68,6 +73,7 @@ class GroupCommit(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._lanes = lanes
+        self._rest = rest
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._cancelled = 0
         """Calls cancelled since the queue was last looked through."""
@@ -108,6 +114,7 @@ class GroupCommit(Generic[Item, Result]):
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         try:
             while batch := self._next_batch():
+                began = asyncio.get_running_loop().time()
                 self.batches += 1
                 self.items += len(batch)
                 for (_, future), result in zip(
@@ -119,6 +126,8 @@ class GroupCommit(Generic[Item, Result]):
                         future.set_exception(result)
                     else:
                         future.set_result(result)
+                if self._rest:
+                    await asyncio.sleep(min(asyncio.get_running_loop().time() - began, self._rest))
         except BaseException:
             # Only the end of the process gets here: whoever waits must not wait for ever.
             self._interrupt([*batch, *self._waiting])

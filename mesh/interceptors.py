@@ -96,6 +96,8 @@ def is_change(method: MethodDescriptor) -> bool:
 
 def _telemetry(behind: Handler) -> Handler:
     """A line a call, for whoever asks for debug. What is refused is logged anyway, and the edge logs every request."""
+    if not log.is_enabled_for(logging.DEBUG):
+        return behind
 
     async def telemetry(request: Message, call: Call, context: Context) -> Message | bytes:
         began = perf_counter()
@@ -133,11 +135,16 @@ LEVEL_OF = {Code.INTERNAL: logging.ERROR, Code.UNAVAILABLE: logging.WARNING, Cod
 
 
 def _deadline(behind: Handler, default_timeout: float) -> Handler:
+    """Until when the caller waits. gRPC itself ends a call at the deadline that came with it; others get one here."""
+
     async def deadline(request: Message, call: Call, context: Context) -> Message | bytes:
         remaining: float | None = context.time_remaining()  # none without a deadline, whatever the stubs say
+        now = asyncio.get_running_loop().time()
         # An absent deadline reads as none, or as centuries.
-        timeout = default_timeout if remaining is None or remaining > 3600 else remaining
-        call.deadline = asyncio.get_running_loop().time() + timeout
+        if remaining is not None and remaining <= 3600:
+            call.deadline = now + remaining
+            return await behind(request, call, context)
+        call.deadline = now + default_timeout
         try:
             async with asyncio.timeout_at(call.deadline):
                 return await behind(request, call, context)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
+    # Pings that measure how much a connection could carry; calls here are small.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-MAX_REST_S = 0.05
-"""The longest rest between two batches."""
+MIN_REST_S = 0.04
+"""The shortest rest between two batches."""
+MAX_REST_S = 0.1
+"""The longest."""
 
 
 async def end(*tasks: asyncio.Task[Any] | None) -> None:
@@ -26,9 +28,9 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 async def rest(worked: float) -> None:
-    """Let work gather for as long as the last batch took, `worked` seconds; at most `MAX_REST_S`.
+    """Let work gather: twice as long as the last batch took, `worked` seconds, and within the bounds above.
 
     For work that nobody waits for in a call. A batch costs much and an item in it little, so what rests between two
     batches does the same work for less, and what was idle still begins at once (ADR-0012).
     """
-    await asyncio.sleep(min(worked, MAX_REST_S))
+    await asyncio.sleep(min(max(2 * worked, MIN_REST_S), MAX_REST_S))

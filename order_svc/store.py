@@ -150,10 +150,9 @@ def add_orders(transaction: Transaction, news: Sequence[Order]) -> None:
     )
 
 
-async def get(reading: Transaction, order_id: UUID) -> Order | None:
-    """An order as it is now."""
-    found = await _with_items(reading, await reading.fetch(GET, ids=[order_id]))
-    return found[0] if found else None
+async def get(reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Order]:
+    """Orders as they are now, by id; those that exist."""
+    return {order.id: order for order in await _with_items(reading, await reading.fetch(GET, ids=list(ids)))}
 
 
 async def lock(transaction: Transaction, ids: Iterable[UUID]) -> dict[UUID, Order]:

@@ -238,7 +238,7 @@ async def add_product(transaction: Transaction, product: Product, stock: Stock) 
     )
 
 
-async def get_products(reading: Transaction, ids: Sequence[UUID]) -> dict[UUID, Product]:
+async def get_products(reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Product]:
     """Those that exist, by id."""
     return {row["id"]: _as_product(row) for row in await reading.fetch(PRODUCTS, ids=list(ids))}
 

@@ -93,6 +93,20 @@ async def test_while_a_batch_is_committed_the_next_one_gathers() -> None:
     assert ledger.batches == [[1], [2, 3, 4]]
 
 
+async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then_is_idle() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, rest=0.005)
+    first = await results(submit(group, 1))
+    later = submit(group, 2)
+    await waiting(group, 1)
+    later += submit(group, 3)
+    assert [*first, *await results(later)] == [10, 20, 30]
+    assert ledger.batches == [[1], [2, 3]]
+    await asyncio.gather(*group._running)
+    await results(submit(group, 4))
+    assert ledger.batches == [[1], [2, 3], [4]]
+
+
 async def test_two_lanes_commit_side_by_side_and_a_third_batch_waits() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=2)

@@ -38,13 +38,14 @@ async def test_tasks_that_have_failed_or_ended_are_at_their_end() -> None:
     assert isinstance(failed.exception(), RuntimeError)
 
 
-async def test_a_rest_is_as_long_as_the_work_and_never_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rest_is_twice_as_long_as_the_work_and_neither_short_nor_long(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
     monkeypatch.setattr("mesh.tasks.asyncio.sleep", sleep)
-    await tasks.rest(0.004)
+    await tasks.rest(0.001)
+    await tasks.rest(0.03)
     await tasks.rest(30)
-    assert slept == [0.004, tasks.MAX_REST_S]
+    assert slept == [tasks.MIN_REST_S, 0.06, tasks.MAX_REST_S]
