@@ -93,15 +93,29 @@ async def test_while_a_batch_is_committed_the_next_one_gathers() -> None:
     assert ledger.batches == [[1], [2, 3, 4]]
 
 
-async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then_is_idle() -> None:
+async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turn, rested, rests = asyncio.sleep, asyncio.Event(), []
+
+    async def sleep(seconds: float) -> None:
+        if seconds:
+            rests.append(seconds)
+            await rested.wait()
+        await turn(0)
+
+    monkeypatch.setattr("mesh.group_commit.asyncio.sleep", sleep)
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, rest=0.005)
-    first = await results(submit(group, 1))
+    assert await results(submit(group, 1)) == [10], "the answer does not wait for the rest"
     later = submit(group, 2)
     await waiting(group, 1)
     later += submit(group, 3)
-    assert [*first, *await results(later)] == [10, 20, 30]
+    await waiting(group, 2)
+    rested.set()
+    assert await results(later) == [20, 30]
     assert ledger.batches == [[1], [2, 3]]
+    assert all(0 < rest <= 0.005 for rest in rests)
     await asyncio.gather(*group._running)
     await results(submit(group, 4))
     assert ledger.batches == [[1], [2, 3], [4]]
