@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import asyncpg
@@ -10,18 +11,17 @@ from bench.target import Target
 from stack.servers import DATABASES
 
 HOT_PATHS = {
-    "placing orders": ("orders", "INSERT INTO orders "),
-    "holding stock": ("product", "INSERT INTO holds "),
-    "order: payment events": ("orders", "INSERT INTO mesh.inbox "),
-    "payment: order events": ("payment", "INSERT INTO mesh.inbox "),
-    "product: order events": ("product", "INSERT INTO mesh.inbox "),
-    "charging": ("payment", "INSERT INTO sandbox.charges "),
-    "settling payments": ("payment", "INSERT INTO payment_entries "),
-    "order: relay": ("orders", "UPDATE mesh.outbox SET publish_time"),
-    "payment: relay": ("payment", "UPDATE mesh.outbox SET publish_time"),
-    "product: relay": ("product", "UPDATE mesh.outbox SET publish_time"),
+    "placing orders": ("orders", re.compile("INSERT INTO mesh.idempotency ")),
+    "order: payment events": ("orders", re.compile("INSERT INTO mesh.inbox ")),
+    "payment: order events": ("payment", re.compile("INSERT INTO mesh.inbox ")),
+    "product: order events": ("product", re.compile("INSERT INTO mesh.inbox ")),
+    "charging": ("payment", re.compile("INSERT INTO sandbox.charges ")),
+    "settling payments": ("payment", re.compile("SELECT payments.*WHERE payments.id .*FOR UPDATE", re.DOTALL)),
+    "order: relay": ("orders", re.compile("UPDATE mesh.outbox SET publish_time")),
+    "payment: relay": ("payment", re.compile("UPDATE mesh.outbox SET publish_time")),
+    "product: relay": ("product", re.compile("UPDATE mesh.outbox SET publish_time")),
 }
-"""By what is done: the database, and how the one statement that each batch of it runs once begins."""
+"""By what is done: the database, and the one statement that each batch of it runs once, a row for each of its items."""
 
 _STATEMENTS = """
 SELECT d.datname AS database, s.queryid, s.query, sum(s.calls)::bigint AS calls, sum(s.rows)::bigint AS rows
@@ -81,8 +81,8 @@ class DatabaseCost:
                 commits += calls if text.startswith("COMMIT") else 0
                 continue
             statements[database] = statements.get(database, 0) + calls
-            for path, (of, begins) in HOT_PATHS.items():
-                if database == of and text.startswith(begins):
+            for path, (of, statement) in HOT_PATHS.items():
+                if database == of and statement.match(text):
                     known = taken.get(path, (0, 0))
                     taken[path] = known[0] + calls, known[1] + rows
         return cls(
