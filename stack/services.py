@@ -79,7 +79,7 @@ class Services:
         if name == "customer":
             settings["MESH_REDIS_URL"] = self.servers.redis.url
             settings["MESH_SIGNING_KEY"] = str(self.signing_key.private)
-            # glibc: the 19 MiB that a password's hash takes go back to the system after it, and are not kept for the next.
+            # glibc: the 19 MiB that a password's hash takes go back to the system, and are not kept for the next one.
             settings["MALLOC_MMAP_THRESHOLD_"] = str(4 * 1024 * 1024)
         inherited = {key: value for key, value in self.environment.items() if key not in _WITHHELD}
         return {**inherited, **settings}
