@@ -6,9 +6,8 @@ The context goes into headers (`ce-id`, `ce-type`, …), the payload is a protob
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from mesh.ids import parse_id
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Message")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened to an aggregate, to be published.
 
     `sequence` is the aggregate's version after it: it grows by event, and tells a consumer which of two is newer.
@@ -34,8 +32,7 @@ class Event:
     payload: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Received(Generic[M]):
+class Received(NamedTuple, Generic[M]):
     """An event that a consumer applies."""
 
     id: UUID

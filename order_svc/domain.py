@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from mesh.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Violation
@@ -135,8 +136,7 @@ UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
 """Wishes and news that are right and change nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One product of an order, at the price that was agreed when it was placed."""
 
     id: UUID
@@ -202,8 +202,7 @@ class Order:
             raise EtagMismatch(self.id)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldLine:
+class HeldLine(NamedTuple):
     """One line of a hold: the offer at which the product service set the goods aside."""
 
     product_id: UUID
@@ -214,16 +213,14 @@ class HeldLine:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """Stock that the product service has set aside, under the order id of the first attempt."""
 
     order_id: UUID
     lines: tuple[HeldLine, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentMethod:
+class PaymentMethod(NamedTuple):
     """How an order is to be paid. The token is the provider's, and a secret."""
 
     id: UUID

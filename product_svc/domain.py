@@ -10,10 +10,11 @@ return move `on_hand`, and each leaves a row in the ledger.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from mesh.errors import AlreadyExists, FailedPrecondition, Internal, NotFound
@@ -130,8 +131,7 @@ class Product:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stock:
+class Stock(NamedTuple):
     """What is there of a product, and how much of it orders hold. `version` grows with every movement."""
 
     product_id: UUID
@@ -149,16 +149,16 @@ class Stock:
         """Set `quantity` aside. Raises StockInsufficient."""
         if quantity > self.available:
             raise StockInsufficient(self.product_id, quantity, self.available)
-        return replace(self, reserved=self.reserved + quantity)
+        return self._replace(reserved=self.reserved + quantity)
 
     def release(self, quantity: int) -> Stock:
         """Give back what was set aside."""
-        return replace(self, reserved=self.reserved - quantity)
+        return self._replace(reserved=self.reserved - quantity)
 
     def sell(self, quantity: int) -> Stock:
         """What was set aside leaves the house."""
-        return replace(
-            self, on_hand=self.on_hand - quantity, reserved=self.reserved - quantity, version=self.version + 1
+        return self._replace(
+            on_hand=self.on_hand - quantity, reserved=self.reserved - quantity, version=self.version + 1
         )
 
     def move(self, delta: int) -> Stock:
@@ -167,11 +167,10 @@ class Stock:
             raise StockInsufficient(self.product_id, -delta, self.available)
         if self.on_hand + delta > STOCK_LIMIT:
             raise StockLimitExceeded(self.product_id)
-        return replace(self, on_hand=self.on_hand + delta, version=self.version + 1)
+        return self._replace(on_hand=self.on_hand + delta, version=self.version + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(NamedTuple):
     """One change of `on_hand`: a row of the ledger, never changed."""
 
     id: UUID
@@ -214,8 +213,7 @@ class StockChange:
         return (self.set_to or 0) - stock.on_hand
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What a product is sold as at this moment, copied into the hold."""
 
     product_id: UUID
@@ -226,8 +224,7 @@ class Offer:
     state: ProductState
 
 
-@dataclass(frozen=True, slots=True)
-class HoldLine:
+class HoldLine(NamedTuple):
     """One product of a hold, with the offer that the customer accepted."""
 
     product_id: UUID
@@ -238,8 +235,7 @@ class HoldLine:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """Stock set aside for an order."""
 
     order_id: UUID
@@ -250,8 +246,7 @@ class Hold:
     lines: tuple[HoldLine, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """A wish to hold stock: `key` is the caller's identity of the attempt, the same for every retry of it."""
 
     order_id: UUID
