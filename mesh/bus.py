@@ -7,18 +7,17 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import nats
 import nats.errors
 import nats.js.api as js
 import nats.js.errors
 import orjson
 import structlog
+from nats.aio.client import Client
 
 from mesh import tasks
 from mesh.events import stream_of
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
     from nats.js import JetStreamContext
@@ -183,13 +182,13 @@ class Bus:
     async def _connect(self) -> None:
         delay = 0.1
         while True:
-            client: Client | None = None
+            client = Client()
             try:
-                client = await nats.connect(
+                await client.connect(
                     self._url,
                     name=self._name,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # it takes fractions
                     connect_timeout=2,
                     ping_interval=10,
                     pending_size=64 * 1024 * 1024,
@@ -201,10 +200,13 @@ class Bus:
                 await client.subscribe(f"{inbox}.*.*", cb=self._acknowledged)
             except (OSError, TimeoutError, nats.errors.Error) as error:
                 log.warning("nats cannot be reached", url=self._url, error=repr(error))
-                if client is not None:
-                    await client.close()
+                await client.close()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
+            except asyncio.CancelledError:
+                # Half made, it would stay open.
+                await client.close()
+                raise
             else:
                 self._client, self._inbox = client, inbox
                 self._ready.set()
