@@ -178,14 +178,19 @@ class Transaction:
         """Call `action` right after the commit, and only then."""
         self._on_commit.append(action)
 
+    @property
+    def writes_wait(self) -> bool:
+        """Whether there are writes that are not sent yet."""
+        return bool(self._writes)
+
     async def commit(self) -> None:
         """Send what waits, commit, and do what waited for that."""
-        if not self._begun and self._writes:
+        if self._writes:
             await self._send_writes()
-        elif self._begun:
-            if self._writes:
-                await self._send_writes()
-            await self._connection.execute("COMMIT")
+        if self._begun:
+            if await self._connection.execute("COMMIT") != "COMMIT":
+                # What it says when a statement has failed, and whoever sent that has passed over it.
+                raise RuntimeError("the transaction was rolled back, for a statement in it had failed")
             self._begun = False
         self._database.commits += 1
         for action in self._on_commit:
@@ -204,8 +209,9 @@ class Transaction:
     async def _catch_up(self) -> None:
         """Everything before the statement that comes now."""
         if not self._begun:
-            await self._connection.execute("BEGIN")
+            # First of all: the server may have begun, and the call be cut off before it says so.
             self._begun = True
+            await self._connection.execute("BEGIN")
         if self._writes:
             await self._send_writes()
         self._database.statements += 1
@@ -239,8 +245,8 @@ class Database:
         self._is_open = True
         try:
             await self.check()
-        except Unavailable as error:
-            raise Unavailable(f"the database cannot be opened: {error.__cause__}") from error
+        except (Unavailable, asyncpg.PostgresError) as error:
+            raise Unavailable(f"the database cannot be opened: {error.__cause__ or error}") from error
 
     async def stop(self) -> None:
         """Close its connections; those still in use get a few seconds."""
@@ -272,7 +278,10 @@ class Database:
     async def reading(self) -> AsyncIterator[Transaction]:
         """A connection for single reads, each a transaction of its own."""
         async with self._connection() as connection:
-            yield Transaction(connection, self, begun=True)
+            reading = Transaction(connection, self, begun=True)
+            yield reading
+            if reading.writes_wait:
+                raise RuntimeError("a write was left to the commit of single reads, and they have none")
 
     async def _connect(self) -> asyncpg.Connection:
         return await asyncpg.connect(self.url, command_timeout=15, server_settings=SESSION)

@@ -1,0 +1,122 @@
+"""A transaction ends for sure: nobody gets a connection with one still open, and no write is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+
+from mesh.connections import Connections
+from mesh.database import Database, Statement
+from mesh.errors import Unavailable
+
+LOOK = Statement(sa.select(sa.literal(1).label("one")))
+
+
+class Connection:
+    """A connection that notes what is sent, and does `at` a statement what the test says."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.at: dict[str, BaseException | str] = {}
+        self.closed = False
+
+    async def execute(self, sql: str, *_: Any) -> str:
+        """Note it; the tag of a statement is the statement itself, unless the test has another."""
+        self.sent.append(sql)
+        happens = self.at.get(sql, sql)
+        if isinstance(happens, BaseException):
+            raise happens
+        return happens
+
+    async def fetch(self, sql: str, *_: Any) -> list[Any]:
+        """Note it; there are no rows."""
+        await self.execute(sql)
+        return []
+
+    def is_closed(self) -> bool:
+        """Whether it is."""
+        return self.closed
+
+    def terminate(self) -> None:
+        """Cut it off."""
+        self.closed = True
+
+
+@pytest.fixture
+def connection() -> Connection:
+    return Connection()
+
+
+@pytest.fixture
+def database(connection: Connection) -> Database:
+    async def connect() -> asyncpg.Connection:
+        return cast("asyncpg.Connection", connection)
+
+    made = Database("postgresql://nowhere")
+    made._connections = Connections(connect, most=1, wait=1)
+    made._is_open = True
+    return made
+
+
+async def look(database: Database) -> None:
+    """A transaction of one statement that reads."""
+    async with database.transaction() as transaction:
+        await transaction.fetch(LOOK)
+
+
+@pytest.mark.parametrize("at", ["BEGIN", LOOK.sql, "COMMIT"])
+async def test_a_call_that_is_cancelled_at_any_moment_leaves_no_transaction_open(
+    database: Database, connection: Connection, at: str
+) -> None:
+    connection.at[at] = asyncio.CancelledError()
+    with pytest.raises(asyncio.CancelledError):
+        await look(database)
+    assert connection.sent[-1] == "ROLLBACK", "the server may well have done what was cut off"
+    assert not connection.closed
+
+
+@pytest.mark.parametrize("error", [asyncpg.InterfaceError("lost"), asyncio.CancelledError()])
+async def test_a_connection_that_cannot_be_rolled_back_is_closed(
+    database: Database, connection: Connection, error: BaseException
+) -> None:
+    connection.at = {LOOK.sql: ZeroDivisionError(), "ROLLBACK": error}
+    with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
+        await look(database)
+    assert connection.closed
+
+
+async def test_a_commit_that_the_server_turns_into_a_rollback_is_a_fault(
+    database: Database, connection: Connection
+) -> None:
+    done: list[str] = []
+    connection.at["COMMIT"] = "ROLLBACK"  # as it answers when an error in the transaction was passed over
+
+    async def change() -> None:
+        async with database.transaction() as transaction:
+            await transaction.fetch(LOOK)
+            transaction.on_commit(lambda: done.append("done"))
+
+    with pytest.raises(RuntimeError, match="rolled back"):
+        await change()
+    assert (done, database.commits) == ([], 0)
+
+
+async def test_a_write_among_single_reads_is_a_fault_and_not_forgotten(database: Database) -> None:
+    async def write() -> None:
+        async with database.reading() as reading:
+            reading.write(LOOK)
+
+    with pytest.raises(RuntimeError, match="single reads"):
+        await write()
+
+
+async def test_whatever_the_server_says_against_opening_is_told_plainly(
+    database: Database, connection: Connection
+) -> None:
+    connection.at["SELECT 1"] = asyncpg.UndefinedObjectError("unrecognized configuration parameter")
+    with pytest.raises(Unavailable, match="unrecognized"):
+        await database.start()
