@@ -1,4 +1,4 @@
-"""The mesh that the tests of this folder share."""
+"""The mesh as most tests of this folder want it."""
 
 from collections.abc import AsyncIterator
 
@@ -9,9 +9,9 @@ from tests.mesh.house import House, house
 from tests.services import Keys
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 async def mesh(servers: Servers, keys: Keys) -> AsyncIterator[House]:
-    """All four services, running."""
+    """All four services, running for this test alone."""
     settings = {
         "payment": {"sandbox_slow_seconds": 1.0, "provider_timeout": 0.5},
         "product": {"hold_sweep_seconds": 0.2},

@@ -172,9 +172,19 @@ async def order_service_restarted(mesh: House, **settings: Any) -> AsyncIterator
         yield
 
 
+_occupied: set[str] = set()
+"""The databases on which a mesh runs now."""
+
+
 @asynccontextmanager
 async def house(servers: Servers, keys: Keys, **settings: Mapping[str, Any]) -> AsyncIterator[House]:
-    """Start all four; `settings` by service override what the tests usually take."""
+    """Start all four; `settings` by service override what the tests usually take.
+
+    One at a time on the same servers: two would share each service's work, and do it by each other's settings.
+    """
+    place = servers.postgres.url_for("order_svc")
+    if place in _occupied:
+        raise RuntimeError("another mesh runs on these servers")
     names = ("customer", "order", "product", "payment")
     addresses = dict(zip(names, (f"127.0.0.1:{port}" for port in free_ports(4)), strict=True))
     targets = {f"{name}_target": (address,) for name, address in addresses.items()}
@@ -203,6 +213,8 @@ async def house(servers: Servers, keys: Keys, **settings: Mapping[str, Any]) -> 
         ),
     }
     async with AsyncExitStack() as stack:
+        _occupied.add(place)
+        stack.callback(_occupied.remove, place)
         for service in built.values():
             await stack.enter_async_context(running(service))
         staff = {
