@@ -12,7 +12,7 @@ import nats.js.api as js
 import nats.js.errors
 import orjson
 import structlog
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 
 from mesh import tasks
 from mesh.events import stream_of
@@ -38,6 +38,19 @@ class Message(NamedTuple):
     subject: str
     payload: bytes
     headers: dict[str, str]
+
+
+class _Client(Client):
+    """The client of nats-py, whose `flush` means what it says.
+
+    There the PING overtakes what is buffered (2.16): its answer proves nothing of what was sent before, and `drain`
+    throws away messages that came until the server heard of it.
+    """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
 
 
 class _Flight:
@@ -154,6 +167,31 @@ class Bus:
             # It is there with other settings.
             await self.jetstream.update_stream(config)
 
+    async def ensure_consumer(self, stream: str, config: js.ConsumerConfig) -> None:
+        """Make a durable pull consumer, or bring its settings up to date; where it stands in the stream stays."""
+        name = config.durable_name or ""
+        try:
+            known = await self.jetstream.consumer_info(stream, name)
+        except nats.js.errors.NotFoundError:
+            pass
+        else:
+            config = config.evolve(deliver_policy=known.config.deliver_policy, opt_start_seq=known.config.opt_start_seq)
+            if known.config.deliver_subject:
+                # It pushes, as consumers did before ADR-0016, and that cannot be changed: one in its place goes on.
+                await self.jetstream.delete_consumer(stream, name)
+                done = known.ack_floor.stream_seq if known.ack_floor else 0
+                config = config.evolve(deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=done + 1)
+        await self.jetstream.add_consumer(stream, config)
+
+    async def listen(self, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Call `heard` with what comes to an inbox of its own; the subject of the subscription ends in a `*`."""
+        client = self._connection
+        return await client.subscribe(f"{client.new_inbox()}.*", cb=heard)
+
+    async def send(self, subject: str, payload: bytes, *, reply: str) -> None:
+        """Send a message that is answered, if at all, to the subject `reply`."""
+        await self._connection.publish(subject, payload, reply=reply)
+
     async def signal(self, topic: str) -> None:
         """Tell whoever listens to `topic` to look. May be lost: only ever a short cut past a poll."""
         if self._client is not None and self._client.is_connected:
@@ -182,7 +220,7 @@ class Bus:
     async def _connect(self) -> None:
         delay = 0.1
         while True:
-            client = Client()
+            client = _Client()
             try:
                 await client.connect(
                     self._url,

@@ -1,6 +1,6 @@
 """Consumers: events from JetStream, applied in batches, each exactly once.
 
-    stream ─ durable consumer ─ batch ─ BEGIN · inbox rows · use case · COMMIT ─ acks
+    stream ─ deliveries ─ batch ─ BEGIN · inbox rows · use case · COMMIT ─ acks
 
 The inbox row is written in the transaction of the effect and the acknowledgement comes last, so an event that is
 delivered again changes nothing. An event that fails is tried again with growing pauses; after `MAX_ATTEMPTS` it is
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import nats.errors
 import nats.js.api as js
 import sqlalchemy as sa
 import structlog
@@ -24,6 +23,7 @@ import structlog
 from mesh import events, tasks
 from mesh.bus import DEAD_LETTERS
 from mesh.database import BulkInsert, Statement
+from mesh.deliveries import Deliveries
 from mesh.errors import NOBODYS_FAULT
 from mesh.events import Received, stream_of
 from mesh.group_commit import run_batch
@@ -32,7 +32,6 @@ from mesh.schema import inbox
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
 
     from mesh.bus import Bus
     from mesh.unit_of_work import UnitOfWork, UnitsOfWork
@@ -42,6 +41,9 @@ M = TypeVar("M", bound="Message")
 MAX_ATTEMPTS = 8
 """Failures of one event before it is parked."""
 MAX_BATCH = 256
+MAX_UNACKNOWLEDGED = 16 * MAX_BATCH
+"""Events of one consumer that may be out for delivery in all its processes. More wait in the stream, which also bounds
+what is handed back again and again while a database is down."""
 ACK_WAIT_S = 5
 """After this long without an acknowledgement an event is delivered again: its consumer has died, or is slow, and then
 the second copy meets the inbox."""
@@ -88,95 +90,52 @@ class Consumer:
         self._handlers = handlers
         self._bus = bus
         self._units = units
-        self._arrived: list[Msg] = []
-        self._wake = asyncio.Event()
         self._failures: dict[str, int] = {}
-        self._subscription: Subscription | None = None
+        self._stream = stream_of(f"commerce.{area}.")
+        self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
 
     async def start(self) -> None:
         """Begin to consume, in the background."""
-        self._bus.on_reconnect(self._ensure)
+        self._bus.on_reconnect(self._deliveries.resume)
         self._task = asyncio.create_task(self._run(), name=f"consumer {self.name}")
 
     async def stop(self) -> None:
         """Finish the batch under way and hand back the rest, so that another process gets it at once."""
-        self._stopping = True
-        self._wake.set()
+        self._deliveries.end()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=10)
             await tasks.end(self._task)
-        if self._subscription is not None:
-            try:
-                # What is on its way arrives before this is over, and goes back with the rest.
-                async with asyncio.timeout(2):
-                    await self._subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
-                for message in self._arrived:
-                    await message.nak()
-            except (TimeoutError, nats.errors.Error) as error:
-                log.warning("events not handed back", consumer=self.name, error=repr(error))
+        await self._deliveries.hand_back()
 
     async def _run(self) -> None:
-        await self._subscribe()
-        while not self._stopping:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._arrived and not self._stopping:
-                batch, self._arrived = self._arrived[:MAX_BATCH], self._arrived[MAX_BATCH:]
-                began = monotonic()
-                try:
-                    await self._consume(batch)
-                except Exception:
-                    # Whatever it is, the consumer goes on. Effects are kept, acknowledgements may be lost: the events
-                    # are delivered again, and those that were applied meet the inbox.
-                    log.exception("events not acknowledged", consumer=self.name, count=len(batch))
-                if len(self._arrived) < MAX_BATCH:
-                    await tasks.rest(monotonic() - began)
-
-    async def _subscribe(self) -> None:
-        await self._bus.connected()
-        delay = 0.1
-        while not self._stopping:
+        while batch := await self._deliveries.take(MAX_BATCH):
+            began = monotonic()
             try:
-                await self._ensure()
-                self._subscription = await self._bus.jetstream.subscribe_bind(
-                    stream=stream_of(f"commerce.{self._area}."),
-                    consumer=self.name,
-                    config=self._config,
-                    cb=self._received,
-                    manual_ack=True,
-                )
-            except (OSError, TimeoutError, nats.errors.Error) as error:
-                log.warning("cannot subscribe", consumer=self.name, error=repr(error), again_in=delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
-            else:
-                return
+                await self._consume(batch)
+            except Exception:
+                # Whatever it is, the consumer goes on. Effects are kept, acknowledgements may be lost: the events are
+                # delivered again, and those that were applied meet the inbox.
+                log.exception("events not acknowledged", consumer=self.name, count=len(batch))
+            if self._deliveries.in_hand < MAX_BATCH:
+                await tasks.rest(monotonic() - began)
 
     async def _ensure(self) -> None:
         """Make streams and consumer if they are not there: NATS may have come back with an empty store."""
         await self._bus.ensure_stream_of(self._area)
         await self._bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>", max_age=0)
-        await self._bus.jetstream.add_consumer(stream_of(f"commerce.{self._area}."), self._config)
-
-    @property
-    def _config(self) -> js.ConsumerConfig:
-        return js.ConsumerConfig(
-            durable_name=self.name,
-            deliver_subject=f"mesh.deliver.{self.name}",
-            deliver_group=self.name,
-            filter_subjects=[f"{event_type}.*" for event_type in self._handlers],
-            deliver_policy=js.DeliverPolicy.ALL,
-            ack_policy=js.AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT_S,
-            max_deliver=-1,
-            max_ack_pending=4 * MAX_BATCH,
+        await self._bus.ensure_consumer(
+            self._stream,
+            js.ConsumerConfig(
+                durable_name=self.name,
+                filter_subjects=[f"{event_type}.*" for event_type in self._handlers],
+                deliver_policy=js.DeliverPolicy.ALL,
+                ack_policy=js.AckPolicy.EXPLICIT,
+                ack_wait=ACK_WAIT_S,
+                max_deliver=-1,
+                max_ack_pending=MAX_UNACKNOWLEDGED,
+            ),
         )
-
-    async def _received(self, message: Msg) -> None:
-        self._arrived.append(message)
-        self._wake.set()
 
     async def _consume(self, batch: Sequence[Msg]) -> None:
         outcomes = await run_batch(self._apply, batch)

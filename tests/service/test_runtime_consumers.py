@@ -19,8 +19,9 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 
-from mesh import consumers
+from mesh import consumers, deliveries
 from mesh.bus import DEAD_LETTERS, MAX_AGE_S, Bus
 from mesh.consumers import ACK_WAIT_S, Consumer, Handler
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
@@ -381,9 +382,9 @@ async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
     loop = asyncio.get_running_loop()
     async with process(scratch, servers) as there, consuming(here, publish.area, gate.record) as first:
         await gate.shut(publish)
-        for number in range(600):
+        for number in range(500):
             await publish(str(number))
-        await eventually(gate.gathered(first, 600))
+        await eventually(gate.gathered(first, 500))
         stopping = asyncio.create_task(first.stop())
         await asyncio.sleep(0)
         gate.open()
@@ -391,7 +392,7 @@ async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
         assert first.applied == 1, "the batch under way is finished, and no other one begun"
         began = loop.time()
         async with consuming(there, publish.area):
-            assert sorted(await applied(scratch, 601)) == sorted(["gate", *(str(n) for n in range(600))])
+            assert sorted(await applied(scratch, 501)) == sorted(["gate", *(str(n) for n in range(500))])
         assert loop.time() - began < ACK_WAIT_S / 2, "without waiting for the time of an acknowledgement to pass"
 
 
@@ -399,15 +400,93 @@ async def test_what_is_on_its_way_to_a_consumer_that_stops_is_handed_back_too(
     scratch: Scratch, here: Process, publish: Publisher, servers: Servers
 ) -> None:
     loop = asyncio.get_running_loop()
-    async with process(scratch, servers) as there, consuming(here, publish.area) as first:
-        sending = asyncio.create_task(_send(publish, 1500))
-        await applied(scratch, 50)
-        await first.stop()
+    async with process(scratch, servers) as there:
+        sending = asyncio.create_task(_send(publish, 3000))
+        for number in range(1, 6):
+            async with consuming(here, publish.area):
+                await applied(scratch, 100 * number)
         began = loop.time()
         async with consuming(there, publish.area):
             await sending
-            assert sorted(await applied(scratch, 1500)) == sorted(str(number) for number in range(1500))
+            assert sorted(await applied(scratch, 3000)) == sorted(str(number) for number in range(3000))
         assert loop.time() - began < ACK_WAIT_S / 2
+
+
+async def test_a_flush_is_sent_after_what_was_sent_before_it() -> None:
+    wire: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"fake","version":"2.15.1","headers":true,"max_payload":1048576}\r\n')
+        while line := await reader.readline():
+            wire.append(line.strip())
+            if wire[-1] == b"PING":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        bus = Bus(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", name="test")
+        await bus.start()
+        await bus.connected()
+        await bus.signal("topic")
+        await bus._connection.flush()
+        assert wire[-3:] == [b"PUB topic  0", b"", b"PING"]
+        await bus.stop()
+
+
+async def test_a_request_for_events_that_ends_or_is_lost_is_made_again(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[str] = []
+
+    async def send(subject: str, payload: bytes, *, reply: str) -> None:
+        requests.append(reply)
+        if len(requests) != 2:
+            await Bus.send(here.bus, subject, payload, reply=reply)
+
+    monkeypatch.setattr(deliveries, "EXPIRES_S", 0.2)
+    monkeypatch.setattr(here.bus, "send", send)
+    async with consuming(here, publish.area):
+        # The first one ends, the second one is lost, the third one ends.
+        await eventually(lambda: _reached(requests, 4))
+        await publish("late")
+        assert await applied(scratch, 1) == ["late"]
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["while it waits", "while it works"])
+async def test_a_consumer_whose_place_at_the_server_was_deleted_makes_it_again(
+    scratch: Scratch, here: Process, publish: Publisher, idle: bool
+) -> None:
+    gate = Gate()
+    async with consuming(here, publish.area, gate.record) as consumer:
+        await gate.shut(publish)
+        if idle:
+            gate.open()
+            await settled(here, publish.area)
+        await here.bus.jetstream.delete_consumer(stream_of(f"commerce.{publish.area}."), consumer.name)
+        gate.open()
+        await publish("after")
+        assert await applied(scratch, 2) == ["gate", "after"]
+
+
+async def test_a_consumer_that_pushed_goes_on_where_it_was_as_one_that_is_asked(
+    scratch: Scratch, here: Process, publish: Publisher
+) -> None:
+    stream, name = stream_of(f"commerce.{publish.area}."), f"test-{publish.area}"
+    js = here.bus.jetstream
+    await js.add_consumer(
+        stream, durable_name=name, deliver_subject="somewhere", deliver_group=name, ack_policy="explicit"
+    )
+    old = await js.subscribe_bind(stream, ConsumerConfig(deliver_subject="somewhere", deliver_group=name), name)
+    await publish("done")
+    await (await old.next_msg(timeout=5)).ack_sync()
+    await old.unsubscribe()
+    await publish("not done")
+    for _ in range(2):
+        # Once in its place, and once when it is there.
+        async with consuming(here, publish.area):
+            assert await applied(scratch, 1) == ["not done"]
+            await settled(here, publish.area)
+    assert await scratch.count("mesh.inbox") == 1
 
 
 async def test_a_consumer_goes_on_after_nats_was_killed_and_after_it_lost_its_store(
@@ -480,7 +559,7 @@ class Gate:
     @staticmethod
     def gathered(consumer: Consumer, count: int) -> Callable[[], Awaitable[bool]]:
         async def look() -> bool:
-            return len(consumer._arrived) == count
+            return consumer._deliveries.in_hand == count
 
         return look
 
@@ -507,6 +586,10 @@ async def _published(publish: Publisher, text: str) -> bool:
     except (OSError, TimeoutError, nats.errors.Error):
         return False
     return True
+
+
+async def _reached(sequence: Sequence[object], count: int) -> bool:
+    return len(sequence) >= count
 
 
 async def _quiet(_: Exception) -> None:
