@@ -48,6 +48,7 @@ QUICK = Extent(seconds=5, long_seconds=20, backlog=10_000, past_orders=20_000, p
 
 async def measure(extent: Extent, watcher: Watcher) -> Measured:
     """Measure everything, once."""
+    commit = _commit()
     async with _mesh(watcher) as (state, starts):
         target = Target.find(state, {})
         runs, points = await _loads(target, extent, watcher)
@@ -61,13 +62,15 @@ async def measure(extent: Extent, watcher: Watcher) -> Measured:
                 Wish(scenario=Scenario.ORDERS, concurrency=concurrency, seconds=extent.seconds, products=products),
                 watcher,
             )
-    return Measured(extent, Series(runs, events, starts), points)
+    return Measured(commit, extent, Series(runs, events, starts), points)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A series that was carried out."""
 
+    commit: str
+    """What was measured, as it was before the first result was written."""
     extent: Extent
     series: Series
     points: list[Result]
@@ -89,7 +92,7 @@ class Measured:
         series = self.series
         content = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": self.commit,
             "extent": asdict(self.extent),
             "figures": [asdict(each) for each in figures.figures(series)],
             "starts": rounded(asdict(series.starts)),
@@ -101,7 +104,7 @@ class Measured:
         results = folder / "RESULTS.md"
         before = results.read_text() if results.exists() else ""
         extent = self.extent
-        results.write_text(written(before, series, extent.past_orders, extent.past_products, _commit()))
+        results.write_text(written(before, series, extent.past_orders, extent.past_products, self.commit))
 
 
 @asynccontextmanager
