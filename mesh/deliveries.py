@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EXPIRES_S = 10.0
 """How long the server keeps a request."""
 _REQUEST_ENDED = "408"
+_TROUBLE = (OSError, TimeoutError, nats.errors.Error)
+"""What asking fails with while NATS cannot be reached; it passes."""
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +71,10 @@ class Deliveries:
             return []
         batch, self._arrived = self._arrived[:most], self._arrived[most:]
         if self._is_sure:
-            await self._ask()
+            try:
+                await self._ask()
+            except _TROUBLE as error:
+                self._failed(error)
         return batch
 
     def end(self) -> None:
@@ -107,15 +112,18 @@ class Deliveries:
                 self._pause = min(max(0.1, 2 * self._pause), 5.0)
                 await self._make_sure()
             await self._ask()
-        except (OSError, TimeoutError, nats.errors.Error) as error:
-            log.warning("cannot ask for events", consumer=self._name, error=repr(error), again_in=self._pause)
-            self._is_sure = False
+        except _TROUBLE as error:
+            self._failed(error)
             return
         if await _set_within(2 * EXPIRES_S, self._wake):
             self._wake.clear()
         else:
             # Had the server a request, it would have said by now that it has ended.
             self._forget()
+
+    def _failed(self, error: Exception) -> None:
+        log.warning("cannot ask for events", consumer=self._name, error=repr(error), again_in=self._pause)
+        self._is_sure = False
 
     async def _make_sure(self) -> None:
         if self._subscription is None:

@@ -452,6 +452,31 @@ async def test_a_request_for_events_that_ends_or_is_lost_is_made_again(
         assert await applied(scratch, 1) == ["late"]
 
 
+async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    requests: list[str] = []
+
+    async def send(subject: str, payload: bytes, *, reply: str) -> None:
+        requests.append(reply)
+        if len(requests) == 2:
+            raise nats.errors.OutboundBufferLimitError
+        await Bus.send(here.bus, subject, payload, reply=reply)
+
+    monkeypatch.setattr(here.bus, "send", send)
+    async with consuming(here, publish.area, gate.record) as consumer:
+        await gate.shut(publish)
+        for number in range(400):
+            await publish(str(number))
+        await eventually(gate.gathered(consumer, 400))
+        gate.open()
+        assert sorted(await applied(scratch, 401)) == sorted(["gate", *(str(number) for number in range(400))])
+        assert len(requests) >= 2
+        await publish("after")
+        assert (await applied(scratch, 402))[-1] == "after"
+
+
 @pytest.mark.parametrize("idle", [True, False], ids=["while it waits", "while it works"])
 async def test_a_consumer_whose_place_at_the_server_was_deleted_makes_it_again(
     scratch: Scratch, here: Process, publish: Publisher, idle: bool
