@@ -36,10 +36,9 @@ FIND = Statement(
         table.c.digest == sa.any_(sa.bindparam("digests", type_=sa.ARRAY(sa.LargeBinary)))
     )
 )
-CLAIM = BulkInsert(
-    table.c.digest, table.c.caller, table.c.method, table.c.request_hash, table.c.reply,
-    returning=[table.c.digest], skip_existing=True,
-)  # fmt: skip
+_columns = (table.c.digest, table.c.caller, table.c.method, table.c.request_hash, table.c.reply)
+ANSWER = BulkInsert(*_columns)
+CLAIM = BulkInsert(*_columns, returning=[table.c.digest], skip_existing=True)
 SETTLE = Statement(
     sa.update(table)
     .where(table.c.digest == sa.bindparam("key_digest", type_=sa.LargeBinary))
@@ -119,12 +118,30 @@ async def find(database: Database, calls: Sequence[Call]) -> Outcomes:
         return await _outcomes(reading, keys)
 
 
-async def claim(transaction: Transaction, calls: Sequence[Call]) -> Outcomes:
-    """Write the calls' rows, with those replies that are encoded already; the calls that were answered before.
+def answer(transaction: Transaction, calls: Sequence[Call]) -> None:
+    """Write the calls' rows with their replies, at the commit: for a batch that was looked for with `find`.
 
-    First thing in the transaction of an effect: from here on a second attempt waits until this one has ended.
+    The transaction then fails with KeyTaken when another one has answered one of these keys since.
     Raises TwinCalls when two of the calls have one key; in `run_batch` that sets them apart.
     """
+    transaction.add(ANSWER, _rows(calls), refusals={"idempotency_pkey": KeyTaken})
+
+
+async def claim(transaction: Transaction, call: Call) -> Replay | IdempotencyKeyReused | None:
+    """Write the row of a call that is not answered yet; what it gets if it was answered before.
+
+    First thing in the transaction of an effect: from here on a second attempt waits until this one has ended.
+    """
+    if call.key is None or await transaction.insert(CLAIM, _rows([call])):
+        return None
+    outcomes = await _outcomes(transaction, [call.key])
+    if not outcomes:
+        # Dropped as too old since it was in the way: neither claimed nor answered.
+        raise Unavailable("the reply under this key was dropped just now")
+    return outcomes[call.key]
+
+
+def _rows(calls: Sequence[Call]) -> list[tuple[Any, ...]]:
     rows: dict[bytes, tuple[Any, ...]] = {}
     for call in calls:
         if (key := call.key) is not None:
@@ -132,15 +149,11 @@ async def claim(transaction: Transaction, calls: Sequence[Call]) -> Outcomes:
                 raise TwinCalls
             rows[key.digest] = (key.digest, key.caller, key.method, key.request_hash, call.reply)
     # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
-    fresh = {row["digest"] for row in await transaction.insert(CLAIM, (rows[digest] for digest in sorted(rows)))}
-    known = [call.key for call in calls if call.key is not None and call.key.digest not in fresh]
-    if not known:
-        return {}
-    outcomes = await _outcomes(transaction, known)
-    if len(outcomes) < len(known):
-        # Dropped as too old since it was in the way: neither claimed nor answered.
-        raise Unavailable("the reply under this key was dropped just now")
-    return outcomes
+    return [rows[digest] for digest in sorted(rows)]
+
+
+class KeyTaken(Exception):
+    """Another transaction has answered one of these keys since they were looked up: look again."""
 
 
 class TwinCalls(Exception):

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from mesh.call import Call
     from mesh.database import Database
     from mesh.events import Event
-    from mesh.idempotency import Outcomes
     from mesh.outbox import Relay
     from mesh.trace import Trace
 
@@ -38,9 +37,9 @@ class UnitOfWork:
         if call.key is not None:
             self._replies.append((call.key.digest, reply))
 
-    async def claim(self, calls: Sequence[Call]) -> Outcomes:
-        """For a batch whose replies are encoded: write them; see `mesh.idempotency.claim`."""
-        return await idempotency.claim(self.transaction, calls)
+    def answer(self, calls: Sequence[Call]) -> None:
+        """For a batch whose replies are encoded: store them; see `mesh.idempotency.answer`."""
+        idempotency.answer(self.transaction, calls)
 
     def flush(self) -> bool:
         """Write what was gathered; whether there are events among it."""
@@ -74,7 +73,7 @@ class UnitsOfWork:
         IdempotencyKeyReused when the key stands for another request. The block must `remember` its result.
         """
         async with self.begin() as work:
-            for outcome in (await work.claim([call])).values():
+            if outcome := await idempotency.claim(work.transaction, call):
                 raise outcome
             yield work
             if call.reply is None:

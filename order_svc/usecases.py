@@ -26,6 +26,7 @@ from order_svc.domain import (
     Cause,
     CustomerNotFound,
     Hold,
+    HoldLost,
     HoldWish,
     Order,
     OrderNotFound,
@@ -71,6 +72,17 @@ class Ready:
     placing: Placing
     method: PaymentMethod
     hold: Hold
+
+
+@dataclass(slots=True)
+class Made:
+    """An order that is to be written."""
+
+    index: int
+    call: Call
+    order: Order
+    message: order_pb2.Order
+    method: PaymentMethod
 
 
 Results = dict[int, order_pb2.Order | Exception]
@@ -140,10 +152,10 @@ class Placement:
 
         ready = await self._hold(await self._payable(fresh, results), results)
         await self._look_again(fresh, results)
-        unused = await self._write(ready, results)
+        await self._write(self._make(ready, results), results)
         for index, first in twins:
             results[index] = _as_twin(batch[index], batch[first], results[first])
-        await self._give_back(unused)
+        await self._give_back([each.hold.order_id for each in ready if isinstance(results[each.index], Exception)])
         return [results[index] for index in range(len(batch))]
 
     async def _look_again(self, fresh: Sequence[tuple[int, Placing]], results: Results) -> None:
@@ -192,10 +204,9 @@ class Placement:
                 ready.append(Ready(index, placing, method, hold))
         return ready
 
-    async def _write(self, ready: Sequence[Ready], results: Results) -> list[UUID]:
-        """Commit the orders with their events and replies; the ids of holds that were not used here."""
-        made: list[tuple[Ready, Order, order_pb2.Order]] = []
-        unused: list[UUID] = []
+    def _make(self, ready: Sequence[Ready], results: Results) -> list[Made]:
+        """The orders that are to be written; those who cannot have one get their result."""
+        made: list[Made] = []
         now = _now()
         for each in ready:
             try:
@@ -209,27 +220,34 @@ class Placement:
                 )
             except MeshError as refusal:
                 results[each.index] = refusal
-                unused.append(each.hold.order_id)
             else:
                 message = wire.order(order)
                 each.placing.call.encode(message)
-                made.append((each, order, message))
-        if not made:
-            return unused
+                made.append(Made(each.index, each.placing.call, order, message, each.method))
+        return made
+
+    async def _write(self, made: Sequence[Made], results: Results) -> None:
+        """Commit the orders with their events and replies. One whose key was answered meanwhile gets that answer."""
+        while made:
+            try:
+                await self._commit(made)
+            except (idempotency.KeyTaken, HoldLost) as overtaken:
+                stored = await idempotency.find(self._units.database, [each.call for each in made])
+                if not stored and isinstance(overtaken, HoldLost):
+                    raise
+                results.update((each.index, stored[each.call.key]) for each in made if each.call.key in stored)
+                made = [each for each in made if each.call.key not in stored]
+            else:
+                results.update((each.index, each.message) for each in made)
+                return
+
+    async def _commit(self, made: Sequence[Made]) -> None:
+        """All in one statement. Raises KeyTaken or HoldLost, with nothing done, when another attempt was quicker."""
         async with self._units.begin() as work:
-            taken = await work.claim([each.placing.call for each, _, _ in made])
-            orders = []
-            for each, order, message in made:
-                key = each.placing.call.key
-                if key and (outcome := taken.get(key)):
-                    results[each.index] = outcome
-                    unused.append(each.hold.order_id)
-                else:
-                    orders.append(order)
-                    results[each.index] = message
-                    work.publish(wire.placed(order, message, each.method), each.placing.call.trace)
-            store.add_orders(work.transaction, orders)
-        return unused
+            work.answer([each.call for each in made])
+            store.add_orders(work.transaction, [each.order for each in made])
+            for each in made:
+                work.publish(wire.placed(each.order, each.message, each.method), each.call.trace)
 
     async def _give_back(self, unused: Sequence[UUID]) -> None:
         """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells.

@@ -272,6 +272,8 @@ class Shelf:
         self._before = {stock.product_id: stock for stock in stocks}
         self._now = dict(self._before)
         self._offers = {offer.product_id: offer for offer in offers}
+        self.holds: list[Hold] = []
+        """What was held on it, in that order."""
 
     def stock(self, product_id: UUID) -> Stock:
         """The stock of a product as it stands after the work so far. Raises ProductNotFound."""
@@ -296,7 +298,7 @@ class Shelf:
             lines.append(HoldLine(product_id, quantity, offer.sku, offer.name, offer.unit_price, offer.currency))
         for stock in taken:
             self.put(stock)
-        return Hold(
+        hold = Hold(
             reservation.order_id,
             reservation.key,
             reservation.customer_id,
@@ -304,6 +306,8 @@ class Shelf:
             HoldState.HELD,
             tuple(lines),
         )
+        self.holds.append(hold)
+        return hold
 
     @property
     def changed(self) -> list[Stock]:

@@ -343,7 +343,9 @@ async def list_movements(reading: Transaction, product_id: UUID, *, before: UUID
 
 
 async def live_holds(reading: Transaction, keys: Sequence[bytes]) -> dict[bytes, Hold]:
-    """The holds that stand under these keys."""
+    """The holds that stand under these keys; to ask for none costs nothing."""
+    if not keys:
+        return {}
     rows = await reading.fetch(LIVE_HOLDS, keys=list(keys))
     return {hold.key: hold for hold in await _with_lines(reading, rows)}
 

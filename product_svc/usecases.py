@@ -211,32 +211,30 @@ class Holds:
 
     async def _reserve(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
         """The batch behind `reserve`. An attempt and its retry may meet here, in two lanes or two processes."""
-        while True:
-            try:
-                return await self._reserve_or_adopt(batch)
-            except store.HoldKeyTaken:
-                # The other one has committed: its hold is there to be adopted now.
-                continue
+        try:
+            return await self._reserve_or_adopt(batch, [])
+        except store.HoldKeyTaken:
+            while True:
+                try:
+                    return await self._reserve_or_adopt(batch, [reservation.key for reservation in batch])
+                except store.HoldKeyTaken:
+                    # By one that was under way when this one looked, and has committed.
+                    continue
 
-    async def _reserve_or_adopt(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
+    async def _reserve_or_adopt(self, batch: Sequence[Reservation], keys: Sequence[bytes]) -> list[Hold | Exception]:
+        """Hold stock, or adopt what an earlier attempt holds under one of these keys. Few attempts are retries."""
         wanted = {product_id for reservation in batch for product_id in reservation.quantities}
-        results: list[Hold | Exception] = []
-        news: list[Hold] = []
         async with self._units.begin() as work:
             shelf = Shelf(*await store.lock_offers(work.transaction, wanted))
             # Not before the lock: a hold whose release was waited for is not there any more.
-            known = await store.live_holds(work.transaction, [reservation.key for reservation in batch])
-            for reservation in batch:
-                try:
-                    if hold := known.get(reservation.key):
-                        results.append(reservation.adopts(hold))
-                    else:
-                        hold = known[reservation.key] = shelf.hold(reservation)
-                        news.append(hold)
-                        results.append(hold)
-                except MeshError as refusal:
-                    results.append(refusal)
-            store.add_holds(work.transaction, news)
+            known = await store.live_holds(work.transaction, keys)
+            results = [_taken(shelf, reservation, known) for reservation in batch]
+            if refused := [index for index, result in enumerate(results) if isinstance(result, Exception)]:
+                # It may be the earlier attempt that holds what is missing now.
+                known = await store.live_holds(work.transaction, [batch[index].key for index in refused])
+                for index in refused:
+                    results[index] = _taken(shelf, batch[index], known)
+            store.add_holds(work.transaction, shelf.holds)
             store.write_stocks(work.transaction, shelf.changed, _now())
         return results
 
@@ -337,6 +335,17 @@ class Holds:
             _write(work, shelf, movements, now, self._threshold, "")
             store.write_hold_states(work.transaction, {hold.order_id: states[hold.order_id] for hold, _ in moves})
         return states
+
+
+def _taken(shelf: Shelf, reservation: Reservation, known: dict[bytes, Hold]) -> Hold | Exception:
+    """What a reservation gets: the hold that its key has by now, a new one, or a refusal."""
+    try:
+        if hold := known.get(reservation.key):
+            return reservation.adopts(hold)
+        hold = known[reservation.key] = shelf.hold(reservation)
+    except MeshError as refusal:
+        return refusal
+    return hold
 
 
 ORDER_CONFIRMED, ORDER_CANCELLED = "commerce.order.confirmed", "commerce.order.cancelled"

@@ -60,7 +60,7 @@ async def test_a_database_lost_in_mid_batch_is_told_to_all_its_callers_and_leave
         for each in asked:
             each.encode("done")
         async with here.units.begin() as unit:
-            await unit.claim(asked)
+            unit.answer(asked)
             await do(unit, *batch)
             unit.publish(event("test", uuid4(), 1))
             if len(attempts) == 1:

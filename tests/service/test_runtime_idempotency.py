@@ -145,14 +145,17 @@ async def place(units: UnitsOfWork, batch: Sequence[Call]) -> list[str | Excepti
     """A use case over a batch, whose replies are encoded first."""
     for each in batch:
         each.encode("done")
-    async with units.begin() as work:
-        taken = await work.claim(batch)
-        results: list[str | Exception] = []
-        for each in batch:
-            outcome = taken.get(each.key) if each.key else None
-            results.append(outcome or "done")
-        await do(work, *(result for result in results if isinstance(result, str)))
-    return results
+    while True:
+        taken = await idempotency.find(units.database, batch)
+        results: list[str | Exception] = [taken.get(each.key, "done") if each.key else "done" for each in batch]
+        fresh = [each for each, result in zip(batch, results, strict=True) if result == "done"]
+        try:
+            async with units.begin() as work:
+                work.answer(fresh)
+                await do(work, *("done" for _ in fresh))
+        except idempotency.KeyTaken:
+            continue
+        return results
 
 
 async def test_twin_keys_in_one_batch_take_effect_once_and_both_get_the_reply(scratch: Scratch, here: Process) -> None:
