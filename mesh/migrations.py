@@ -122,6 +122,50 @@ def index_ages() -> None:
     op.create_index("inbox_receive_time", "inbox", ["receive_time"], unique=False, schema="mesh")
 
 
+def publish_by_position() -> None:
+    """Since version 3: events are not marked when they are published, for a service's third migration (ADR-0017)."""
+    # Whoever has drawn a number by now has ended, and none is drawn meanwhile.
+    op.execute("LOCK TABLE mesh.outbox IN ACCESS EXCLUSIVE MODE")
+    op.create_table(
+        "outbox_position",
+        sa.Column("through", sa.BigInteger(), nullable=False, comment="seq up to which all is published but the gaps"),
+        sa.Column("gaps", postgresql.INT8MULTIRANGE(), nullable=False),
+        schema="mesh",
+        comment="How far the relay has come: one row. The view mesh.unpublished shows what is behind it.",
+    )
+    op.execute(
+        "INSERT INTO mesh.outbox_position SELECT coalesce(max(seq), 0), "
+        "coalesce(range_agg(int8range(seq, seq, '[]')) FILTER (WHERE publish_time IS NULL), '{}') FROM mesh.outbox"
+    )
+    op.execute("ALTER TABLE mesh.outbox ALTER COLUMN seq DROP IDENTITY")
+    op.execute("CREATE SEQUENCE mesh.outbox_seq OWNED BY mesh.outbox.seq")
+    op.execute("SELECT setval('mesh.outbox_seq', through + 1, false) FROM mesh.outbox_position")
+    op.alter_column(
+        "outbox",
+        "seq",
+        # A transaction has its id before it draws a number, and CASE sees to the order: `mesh.position` relies on it.
+        server_default=sa.text("CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('mesh.outbox_seq') END"),
+        schema="mesh",
+    )
+    op.drop_index("outbox_unpublished", "outbox", schema="mesh")
+    op.drop_column("outbox", "publish_time", schema="mesh")
+    op.create_table_comment(
+        "outbox",
+        "Events, written in the transaction of their cause and never changed. A partition a day, dropped whole.",
+        schema="mesh",
+    )
+    op.execute(
+        "CREATE VIEW mesh.unpublished AS "
+        "SELECT event.* FROM mesh.outbox_position JOIN mesh.outbox event ON event.seq > through "
+        "UNION ALL "
+        "SELECT event.* FROM mesh.outbox_position, unnest(gaps) AS gap "
+        "JOIN mesh.outbox event ON event.seq >= lower(gap) AND event.seq < upper(gap)"
+    )
+    op.execute(
+        "COMMENT ON VIEW mesh.unpublished IS 'Events that no stream has acknowledged yet, for people to look at.'"
+    )
+
+
 async def _run(database_url: str) -> None:
     url = make_url(database_url).set(drivername="postgresql+asyncpg")
     engine = create_async_engine(url, poolclass=sa.NullPool)

@@ -4,6 +4,8 @@ One relay per service is active, whoever holds an advisory lock, and does all it
 it: connection and lock are lost together, so two relays never publish at once. It is woken by a commit in its own
 process, by a core NATS message after a commit in another, and looks by itself every second should both be lost. It is
 not woken by NOTIFY, which serialises all commits of the server.
+
+What is published is not marked: the relay keeps its position (`mesh.position`), stored after each batch.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ import asyncpg
 import nats.js.errors
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.dialects import postgresql
 
 from mesh import events, tasks
 from mesh.bus import Message
 from mesh.database import SESSION, BulkInsert, Row, Statement
 from mesh.ids import new_id
+from mesh.position import Gap, Position
 from mesh.schema import outbox as table
+from mesh.schema import outbox_position
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -36,27 +41,47 @@ if TYPE_CHECKING:
 RETENTION = timedelta(days=7)
 """How long published rows stay, for `mesh events refill` after a stream has lost what it had acknowledged."""
 
+
+def _as_integer(transaction_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    return sa.cast(sa.cast(transaction_id, sa.Text), sa.BigInteger)
+
+
 APPEND = BulkInsert(
     table.c.event_id, table.c.type, table.c.aggregate_id, table.c.sequence, table.c.payload, table.c.traceparent
 )
-UNPUBLISHED = Statement(
-    sa.select(table)
-    .where(table.c.publish_time.is_(None))
-    .order_by(table.c.seq)
-    .limit(sa.bindparam("most", type_=sa.Integer))
-)
-PUBLISHED = Statement(
-    sa.update(table)
-    .where(
-        table.c.seq == sa.any_(sa.bindparam("seqs", type_=sa.ARRAY(sa.BigInteger))),
-        # Lets the planner leave out the partitions of other days.
-        table.c.create_time.between(
-            sa.bindparam("first", type_=sa.TIMESTAMP(timezone=True)),
-            sa.bindparam("last", type_=sa.TIMESTAMP(timezone=True)),
-        ),
+_most = sa.bindparam("most", type_=sa.Integer)
+_gaps = (
+    sa.func.unnest(
+        sa.bindparam("firsts", type_=sa.ARRAY(sa.BigInteger)), sa.bindparam("lasts", type_=sa.ARRAY(sa.BigInteger))
     )
-    .values(publish_time=sa.func.clock_timestamp())
+    .table_valued(sa.column("first", sa.BigInteger), sa.column("last", sa.BigInteger), name="gap")
+    .render_derived()
 )
+_behind = sa.select(table).where(table.c.seq > sa.bindparam("through", type_=sa.BigInteger)).order_by(table.c.seq)
+_events = sa.union_all(
+    sa.select(_behind.limit(_most).subquery()), sa.select(table).join(_gaps, table.c.seq.between(*_gaps.c))
+).subquery()
+UNPUBLISHED = Statement(
+    sa.select(
+        _events,
+        sa.select(_as_integer(sa.func.pg_snapshot_xmin(sa.func.pg_current_snapshot())))
+        .scalar_subquery()
+        .label("ended"),
+    )
+    .order_by(_events.c.seq)
+    .limit(_most)
+)
+"""What there is behind the position and in its gaps; with the id below which all transactions have ended."""
+POSITION = Statement(sa.select(outbox_position))
+MOVE = Statement(
+    sa.update(outbox_position)
+    .values(
+        through=sa.bindparam("new_through", type_=sa.BigInteger),
+        gaps=sa.bindparam("new_gaps", type_=postgresql.INT8MULTIRANGE),
+    )
+    .returning(_as_integer(sa.func.pg_current_xact_id()))
+)
+"""Writes the position, and tells the id of the transaction that does."""
 
 _LOCK = 0x0B0C_5EED
 """The advisory lock of the active relay; the databases of the services do not share theirs."""
@@ -97,6 +122,7 @@ class Relay:
         self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
+        self._position = Position(0)
 
     async def start(self) -> None:
         """Begin to relay, in the background."""
@@ -147,13 +173,15 @@ class Relay:
             await self._bus.ensure_stream_of(self._service)
             await self._bus.on_signal(self._topic, self._woken.set)
             log.info("relay active", relay=self._service)
+            ((through, gaps),) = await connection.fetch(POSITION.sql)
+            self._position = Position(through, tuple(Gap(gap.lower, gap.upper - 1) for gap in gaps))
             maintenance = datetime.now(UTC)
             while True:
                 self._woken.clear()
                 if datetime.now(UTC) >= maintenance:
                     maintenance = datetime.now(UTC) + await self._maintain(connection)
                 began = monotonic()
-                rows = await connection.fetch(UNPUBLISHED.sql, *UNPUBLISHED.arguments({"most": self._batch}))
+                rows = await self._look(connection)
                 if rows:
                     await self._publish(connection, rows)
                 elif self._stopped.is_set():
@@ -178,8 +206,19 @@ class Relay:
             return _MAINTENANCE_AGAIN
         return _MAINTENANCE
 
+    async def _look(self, connection: asyncpg.Connection) -> list[Row]:
+        """What is not published: the oldest of it, a batch at most."""
+        through, gaps = self._position
+        values = {
+            "through": through,
+            "firsts": [gap.first for gap in gaps],
+            "lasts": [gap.last for gap in gaps],
+            "most": self._batch,
+        }
+        return await connection.fetch(UNPUBLISHED.sql, *UNPUBLISHED.arguments(values))
+
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
-        """Publish, and mark what the stream has acknowledged. Raises when that is not all."""
+        """Publish, and move on past what the stream has acknowledged. Raises when that is not all."""
         done: list[Row] = []
         for wave in _waves(rows):
             acknowledged = await self._send(wave)
@@ -187,12 +226,18 @@ class Relay:
             if len(acknowledged) < len(wave):
                 break
         if done:
+            position = self._position.after(
+                [row["seq"] for row in rows],
+                [row["seq"] for row in done],
+                ended=rows[0]["ended"],
+                is_all=len(rows) < self._batch,
+            )
             values = {
-                "seqs": [row["seq"] for row in done],
-                "first": min(row["create_time"] for row in done),
-                "last": max(row["create_time"] for row in done),
+                "new_through": position.through,
+                "new_gaps": [asyncpg.Range(gap.first, gap.last + 1) for gap in position.gaps],
             }
-            await connection.execute(PUBLISHED.sql, *PUBLISHED.arguments(values))
+            transaction_id = await connection.fetchval(MOVE.sql, *MOVE.arguments(values))
+            self._position = position.bounded(transaction_id)
             self.published += len(done)
         if len(done) < len(rows):
             raise nats.js.errors.Error(f"{len(rows) - len(done)} of {len(rows)} events not acknowledged")
@@ -254,7 +299,9 @@ async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> 
                 await _define(
                     connection,
                     f"CREATE TABLE mesh.{name} PARTITION OF mesh.outbox "
-                    f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z')",
+                    f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z') "
+                    # Its rows never change, and it is dropped whole: there is nothing to clean up.
+                    "WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)",
                 )
     oldest = f"outbox_{today - RETENTION:%Y%m%d}"
     for partition in await connection.fetch(
@@ -263,11 +310,14 @@ async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> 
         oldest,
     ):
         name = partition["relname"]
-        unpublished = f"SELECT EXISTS (SELECT FROM mesh.{name} WHERE publish_time IS NULL)"  # noqa: S608  # our own name
-        if not await connection.fetchval(unpublished):
+        day = datetime.strptime(f"{name}+0000", "outbox_%Y%m%d%z")
+        unpublished = "SELECT EXISTS (SELECT FROM mesh.unpublished WHERE create_time >= $1 AND create_time < $2)"
+        if not await connection.fetchval(unpublished, day, day + timedelta(days=1)):
             await _define(connection, f"DROP TABLE mesh.{name}")
     await connection.execute(
-        "DELETE FROM mesh.outbox_default WHERE publish_time IS NOT NULL AND create_time < $1", now - RETENTION
+        "DELETE FROM mesh.outbox_default event WHERE create_time < $1 "
+        "AND NOT EXISTS (SELECT FROM mesh.unpublished WHERE seq = event.seq)",
+        now - RETENTION,
     )
 
 

@@ -24,7 +24,14 @@ idempotency_age = sa.Index("idempotency_create_time", idempotency.c.create_time)
 outbox = sa.Table(
     "outbox",
     metadata,
-    sa.Column("seq", sa.BigInteger, sa.Identity(), primary_key=True, comment="commit order within an aggregate"),
+    sa.Column(
+        "seq",
+        sa.BigInteger,
+        primary_key=True,
+        # A transaction has its id before it draws a number, and CASE sees to the order: `mesh.position` relies on it.
+        server_default=sa.text("CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('mesh.outbox_seq') END"),
+        comment="commit order within an aggregate",
+    ),
     sa.Column("create_time", pg.TIMESTAMP(timezone=True), primary_key=True, server_default=_now),
     sa.Column("event_id", sa.Uuid, nullable=False),
     sa.Column("type", sa.String, nullable=False),
@@ -32,12 +39,17 @@ outbox = sa.Table(
     sa.Column("sequence", sa.BigInteger, nullable=False, comment="the aggregate's version"),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("traceparent", sa.String, nullable=False),
-    sa.Column("publish_time", pg.TIMESTAMP(timezone=True), comment="when the stream acknowledged it"),
     postgresql_partition_by="RANGE (create_time)",
-    comment="Events, written in the transaction of their cause. A partition a day, dropped whole.",
+    comment="Events, written in the transaction of their cause and never changed. A partition a day, dropped whole.",
 )
 
-unpublished = sa.Index("outbox_unpublished", outbox.c.seq, postgresql_where=outbox.c.publish_time.is_(None))
+outbox_position = sa.Table(
+    "outbox_position",
+    metadata,
+    sa.Column("through", sa.BigInteger, nullable=False, comment="seq up to which all is published but the gaps"),
+    sa.Column("gaps", pg.INT8MULTIRANGE, nullable=False),
+    comment="How far the relay has come: one row. The view mesh.unpublished shows what is behind it.",
+)
 
 inbox = sa.Table(
     "inbox",

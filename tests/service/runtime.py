@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 import asyncpg
 import sqlalchemy as sa
+from alembic import op
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from google.protobuf.wrappers_pb2 import StringValue
@@ -76,17 +77,20 @@ class Scratch:
         await self.admin.execute("TRUNCATE effects, mesh.idempotency, mesh.inbox, mesh.outbox")
 
 
+MIGRATIONS = (migrations.create_runtime_tables, migrations.index_ages, migrations.publish_by_position)
+"""What the services' migrations do for the runtime, in order."""
+
+
 @asynccontextmanager
-async def scratch_database(servers: Servers) -> AsyncIterator[Scratch]:
+async def scratch_database(
+    servers: Servers, made_by: Sequence[Callable[[], None]] = MIGRATIONS
+) -> AsyncIterator[Scratch]:
     """A database with the runtime's tables, made by the code of the services' migrations."""
     name = f"scratch_{uuid4().hex}"
     password = servers.postgres._passwords[SUPERUSER]
     url = with_login(servers.postgres.superuser_url, SUPERUSER, password, name)
     await _as_superuser(servers, f"CREATE DATABASE {name}")
-    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=sa.NullPool)
-    async with engine.begin() as connection:
-        await connection.run_sync(_create_tables)
-    await engine.dispose()
+    await migrate(url, *made_by, _make_what_tests_need)
     admin = await asyncpg.connect(url)
     try:
         yield Scratch(url, admin)
@@ -101,17 +105,26 @@ async def _as_superuser(servers: Servers, statement: str) -> None:
     await connection.close()
 
 
-def _create_tables(connection: sa.Connection) -> None:
-    with Operations.context(MigrationContext.configure(connection)):
-        migrations.create_runtime_tables()
-        migrations.index_ages()
-    metadata.create_all(connection)
-    connection.execute(
-        sa.text(
-            "CREATE FUNCTION fail(state text) RETURNS void LANGUAGE plpgsql AS "
-            "$$ BEGIN RAISE EXCEPTION 'as the test wants' USING ERRCODE = state; END $$"
-        )
+def _make_what_tests_need() -> None:
+    metadata.create_all(op.get_bind())
+    op.execute(
+        "CREATE FUNCTION fail(state text) RETURNS void LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'as the test wants' USING ERRCODE = state; END $$"
     )
+
+
+async def migrate(url: str, *steps: Callable[[], None]) -> None:
+    """Carry out these steps of migrations, in one transaction."""
+
+    def run(connection: sa.Connection) -> None:
+        with Operations.context(MigrationContext.configure(connection)):
+            for step in steps:
+                step()
+
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=sa.NullPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,106 @@ async def test_what_is_rolled_back_is_never_published(scratch: Scratch, servers:
         assert [StringValue.FromString(message.data).value for message in await published(client, area, 1)] == ["this"]
 
 
+async def test_an_event_numbered_before_others_and_committed_after_them_is_published_too(
+    scratch: Scratch, servers: Servers
+) -> None:
+    area, late, early = new_area(), uuid4(), uuid4()
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+        async with here.units.begin() as work:
+            await work.transaction.insert(outbox.APPEND, [outbox.row(event(area, late, 1), "")])
+            for count in (1, 2, 3):
+                async with here.units.begin() as other:
+                    other.publish(event(area, early, count))
+                assert by_aggregate(await published(client, area, count)) == {str(early): list(range(1, count + 1))}
+            # However often it has looked, it does not give up what may still come.
+            assert len(await _gaps(scratch)) == 1
+        assert by_aggregate(await published(client, area, 4)) == {str(early): [1, 2, 3], str(late): [1]}
+        await eventually(lambda: _none_unpublished(scratch))
+        await eventually(_is(lambda: here.relay.published == 4))
+
+
+async def test_what_was_rolled_back_is_waited_for_no_longer_than_others_may_still_come(
+    scratch: Scratch, servers: Servers
+) -> None:
+    area, count = new_area(), 0
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+
+        async def publish() -> None:
+            nonlocal count
+            count += 1
+            async with here.units.begin() as work:
+                work.publish(event(area, uuid4(), 1))
+            await published(client, area, count)
+
+        async def fail() -> None:
+            async with here.units.begin() as work:
+                await work.transaction.insert(outbox.APPEND, [outbox.row(event(area, uuid4(), 1), "")])
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        await publish()
+
+        async def closed() -> bool:
+            await publish()
+            return await _gaps(scratch) == []
+
+        await eventually(closed)
+
+
+async def test_the_next_relay_goes_on_where_the_last_one_was(scratch: Scratch, servers: Servers) -> None:
+    area, late = new_area(), uuid4()
+    async with process(scratch, servers, area=area) as here, reader(servers) as client:
+        async with here.units.begin() as work:
+            await work.transaction.insert(outbox.APPEND, [outbox.row(event(area, late, 1), "")])
+            for count in (1, 2):
+                async with process(scratch, servers, area=area, relaying=True) as relaying:
+                    async with relaying.units.begin() as other:
+                        other.publish(event(area, uuid4(), 1))
+                    await published(client, area, count)
+                    await eventually(lambda: _none_unpublished(scratch))
+                assert len(await _gaps(scratch)) == 1
+        async with process(scratch, servers, area=area, relaying=True) as relaying:
+            assert str(late) in by_aggregate(await published(client, area, 3))
+            await eventually(_is(lambda: relaying.relay.published == 1))
+
+
+async def test_what_a_stream_did_not_acknowledge_is_sent_again_and_nothing_else(
+    scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area, sent = new_area(), list[str]()
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+        await eventually(_is(lambda: here.relay.active))
+        publish = here.bus.publish
+
+        async def deaf(messages: list[Message]) -> list[bool]:
+            """Every second acknowledgement of the first batch is not heard."""
+            sent.extend(message.headers["ce-id"] for message in messages)
+            answers = await publish(messages)
+            return [heard and index % 2 == 0 for index, heard in enumerate(answers)] if len(sent) == 10 else answers
+
+        monkeypatch.setattr(here.bus, "publish", deaf)
+        async with here.units.begin() as work:
+            for _ in range(10):
+                work.publish(event(area, uuid4(), 1))
+        await eventually(lambda: _none_unpublished(scratch))
+        await published(client, area, 10)
+        assert sent[10:] == [sent[index] for index in (1, 3, 5, 7, 9)]
+
+
+async def test_a_transaction_has_its_id_before_it_draws_a_number(scratch: Scratch) -> None:
+    """The rule that `mesh.position` rests on."""
+    (drawing,) = await scratch.admin.fetchrow(
+        "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum "
+        "WHERE adrelid = 'mesh.outbox'::regclass AND attname = 'seq'"
+    ) or ("",)
+    for _ in range(40):  # one in 32 draws takes an id anyway
+        async with scratch.admin.transaction():
+            await scratch.admin.fetchval(f"SELECT {drawing}")
+            assert await scratch.admin.fetchval("SELECT pg_current_xact_id_if_assigned()") is not None
+    assert drawing.index("pg_current_xact_id") < drawing.index("nextval")
+
+
 async def test_a_commit_in_another_process_wakes_the_active_relay(scratch: Scratch, servers: Servers) -> None:
     area = new_area()
     # With this poll only the signal can be the cause within the time of the test.
@@ -189,7 +289,7 @@ async def test_stop_publishes_what_is_there(scratch: Scratch, servers: Servers) 
                 work.publish(event(area, uuid4(), 1))
         async with asyncio.timeout(10):
             await here.relay.stop()
-        assert await scratch.count("mesh.outbox WHERE publish_time IS NULL") == 0
+        assert await scratch.count("mesh.unpublished") == 0
         await published(client, area, 600)
 
 
@@ -249,10 +349,11 @@ async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_i
     day = timedelta(days=1)
     for age in (RETENTION + 3 * day, RETENTION + 2 * day, RETENTION, day):
         await _partition(scratch, now - age)
-    await _row(scratch, now - RETENTION - 3 * day, publish_time=now)
-    await _row(scratch, now - RETENTION - 2 * day, publish_time=now)
-    await _row(scratch, now - RETENTION - 2 * day, publish_time=None)
-    await _row(scratch, now - RETENTION, publish_time=now)
+    await _row(scratch, now - RETENTION - 3 * day)
+    await _row(scratch, now - RETENTION - 2 * day)
+    unpublished = await _row(scratch, now - RETENTION - 2 * day)
+    await _row(scratch, now - RETENTION)
+    await _all_published_but(scratch, unpublished)
 
     await maintain_partitions(scratch.admin, now)
     await maintain_partitions(scratch.admin, now)
@@ -264,7 +365,7 @@ async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_i
         named(moment)
         for moment in (now - RETENTION - 2 * day, now - RETENTION, now - day, now, now + day, now + 2 * day)
     )
-    await _row(scratch, now, publish_time=None)
+    await _row(scratch, now)
     assert await scratch.count(f"mesh.{named(now)}") == 1
 
 
@@ -349,13 +450,14 @@ async def test_a_connection_on_which_acknowledgements_cannot_be_heard_is_made_an
 async def test_what_no_partition_of_a_day_took_goes_when_its_time_is_over(scratch: Scratch) -> None:
     now = datetime.now(UTC)
     old = now - RETENTION - timedelta(days=40)
-    await _row(scratch, old, publish_time=now)
-    await _row(scratch, old, publish_time=None)
-    await _row(scratch, now + timedelta(days=40), publish_time=now)
+    await _row(scratch, old)
+    unpublished = await _row(scratch, old)
+    await _row(scratch, now + timedelta(days=40))
+    await _all_published_but(scratch, unpublished)
     assert await scratch.count("mesh.outbox_default") == 3
     await maintain_partitions(scratch.admin, now)
     assert await scratch.count("mesh.outbox_default") == 2
-    assert await scratch.count("mesh.outbox_default WHERE publish_time IS NULL") == 1
+    assert await scratch.count(f"mesh.outbox_default WHERE seq = {unpublished}") == 1
 
 
 def kill(servers: Servers, name: str) -> None:
@@ -366,7 +468,7 @@ def kill(servers: Servers, name: str) -> None:
 
 
 async def _none_unpublished(scratch: Scratch) -> bool:
-    return await scratch.count("mesh.outbox WHERE publish_time IS NULL") == 0
+    return await scratch.count("mesh.unpublished") == 0
 
 
 async def _are_there(scratch: Scratch, partitions: int) -> bool:
@@ -395,11 +497,26 @@ async def _partition(scratch: Scratch, moment: datetime) -> None:
     )
 
 
-async def _row(scratch: Scratch, moment: datetime, *, publish_time: datetime | None) -> None:
-    await scratch.admin.execute(
-        "INSERT INTO mesh.outbox (event_id, type, aggregate_id, sequence, payload, traceparent, create_time, "
-        "publish_time) VALUES ($1, 'commerce.test.happened', $1, 1, '', '', $2, $3)",
+async def _row(scratch: Scratch, moment: datetime) -> int:
+    """An event of that moment; its number."""
+    seq: int = await scratch.admin.fetchval(
+        "INSERT INTO mesh.outbox (event_id, type, aggregate_id, sequence, payload, traceparent, create_time) "
+        "VALUES ($1, 'commerce.test.happened', $1, 1, '', '', $2) RETURNING seq",
         UUID(int=1),
         moment,
-        publish_time,
     )
+    return seq
+
+
+async def _all_published_but(scratch: Scratch, seq: int) -> None:
+    await scratch.admin.execute(
+        "UPDATE mesh.outbox_position SET through = (SELECT max(seq) FROM mesh.outbox), "
+        "gaps = int8multirange(int8range($1, $1, '[]'))",
+        seq,
+    )
+
+
+async def _gaps(scratch: Scratch) -> list[tuple[int, int]]:
+    """The first and the last number of each gap of the position."""
+    (gaps,) = await scratch.admin.fetchrow("SELECT gaps FROM mesh.outbox_position") or ([],)
+    return [(gap.lower, gap.upper - 1) for gap in gaps]

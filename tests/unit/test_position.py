@@ -1,0 +1,111 @@
+"""A relay's position: whatever the order of commits, each event is published once and no gap stays for ever."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.position import Gap, Position
+
+
+def test_a_number_that_is_missing_stays_a_gap_until_all_that_may_bring_it_have_ended() -> None:
+    position = Position(0).after([1, 3], [1, 3], ended=10, is_all=True)
+    assert position == Position(3, (Gap(2, 2),))
+    position = position.bounded(20).after([4], [4], ended=19, is_all=True)
+    assert position == Position(4, (Gap(2, 2, 20),))
+    assert position.after([5], [5], ended=20, is_all=True) == Position(5)
+    assert position.after([2, 5], [2, 5], ended=19, is_all=True) == Position(5)
+
+
+def test_what_was_there_and_is_not_acknowledged_stays_whatever_has_ended() -> None:
+    position = Position(0).after([1, 2, 3, 4], [2], ended=10, is_all=True).bounded(11)
+    assert position == Position(4, (Gap(1, 1, 11), Gap(3, 4, 11)))
+    assert position.after([1, 3, 4], [3], ended=30, is_all=True) == Position(4, (Gap(1, 1, 11), Gap(4, 4, 11)))
+
+
+def test_what_a_full_batch_left_unseen_is_not_taken_for_missing() -> None:
+    position = Position(9, (Gap(2, 2, 5), Gap(5, 8, 5)))
+    assert position.after([2], [2], ended=30, is_all=False) == Position(9, (Gap(5, 8, 5),))
+    assert position.after([2], [2], ended=30, is_all=True) == Position(9)
+
+
+class Writers:
+    """Transactions on an outbox, with PostgreSQL's rules for ids, numbers and snapshots."""
+
+    def __init__(self) -> None:
+        self.next_id = 1
+        self.next_number = 1
+        self.under_way: dict[int, list[int]] = {}
+        """The numbers that each transaction has drawn, by its id."""
+        self.visible: set[int] = set()
+
+    def begin(self) -> int:
+        """The id of a new transaction."""
+        self.next_id += 1
+        self.under_way[self.next_id] = []
+        return self.next_id
+
+    def draw(self, transaction: int) -> None:
+        """Write an event."""
+        self.under_way[transaction].append(self.next_number)
+        self.next_number += 1
+
+    def end(self, transaction: int, *, commits: bool) -> None:
+        """Commit or roll back."""
+        numbers = self.under_way.pop(transaction)
+        if commits:
+            self.visible.update(numbers)
+
+    @property
+    def ended(self) -> int:
+        """All transactions with an id below have ended."""
+        return min(self.under_way, default=self.next_id + 1)
+
+
+def turn(position: Position, writers: Writers, published: list[int], most: int, heard: int) -> Position:
+    """One turn of a relay that takes `most` events and of whose acknowledgements the first `heard` come."""
+    there = sorted(
+        number
+        for number in writers.visible
+        if number > position.through or any(gap.first <= number <= gap.last for gap in position.gaps)
+    )
+    seen, ended = there[:most], writers.ended
+    done = seen[:heard]
+    if not done:
+        return position
+    published += done
+    position = position.after(seen, done, ended=ended, is_all=len(seen) < most)
+    mover = writers.begin()
+    writers.end(mover, commits=True)
+    return position.bounded(mover)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_each_event_that_is_committed_is_published_once_and_each_gap_closes(data: st.DataObject) -> None:
+    writers, position, published = Writers(), Position(0), list[int]()
+    for _ in range(data.draw(st.integers(1, 60), label="steps")):
+        match data.draw(st.sampled_from(["begin", "draw", "commit", "roll back", "look", "look", "restart"])):
+            case "begin":
+                writers.begin()
+            case "look":
+                most, heard = data.draw(st.integers(1, 8)), data.draw(st.integers(0, 8))
+                position = turn(position, writers, published, most, heard)
+            case "restart":
+                # What is stored is without bounds, and ranges that touch are one.
+                position = Position(position.through, tuple(gap._replace(bound=None) for gap in position.gaps))
+            case step if writers.under_way:
+                transaction = data.draw(st.sampled_from(sorted(writers.under_way)))
+                if step == "draw":
+                    writers.draw(transaction)
+                else:
+                    writers.end(transaction, commits=step == "commit")
+    for transaction in list(writers.under_way):
+        writers.end(transaction, commits=True)
+    for _ in range(40):  # at most 60 events, two at a time or more, and then some more to close what stayed open
+        last = writers.begin()
+        writers.draw(last)
+        writers.end(last, commits=True)
+        position = turn(position, writers, published, most=8, heard=8)
+    assert sorted(published) == sorted(writers.visible), "each once, and all"
+    assert position == Position(writers.next_number - 1)
