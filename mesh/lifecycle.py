@@ -75,11 +75,12 @@ async def _serve(name: str, settings: Settings, build: Callable[[Settings], Serv
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     service = build(settings)
     await service.start()
-    # What lives until the end need not be looked at in every collection, and what a call makes dies without one: by
-    # default a collection comes every 700 objects, which is a few calls.
+    # What lives until the end need not be looked at in every collection. What our code makes for a call dies without
+    # one, but each call leaves eleven objects of gRPC's in a cycle (`_find_method_handler`, 1.85). By default they are
+    # collected every 60 calls; with 50,000 of them at a time everything stands still for 60 ms, with 2,000 for 3.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(2_000, 20, 50)
     log.info("ready", service=name)
     await told.wait()
     log.info("stopping", service=name)
