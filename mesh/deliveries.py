@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import nats.errors
 import orjson
 import structlog
+
+from mesh import tasks
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -107,7 +108,7 @@ class Deliveries:
         """Make sure that something is asked for, and wait until something has changed."""
         try:
             if not self._is_sure:
-                if await _set_within(self._pause, self._ended):
+                if await tasks.is_set_within(self._pause, self._ended):
                     return
                 self._pause = min(max(0.1, 2 * self._pause), 5.0)
                 await self._make_sure()
@@ -115,7 +116,7 @@ class Deliveries:
         except _TROUBLE as error:
             self._failed(error)
             return
-        if await _set_within(2 * EXPIRES_S, self._wake):
+        if await tasks.is_set_within(2 * EXPIRES_S, self._wake):
             self._wake.clear()
         else:
             # Had the server a request, it would have said by now that it has ended.
@@ -171,11 +172,3 @@ class Deliveries:
         self._era += 1
         self._asked = 0
         self._wake.set()
-
-
-async def _set_within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait for an event, for so many seconds at most; whether it has come."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()

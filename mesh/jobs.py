@@ -43,10 +43,5 @@ class Periodic:
                 more = await self._work() is True
             except Exception as error:  # noqa: BLE001  # what a sweep meets must not end the sweep
                 log.warning("job failed", job=self._name, error=repr(error), again_in=self._interval)
-            if more:
-                continue
-            try:
-                async with asyncio.timeout(self._interval):
-                    await self._stopped.wait()
-            except TimeoutError:
-                continue
+            if not more:
+                await tasks.is_set_within(self._interval, self._stopped)

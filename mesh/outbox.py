@@ -154,12 +154,12 @@ class Relay:
         while not self._stopped.is_set():
             try:
                 await self._lead()
-                await _wait(self._stopped, self._poll)
+                await tasks.is_set_within(self._poll, self._stopped)
                 delay = self._poll
             except Exception:
                 # Whatever it is, the relay begins anew: an event that is not published is an order that waits.
                 log.exception("relay interrupted", relay=self._service, again_in=delay)
-                await _wait(self._stopped, delay)
+                await tasks.is_set_within(delay, self._stopped)
                 delay = min(delay * 2, 10.0)
 
     async def _lead(self) -> None:
@@ -188,7 +188,7 @@ class Relay:
                     return
                 if len(rows) < self._batch and not self._stopped.is_set():
                     await tasks.rest(monotonic() - began)
-                    await _wait(self._woken, self._poll)
+                    await tasks.is_set_within(self._poll, self._woken)
         finally:
             self.active = False
             try:
@@ -273,14 +273,6 @@ def _waves(rows: list[Row]) -> list[list[Row]]:
         waves[before[row["aggregate_id"]]].append(row)
         before[row["aggregate_id"]] += 1
     return waves
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
 
 
 async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> None:

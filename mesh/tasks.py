@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 MIN_REST_S = 0.04
@@ -34,3 +35,11 @@ async def rest(worked: float) -> None:
     batches does the same work for less, and what was idle still begins at once (ADR-0012).
     """
     await asyncio.sleep(min(max(2 * worked, MIN_REST_S), MAX_REST_S))
+
+
+async def is_set_within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for an event, for so many seconds at most; whether it has come."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

@@ -49,3 +49,13 @@ async def test_a_rest_is_twice_as_long_as_the_work_and_neither_short_nor_long(mo
     await tasks.rest(0.03)
     await tasks.rest(30)
     assert slept == [tasks.MIN_REST_S, 0.06, tasks.MAX_REST_S]
+
+
+async def test_an_event_is_waited_for_so_long_and_no_longer() -> None:
+    event = asyncio.Event()
+    assert not await tasks.is_set_within(0, event)
+    waiting = asyncio.create_task(tasks.is_set_within(3600, event))
+    await asyncio.sleep(0)
+    event.set()
+    assert await waiting
+    assert await tasks.is_set_within(0, event)
