@@ -11,7 +11,7 @@ from bench.target import Target
 from stack.servers import DATABASES
 
 HOT_PATHS = {
-    "placing orders": ("orders", re.compile("INSERT INTO mesh.idempotency ")),
+    "placing orders": ("orders", re.compile(r"WITH part0 AS \(INSERT INTO mesh.idempotency ")),
     "order: payment events": ("orders", re.compile("INSERT INTO mesh.inbox ")),
     "payment: order events": ("payment", re.compile("INSERT INTO mesh.inbox ")),
     "product: order events": ("product", re.compile("INSERT INTO mesh.inbox ")),
