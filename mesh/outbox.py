@@ -92,6 +92,11 @@ _SESSION = SESSION | {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    # A plan is kept, and it may be made while the outbox is empty, when to read all of it is cheapest. What is behind
+    # the position is found by an index, and in its order, however much there is.
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
 }
 """The settings of the relay's session. It is never idle for long, since it polls."""
 _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from signal import SIGKILL
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import nats
 import nats.errors
 import pytest
@@ -445,6 +447,22 @@ async def test_a_connection_on_which_acknowledgements_cannot_be_heard_is_made_an
     await bus.ensure_stream_of(area)
     assert await bus.publish([Message(f"commerce.{area}.happened.{uuid4()}", b"", {})]) == [True]
     await bus.stop()
+
+
+async def test_a_plan_that_is_made_while_the_outbox_is_empty_does_not_read_all_of_it_later(scratch: Scratch) -> None:
+    await maintain_partitions(scratch.admin, datetime.now(UTC))
+    await scratch.admin.execute("VACUUM (ANALYZE) mesh.outbox")
+    connection = await asyncpg.connect(scratch.url, server_settings=outbox._SESSION)
+    try:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE look AS {outbox.UNPUBLISHED.sql}")
+        plan = [row[0] for row in await connection.fetch("EXPLAIN EXECUTE look(1, 512, '{1}', '{1}')")]
+    finally:
+        await connection.close()
+    scans = [line for line in plan if re.search(r" Scan .*on outbox_", line)]
+    assert len(scans) >= 8, "today, two days ahead and the default one, behind the position and in the gaps"
+    assert all("Index" in scan for scan in scans), scans
+    assert any("Merge Append" in line for line in plan), "a batch is taken from a backlog without sorting it"
 
 
 async def test_what_no_partition_of_a_day_took_goes_when_its_time_is_over(scratch: Scratch) -> None:
