@@ -116,7 +116,7 @@ def test_numbers_are_rounded_to_what_they_mean() -> None:
 
 
 def test_batches_are_rows_by_call_of_what_was_run_in_between() -> None:
-    insert, commit = "INSERT INTO mesh.idempotency (digest) SELECT 1", "COMMIT"
+    insert, commit = "WITH part0 AS (INSERT INTO mesh.idempotency (digest) SELECT 1) INSERT …", "COMMIT"
     before = Counters(100, {("orders", 1): (insert, 10, 50), ("orders", 2): (commit, 10, 0)})
     after = Counters(
         600, {("orders", 1): (insert, 20, 250), ("orders", 2): (commit, 15, 0), ("product", 3): ("SELECT", 4, 4)}
