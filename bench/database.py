@@ -10,6 +10,8 @@ import asyncpg
 from bench.target import Target
 from stack.servers import DATABASES
 
+_LOOK = re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)
+"""What a relay looks for events with."""
 HOT_PATHS = {
     "placing orders": ("orders", re.compile(r"WITH part0 AS \(INSERT INTO mesh.idempotency ")),
     "order: payment events": ("orders", re.compile("INSERT INTO mesh.inbox ")),
@@ -17,9 +19,9 @@ HOT_PATHS = {
     "product: order events": ("product", re.compile("INSERT INTO mesh.inbox ")),
     "charging": ("payment", re.compile("INSERT INTO sandbox.charges ")),
     "settling payments": ("payment", re.compile("SELECT payments.*WHERE payments.id .*FOR UPDATE", re.DOTALL)),
-    "order: relay": ("orders", re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)),
-    "payment: relay": ("payment", re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)),
-    "product: relay": ("product", re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)),
+    "order: relay": ("orders", _LOOK),
+    "payment: relay": ("payment", _LOOK),
+    "product: relay": ("product", _LOOK),
 }
 """By what is done: the database, and the one statement that each batch of it runs once, a row for each of its items."""
 

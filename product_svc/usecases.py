@@ -211,15 +211,13 @@ class Holds:
 
     async def _reserve(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
         """The batch behind `reserve`. An attempt and its retry may meet here, in two lanes or two processes."""
-        try:
-            return await self._reserve_or_adopt(batch, [])
-        except store.HoldKeyTaken:
-            while True:
-                try:
-                    return await self._reserve_or_adopt(batch, [reservation.key for reservation in batch])
-                except store.HoldKeyTaken:
-                    # By one that was under way when this one looked, and has committed.
-                    continue
+        keys: list[bytes] = []
+        while True:
+            try:
+                return await self._reserve_or_adopt(batch, keys)
+            except store.HoldKeyTaken:
+                # The other one has committed: its hold is there to be adopted now.
+                keys = [reservation.key for reservation in batch]
 
     async def _reserve_or_adopt(self, batch: Sequence[Reservation], keys: Sequence[bytes]) -> list[Hold | Exception]:
         """Hold stock, or adopt what an earlier attempt holds under one of these keys. Few attempts are retries."""

@@ -172,6 +172,7 @@ async def test_what_was_rolled_back_is_waited_for_no_longer_than_others_may_stil
         with pytest.raises(ZeroDivisionError):
             await fail()
         await publish()
+        await eventually(lambda: _gaps(scratch))
 
         async def closed() -> bool:
             await publish()
