@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from bench.target import Target
+from mesh.outbox import BY_INDEX
 from stack.servers import DATABASES
 
 _LOOK = re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)
@@ -112,7 +113,10 @@ class Outboxes:
     @classmethod
     async def open(cls, target: Target) -> Outboxes:
         """Connect to all databases."""
-        return cls({database: await target.connect(database) for database in sorted(DATABASES.values())})
+        connections = {database: await target.connect(database) for database in sorted(DATABASES.values())}
+        for connection in connections.values():
+            await connection.execute("; ".join(f"SET {name} = {value}" for name, value in BY_INDEX.items()))
+        return cls(connections)
 
     async def close(self) -> None:
         """Disconnect."""

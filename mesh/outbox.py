@@ -86,18 +86,23 @@ MOVE = Statement(
 _LOCK = 0x0B0C_5EED
 """The advisory lock of the active relay; the databases of the services do not share theirs."""
 
-_SESSION = SESSION | {
-    # The lock goes with the session: a process that is paused or cut off must not keep it from the others.
-    "idle_session_timeout": "30s",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    # A plan is kept, and it may be made while the outbox is empty, when to read all of it is cheapest. What is behind
-    # the position is found by an index, and in its order, however much there is.
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_sort": "off",
-}
+BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
+"""Settings of a session that looks for what is not published.
+
+A plan is kept, and it may be made while the outbox is empty, when to read all of it is cheapest. What is behind the
+position is found by an index, and in its order, however much there is.
+"""
+_SESSION = (
+    SESSION
+    | BY_INDEX
+    | {
+        # The lock goes with the session: a process that is paused or cut off must not keep it from the others.
+        "idle_session_timeout": "30s",
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+    }
+)
 """The settings of the relay's session. It is never idle for long, since it polls."""
 _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
 """How often partitions are looked after, and how soon again when that was not possible."""
