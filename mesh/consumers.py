@@ -139,9 +139,11 @@ class Consumer:
 
     async def _consume(self, batch: Sequence[Msg]) -> None:
         outcomes = await run_batch(self._apply, batch)
+        await self._bus.acknowledge(
+            [message for message, outcome in zip(batch, outcomes, strict=True) if outcome is None]
+        )
         for message, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
-                await message.ack()
                 if self._failures:
                     self._failures.pop(_identity(message), None)
             elif isinstance(outcome, NOBODYS_FAULT):

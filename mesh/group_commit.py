@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar, cast
+from itertools import islice
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from mesh.errors import NOBODYS_FAULT, ResourceExhausted, Unavailable
 
@@ -43,12 +44,19 @@ async def run_batch(work: BatchWork[Item, Result], items: Sequence[Item]) -> lis
     return results
 
 
+class _Entry(NamedTuple, Generic[Item, Result]):
+    """What one call brings, and the future of what it gets."""
+
+    items: Sequence[Item]
+    results: asyncio.Future[Sequence[Result | Exception]]
+
+
 class GroupCommit(Generic[Item, Result]):
     """Gathers the items of concurrent calls into batches and gives each call its own result.
 
-    `lanes` batches run at a time, each of at most `max_batch` items; at most `max_waiting` more wait, and whoever comes
-    then is refused as OVERLOADED. One lane is the rule: a second one halves the batches, and where both want the same
-    rows it only waits for the first (ADR-0011).
+    `lanes` batches run at a time, each of at most `max_batch` items, or of one call that brings more. While as many as
+    `max_waiting` items wait, whoever comes is refused as OVERLOADED. One lane is the rule: a second one halves the
+    batches, and where both want the same rows it only waits for the first (ADR-0011).
 
     With `rest` a lane lets calls gather after each batch for as long as that one took, at most `rest` seconds: for
     reads, which are so quick that hardly any would come together. Who comes to an idle group still waits for nobody.
@@ -74,9 +82,11 @@ class GroupCommit(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._lanes = lanes
         self._rest = rest
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._cancelled = 0
-        """Calls cancelled since the queue was last looked through."""
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._count = 0
+        """Items in `_waiting`."""
+        self._has_cancelled = False
+        """Whether calls were cancelled since the queue was last looked through."""
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -86,23 +96,33 @@ class GroupCommit(Generic[Item, Result]):
         Cancelling a call that still waits takes its item out; one that is being committed runs on, and is committed
         or not as a whole: a retry with the same idempotency key tells.
         """
-        if len(self._waiting) >= self._max_waiting and self._cancelled:
+        (result,) = await self.submit_all((item,))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def submit_all(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        """The results of all `items` of one call, in order; they go into the same batch. Cancelled as in `submit`."""
+        if not items:
+            return []
+        if self._count >= self._max_waiting and self._has_cancelled:
             self._forget_cancelled()
-        if len(self._waiting) >= self._max_waiting:
+        if self._count >= self._max_waiting:
             raise ResourceExhausted(
-                f"{self.name} has {len(self._waiting)} calls waiting", metadata={"queue": self.name}, retry_after=1.0
+                f"{self._count} {self.name} are waiting", metadata={"queue": self.name}, retry_after=1.0
             )
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append((item, future))
+        entry: _Entry[Item, Result] = _Entry(items, loop.create_future())
+        self._waiting.append(entry)
+        self._count += len(items)
         if not self._scheduled and len(self._running) < self._lanes:
             # Not at once but in this turn of the loop, so that calls that arrived together start together.
             self._scheduled = True
             loop.call_soon(self._open_lane)
         try:
-            return await future
+            return await entry.results
         except asyncio.CancelledError:
-            self._cancelled += 1
+            self._has_cancelled = True
             raise
 
     def _open_lane(self) -> None:
@@ -111,21 +131,18 @@ class GroupCommit(Generic[Item, Result]):
         self._running.add(lane)
 
     async def _run_lane(self) -> None:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        batch: list[_Entry[Item, Result]] = []
         try:
             while batch := self._next_batch():
                 began = asyncio.get_running_loop().time()
+                items = [item for entry in batch for item in entry.items]
                 self.batches += 1
-                self.items += len(batch)
-                for (_, future), result in zip(
-                    batch, await run_batch(self._work, [item for item, _ in batch]), strict=True
-                ):
-                    if future.done():
-                        continue
-                    if isinstance(result, Exception):
-                        future.set_exception(result)
-                    else:
-                        future.set_result(result)
+                self.items += len(items)
+                results = iter(await run_batch(self._work, items))
+                for entry in batch:
+                    own = list(islice(results, len(entry.items)))
+                    if not entry.results.done():
+                        entry.results.set_result(own)
                 if self._rest:
                     await asyncio.sleep(min(asyncio.get_running_loop().time() - began, self._rest))
         except BaseException:
@@ -136,19 +153,23 @@ class GroupCommit(Generic[Item, Result]):
             # In the same turn as the last look at the queue: whoever comes next must see that this lane is free.
             self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _interrupt(self, entries: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
-        for _, future in entries:
-            if not future.done():
-                future.set_exception(Unavailable(f"{self.name} was interrupted"))
+    def _interrupt(self, entries: Sequence[_Entry[Item, Result]]) -> None:
+        for entry in entries:
+            if not entry.results.done():
+                entry.results.set_exception(Unavailable(f"{self.name} was interrupted"))
 
-    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            item, future = self._waiting.popleft()
-            if not future.done():
-                batch.append((item, future))
+    def _next_batch(self) -> list[_Entry[Item, Result]]:
+        batch: list[_Entry[Item, Result]] = []
+        room = self._max_batch
+        while self._waiting and (not batch or len(self._waiting[0].items) <= room):
+            entry = self._waiting.popleft()
+            self._count -= len(entry.items)
+            if not entry.results.done():
+                batch.append(entry)
+                room -= len(entry.items)
         return batch
 
     def _forget_cancelled(self) -> None:
-        self._cancelled = 0
-        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+        self._has_cancelled = False
+        self._waiting = deque(entry for entry in self._waiting if not entry.results.done())
+        self._count = sum(len(entry.items) for entry in self._waiting)

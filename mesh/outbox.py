@@ -11,7 +11,6 @@ What is published is not marked: the relay keeps its position (`mesh.position`),
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -32,8 +31,6 @@ from mesh.schema import outbox as table
 from mesh.schema import outbox_position
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from mesh.bus import Bus
     from mesh.database import Database
     from mesh.events import Event
@@ -229,12 +226,8 @@ class Relay:
 
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
         """Publish, and move on past what the stream has acknowledged. Raises when that is not all."""
-        done: list[Row] = []
-        for wave in _waves(rows):
-            acknowledged = await self._send(wave)
-            done += acknowledged
-            if len(acknowledged) < len(wave):
-                break
+        stored = await self._bus.publish([self._message(row) for row in rows])
+        done = rows[:stored]
         if done:
             position = self._position.after(
                 [row["seq"] for row in rows],
@@ -252,11 +245,6 @@ class Relay:
         if len(done) < len(rows):
             raise nats.js.errors.Error(f"{len(rows) - len(done)} of {len(rows)} events not acknowledged")
 
-    async def _send(self, wave: list[Row]) -> list[Row]:
-        """Send all of a wave at once; those that the stream has acknowledged."""
-        acknowledged = await self._bus.publish([self._message(row) for row in wave])
-        return [row for row, is_there in zip(wave, acknowledged, strict=True) if is_there]
-
     def _message(self, row: Row) -> Message:
         headers = events.headers(
             event_id=row["event_id"],
@@ -268,21 +256,6 @@ class Relay:
             traceparent=row["traceparent"],
         )
         return Message(f"{row['type']}.{row['aggregate_id']}", row["payload"], headers)
-
-
-def _waves(rows: list[Row]) -> list[list[Row]]:
-    """Split into what may be in flight together: of each aggregate one event at a time.
-
-    A connection that dies loses any of the messages in flight, and the next event must not overtake a lost one.
-    """
-    waves: list[list[Row]] = []
-    before: Counter[UUID] = Counter()
-    for row in rows:
-        if before[row["aggregate_id"]] == len(waves):
-            waves.append([])
-        waves[before[row["aggregate_id"]]].append(row)
-        before[row["aggregate_id"]] += 1
-    return waves
 
 
 async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> None:

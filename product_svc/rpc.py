@@ -75,7 +75,7 @@ class InventoryService:
         )
 
     async def ReserveStock(self, request: inventory.ReserveStockRequest, call: Call) -> inventory.ReserveStockResponse:
-        outcomes = await self._holds.reserve(wire.reservation(each) for each in request.reservations)
+        outcomes = await self._holds.reserve([wire.reservation(each) for each in request.reservations])
         return inventory.ReserveStockResponse(results=[wire.reservation_result(each) for each in outcomes])
 
     async def CommitStock(self, request: inventory.CommitStockRequest, call: Call) -> bytes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -201,13 +200,13 @@ class Holds:
             "stock holds", self._reserve, max_batch=1000, max_waiting=20_000
         )
 
-    async def reserve(self, reservations: Iterable[Reservation]) -> list[Hold | BaseException]:
+    async def reserve(self, reservations: Sequence[Reservation]) -> Sequence[Hold | Exception]:
         """Hold stock for each, all lines or none; one result each.
 
         A reservation whose key holds already gets that hold back, under the order id of its first attempt. Results may
-        be ProductNotFound, ProductArchived, StockInsufficient, HoldKeyReused; OVERLOADED when too many wait.
+        be ProductNotFound, ProductArchived, StockInsufficient, HoldKeyReused. Raises OVERLOADED when too many wait.
         """
-        return await asyncio.gather(*(self.group.submit(each) for each in reservations), return_exceptions=True)
+        return await self.group.submit_all(reservations)
 
     async def _reserve(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
         """The batch behind `reserve`. An attempt and its retry may meet here, in two lanes or two processes."""

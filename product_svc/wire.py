@@ -119,11 +119,11 @@ def reservation(message: inventory_pb2.Reservation) -> Reservation:
     )
 
 
-def reservation_result(outcome: Hold | BaseException) -> inventory_pb2.ReservationResult:
+def reservation_result(outcome: Hold | Exception) -> inventory_pb2.ReservationResult:
     """A hold, or why there is none. What is no error of ours is raised."""
     if isinstance(outcome, MeshError):
         return inventory_pb2.ReservationResult(error=status.to_status(outcome))
-    if isinstance(outcome, BaseException):
+    if isinstance(outcome, Exception):
         raise outcome
     return inventory_pb2.ReservationResult(
         hold=inventory_pb2.Hold(

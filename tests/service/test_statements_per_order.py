@@ -66,8 +66,10 @@ class Stock(StockPeer):
         """Hold stock for each."""
         assert len(calls) == len(wanted)
         held = await self._holds.reserve(
-            Reservation(order_id, key, customer_id, expire_time, quantities)
-            for order_id, key, customer_id, quantities in wanted
+            [
+                Reservation(order_id, key, customer_id, expire_time, quantities)
+                for order_id, key, customer_id, quantities in wanted
+            ]
         )
         return [
             Hold(

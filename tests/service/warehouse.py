@@ -58,7 +58,7 @@ class Warehouse:
         """Several, by their primary keys."""
         return sorted([await self.product(stock) for _ in range(count)])
 
-    async def reserve(self, *reservations: Reservation) -> list[Hold | BaseException]:
+    async def reserve(self, *reservations: Reservation) -> Sequence[Hold | Exception]:
         """Hold stock."""
         return await self.holds.reserve(reservations)
 

@@ -220,6 +220,45 @@ async def test_a_full_queue_refuses_and_never_grows() -> None:
     assert ledger.batches == [[1], [2, 3]]
 
 
+async def test_the_items_of_one_call_share_a_batch_and_each_has_its_result_in_its_place() -> None:
+    ledger = Ledger(bad=[3])
+    group = GroupCommit("test", ledger.work, max_batch=4)
+    assert await group.submit_all([]) == []
+    ledger.gate.clear()
+    first = submit(group, 1)
+    await ledger.entered.acquire()
+    calls = [asyncio.create_task(group.submit_all(items)) for items in ([2, 3], [4, 5], [6], [7, 8, 9, 10, 11])]
+    await waiting(group, 4)
+    ledger.gate.set()
+    async with asyncio.timeout(5):
+        got = [await call for call in calls]
+    assert [type(result) for result in got[0]] == [int, Bad]
+    assert got[1:] == [[40, 50], [60], [70, 80, 90, 100, 110]]
+    assert await results(first) == [10]
+    whole = [batch for batch in ledger.batches if batch in ([1], [2, 3, 4, 5], [6], [7, 8, 9, 10, 11])]
+    assert whole == [[1], [2, 3, 4, 5], [6], [7, 8, 9, 10, 11]], "a call is not torn apart, only its failing batch is"
+    assert (group.batches, group.items) == (4, 11)
+
+
+async def test_a_queue_is_as_full_as_its_calls_have_items() -> None:
+    ledger = Ledger()
+    group = GroupCommit("test", ledger.work, max_waiting=3)
+    ledger.gate.clear()
+    first = submit(group, 1)
+    await ledger.entered.acquire()
+    many = asyncio.create_task(group.submit_all([2, 3, 4]))
+    await waiting(group, 1)
+    with pytest.raises(ResourceExhausted):
+        await group.submit(5)
+    many.cancel()
+    await asyncio.wait([many])
+    again = submit(group, 5)
+    await waiting(group, 1)
+    ledger.gate.set()
+    assert await results(first + again) == [10, 50]
+    assert ledger.batches == [[1], [5]]
+
+
 async def test_a_waiting_call_that_is_cancelled_is_never_run_and_leaves_its_place() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=1, max_waiting=2)
@@ -317,11 +356,16 @@ def test_whatever_the_mix_of_good_and_bad_items_each_gets_its_own_result(
         ledger = Ledger(bad=[item for item, is_bad in enumerate(bad) if is_bad])
         group = GroupCommit("test", ledger.work, max_batch=max_batch, lanes=lanes)
         calls = []
-        for item in range(len(bad)):
-            calls += submit(group, item)
+        items = list(range(len(bad)))
+        while items:
+            size = arrivals.randint(1, max_batch)
+            calls.append(asyncio.create_task(group.submit_all(items[:size])))
+            items = items[size:]
             if arrivals.random() < 0.3:
                 await asyncio.sleep(0)
-        for item, result in enumerate(await results(calls)):
+        async with asyncio.timeout(5):
+            got = [result for call in calls for result in await call]
+        for item, result in enumerate(got):
             if bad[item]:
                 assert isinstance(result, Bad)
                 assert result.args == (item,)

@@ -1,0 +1,193 @@
+"""The bus: messages are stored in the order in which they were published, and what is said of them is true."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import nats.errors
+import nats.js.api as js
+import pytest
+from nats.aio.client import Client, ServerVersion
+from structlog.testing import capture_logs
+
+from mesh.bus import Bus, Message, _Client
+from mesh.events import stream_of
+from stack.servers import Servers
+from tests.service.runtime import new_area
+from tests.services import eventually
+
+
+@pytest.fixture
+async def bus(servers: Servers) -> AsyncIterator[Bus]:
+    async with _started(servers) as started:
+        yield started
+
+
+@asynccontextmanager
+async def _started(servers: Servers) -> AsyncIterator[Bus]:
+    bus = Bus(servers.nats.url, name="test")
+    await bus.start()
+    try:
+        await bus.connected()
+        yield bus
+    finally:
+        await bus.stop()
+
+
+def messages(area: str, count: int) -> list[Message]:
+    """Messages for a stream, of two aggregates."""
+    subjects = [f"commerce.{area}.happened.{uuid4()}" for _ in range(2)]
+    return [
+        Message(subjects[number % 2], str(number).encode(), {"Nats-Msg-Id": str(uuid4()), "number": str(number)})
+        for number in range(count)
+    ]
+
+
+async def stored(bus: Bus, area: str) -> list[int]:
+    """What the stream holds, in its order."""
+    name = stream_of(f"commerce.{area}.")
+    state = (await bus.jetstream.stream_info(name)).state
+    found = [await bus.jetstream.get_msg(name, seq) for seq in range(1, state.messages + 1)]
+    assert [int(message.data or b"") for message in found] == [int((m.headers or {})["number"]) for m in found]
+    return [int(message.data or b"") for message in found]
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, *lost: int) -> None:
+    """Of what is sent next, these messages do not arrive."""
+    send = _Client.send
+
+    async def leaky(self: _Client, frames: Sequence[bytes]) -> None:
+        monkeypatch.setattr(_Client, "send", send)
+        await send(self, [frame for number, frame in enumerate(frames) if number not in lost])
+
+    monkeypatch.setattr(_Client, "send", leaky)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 512])
+async def test_all_are_stored_in_their_order(bus: Bus, count: int) -> None:
+    area = new_area()
+    await bus.ensure_stream_of(area)
+    assert await bus.publish(messages(area, count)) == count
+    assert await stored(bus, area) == list(range(count))
+
+
+async def test_nothing_is_stored_behind_a_message_that_is_lost(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    area = new_area()
+    await bus.ensure_stream_of(area)
+    batch = messages(area, 8)
+    lose(monkeypatch, 3)
+    assert await bus.publish(batch) == 3
+    assert await stored(bus, area) == [0, 1, 2], "and those behind it have not overtaken it"
+    assert await bus.publish(batch) == 8, "what is there counts"
+    assert await stored(bus, area) == list(range(8)), "and is not stored again"
+
+
+async def test_a_batch_whose_beginning_is_lost_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    area = new_area()
+    await bus.ensure_stream_of(area)
+    lose(monkeypatch, 0)
+    assert await bus.publish(messages(area, 4)) == 0
+    assert await stored(bus, area) == []
+
+
+async def test_a_batch_whose_end_is_lost_is_not_waited_for_for_ever(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    area = new_area()
+    await bus.ensure_stream_of(area)
+    batch = messages(area, 4)
+    lose(monkeypatch, 3)
+    assert await bus.publish(batch, timeout=0.2) == 0, "nobody knows"
+    assert await bus.publish(batch) == 4
+    assert await stored(bus, area) == list(range(4))
+
+
+async def test_where_no_stream_listens_nothing_is_stored(bus: Bus) -> None:
+    assert await bus.publish(messages(new_area(), 3)) == 0
+
+
+async def test_a_stream_from_before_takes_batches_once_it_is_made_sure_of(bus: Bus) -> None:
+    area = new_area()
+    name, subjects = stream_of(f"commerce.{area}."), [f"commerce.{area}.>"]
+    await bus.jetstream.add_stream(js.StreamConfig(name=name, subjects=subjects))
+    assert await bus.publish(messages(area, 2)) == 0
+    await bus.ensure_stream_of(area)
+    assert await bus.publish(messages(area, 2)) == 2
+
+
+async def test_two_processes_that_publish_at_once_do_not_get_in_each_others_way(bus: Bus, servers: Servers) -> None:
+    area = new_area()
+    await bus.ensure_stream_of(area)
+    async with _started(servers) as other:
+        for _ in range(5):
+            assert await asyncio.gather(*(each.publish(messages(area, 200)) for each in (bus, other))) == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("header", "payload", "refusal"),
+    [
+        ({"ce-id": "a\r\nNats-Msg-Id: b"}, b"", nats.errors.BadHeaderError),
+        ({"ce-id": "a\n"}, b"", nats.errors.BadHeaderError),
+        ({"ce-id\r": "a"}, b"", nats.errors.BadHeaderError),
+        ({}, b"x" * (1024 * 1024 + 1), nats.errors.MaxPayloadError),
+    ],
+)
+async def test_what_would_break_the_connection_is_refused_before_it_is_sent(
+    bus: Bus, header: dict[str, str], payload: bytes, refusal: type[Exception]
+) -> None:
+    area = new_area()
+    await bus.ensure_stream_of(area)
+    good = messages(area, 2)
+    with pytest.raises(refusal):
+        await bus.publish([good[0], Message(f"commerce.{area}.happened.{uuid4()}", payload, header)])
+    assert await bus.publish(good) == 2
+    assert await stored(bus, area) == [0, 1]
+
+
+async def test_a_connection_on_which_acknowledgements_cannot_be_heard_is_made_anew(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribe, refusals = Client.subscribe, [OSError("reset"), nats.errors.ConnectionClosedError()]
+
+    async def reluctant(self: Client, *args: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await subscribe(self, *args, **options)
+
+    monkeypatch.setattr(Client, "subscribe", reluctant)
+    async with _started(servers) as bus:
+        area = new_area()
+        await bus.ensure_stream_of(area)
+        assert await bus.publish(messages(area, 1)) == 1
+    assert not refusals
+
+
+async def test_a_bus_that_is_stopped_publishes_nothing(servers: Servers) -> None:
+    async with _started(servers) as bus:
+        pass
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await bus.publish(messages(new_area(), 1))
+
+
+async def test_a_server_that_does_not_know_batches_is_not_used_and_named(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "connected_server_version", ServerVersion("2.13.9"))
+    bus = Bus(servers.nats.url, name="test")
+    with capture_logs() as logs:
+        await bus.start()
+        await eventually(_is_there(logs))
+        assert not bus._ready.is_set()
+        monkeypatch.setattr(Client, "connected_server_version", ServerVersion("2.14.0"))
+        async with asyncio.timeout(10):
+            await bus.connected()
+    await bus.stop()
+
+
+def _is_there(logs: Sequence[MutableMapping[str, Any]]) -> Callable[[], Awaitable[bool]]:
+    async def is_there() -> bool:
+        return any("ServerTooOld('2.13')" in entry["error"] for entry in logs)
+
+    return is_there
