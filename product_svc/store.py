@@ -149,7 +149,7 @@ LIVE_HOLDS = Statement(
 HOLD_LINES = Statement(sa.select(hold_lines).where(hold_lines.c.order_id == sa.any_(_ids)))
 EXPIRED_HOLDS = Statement(
     sa.select(holds.c.order_id)
-    .where(holds.c.state == "HELD", holds.c.expire_time < sa.bindparam("now", type_=_TIME))
+    .where(_held, holds.c.expire_time < sa.bindparam("now", type_=_TIME))
     .order_by(holds.c.expire_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )

@@ -1,0 +1,121 @@
+"""How PostgreSQL carries out the services' statements: row by row, by index, however few rows there are yet.
+
+A plan is kept by its session. While a table is small, to read all of it is cheapest, and a plan from then would read
+all of it at every batch until statistics are taken again, however it has grown meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
+from itertools import pairwise
+from types import ModuleType
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from mesh import consumers, housekeeping, idempotency, migrations, schema
+from mesh.database import SESSION, Statement
+from payment_svc.providers import sandbox
+from stack.servers import Servers
+
+_CHECKS = """
+    SELECT conrelid::regclass AS table, quote_ident(conname) AS name FROM pg_constraint
+    WHERE contype = 'c' AND connamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')
+"""
+"""What rows of no meaning would break."""
+ROOMS = ("customer_svc", "order_svc", "product_svc", "payment_svc")
+
+
+@pytest.fixture(scope="module", params=ROOMS)
+async def room(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
+    """A service and its database, with nothing in it, as one of the service's sessions sees it."""
+    name = f"plans_{uuid4().hex}"
+    admin = await asyncpg.connect(servers.postgres.superuser_url)
+    await admin.execute(f"CREATE DATABASE {name}")
+    url = make_url(servers.postgres.superuser_url).set(database=name).render_as_string(hide_password=False)
+    try:
+        await asyncio.to_thread(migrations.upgrade, request.param, url)
+        connection = await asyncpg.connect(url, server_settings=SESSION)
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        for check in await connection.fetch(_CHECKS):
+            await connection.execute(f"ALTER TABLE {check['table']} DROP CONSTRAINT {check['name']}")
+        yield request.param, connection
+        await connection.close()
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+
+
+def modules(name: str) -> list[ModuleType]:
+    """Where a service's statements are. Those of the relay have a session of their own, and a test of their own."""
+    own = [import_module(f"{name}.store"), *([sandbox] if name == "payment_svc" else [])]
+    return [*own, consumers, housekeeping, idempotency]
+
+
+async def test_every_statement_finds_its_rows_by_index(room: tuple[str, asyncpg.Connection]) -> None:
+    name, connection = room
+    found = {
+        f"{module.__name__}.{each}": value
+        for module in modules(name)
+        for each, value in vars(module).items()
+        if isinstance(value, Statement)
+    }
+    assert len(found) >= 10
+    for rows in (0, 10, 40, 50, 100, 200, 400, 2_000):
+        await _fill(connection, name, rows)
+        whole = {each: plan for each, value in found.items() if _reads_all(plan := await _plan(connection, value))}
+        assert not whole, f"with {rows} rows"
+
+
+def _reads_all(plan: list[str]) -> bool:
+    """Whether a table is read from end to end, be it by an index; a limit ends it early."""
+    return not any("Limit" in line for line in plan) and any(
+        "Seq Scan on" in line or (" using " in line and "Index Cond" not in below)
+        for line, below in pairwise([*plan, ""])
+    )
+
+
+async def _plan(connection: asyncpg.Connection, statement: Statement) -> list[str]:
+    await connection.execute(f"PREPARE this AS {statement.sql}")
+    parameters = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", statement.sql))))
+    plan = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE this{parameters and f'({parameters})'}")]
+    await connection.execute("DEALLOCATE this")
+    return plan
+
+
+async def _fill(connection: asyncpg.Connection, name: str, rows: int) -> None:
+    """Add rows of no meaning to every table. Statistics know nothing of them."""
+    await connection.execute("SET session_replication_role = replica")
+    for table in _tables(name):
+        columns = [column for column in table.c if column.computed is None and column.identity is None]
+        names = ", ".join(column.name for column in columns)
+        values = ", ".join(_value(column) for column in columns)
+        await connection.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM generate_series(1, {rows})")
+
+
+def _tables(name: str) -> Iterator[sa.Table]:
+    yield from (schema.inbox, schema.idempotency)
+    for module in modules(name):
+        yield from getattr(module, "metadata", sa.MetaData()).tables.values()
+
+
+def _value(column: sa.Column[object]) -> str:
+    match column.type:
+        case sa.Uuid():
+            return "gen_random_uuid()"
+        case sa.String():
+            return f"left(gen_random_uuid()::text, {column.type.length or 36})"
+        case sa.LargeBinary():
+            return "uuid_send(gen_random_uuid())"
+        case sa.Boolean():
+            return "false"
+        case sa.DateTime():
+            return "now()"
+        case _:
+            return "1"
