@@ -84,7 +84,9 @@ class Tokens:
 
 def peer_name(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The mesh name in the peer's verified certificate; empty when there is none."""
-    for name in context.auth_context().get("x509_subject_alternative_name", ()):
+    if context.peer_identity_key() != "x509_subject_alternative_name":
+        return ""
+    for name in context.peer_identities() or ():
         text = name.decode()
         if text.startswith(TRUST_DOMAIN):
             return text.removeprefix(TRUST_DOMAIN)
