@@ -70,6 +70,8 @@ class _Client(Client):
         if any(len(frame) > self.max_payload for frame in frames):
             raise nats.errors.MaxPayloadError
         data = b"".join(frames)
+        if not data:
+            return
         if not self.is_connected and self._pending_data_size + len(data) > self._max_pending_size:
             raise nats.errors.OutboundBufferLimitError
         await self._send_command(data)
