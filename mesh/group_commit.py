@@ -54,9 +54,9 @@ class _Entry(NamedTuple, Generic[Item, Result]):
 class GroupCommit(Generic[Item, Result]):
     """Gathers the items of concurrent calls into batches and gives each call its own result.
 
-    `lanes` batches run at a time, each of at most `max_batch` items, or of one call that brings more. While as many as
-    `max_waiting` items wait, whoever comes is refused as OVERLOADED. One lane is the rule: a second one halves the
-    batches, and where both want the same rows it only waits for the first (ADR-0011).
+    `lanes` batches run at a time, each of at most `max_batch` items; at most `max_waiting` more wait, and whoever comes
+    then is refused as OVERLOADED. One lane is the rule: a second one halves the batches, and where both want the same
+    rows it only waits for the first (ADR-0011).
 
     With `rest` a lane lets calls gather after each batch for as long as that one took, at most `rest` seconds: for
     reads, which are so quick that hardly any would come together. Who comes to an idle group still waits for nobody.
@@ -102,12 +102,17 @@ class GroupCommit(Generic[Item, Result]):
         return result
 
     async def submit_all(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
-        """The results of all `items` of one call, in order; they go into the same batch. Cancelled as in `submit`."""
+        """The results of all `items` of one call, in order; they go into the same batch. Cancelled as in `submit`.
+
+        Raises ValueError when they are more than a batch takes: the contract must bound what a call brings.
+        """
         if not items:
             return []
-        if self._count >= self._max_waiting and self._has_cancelled:
+        if len(items) > self._max_batch:
+            raise ValueError(f"a call brings {len(items)} {self.name}, a batch takes {self._max_batch}")
+        if self._count + len(items) > self._max_waiting and self._has_cancelled:
             self._forget_cancelled()
-        if self._count >= self._max_waiting:
+        if self._count + len(items) > self._max_waiting:
             raise ResourceExhausted(
                 f"{self._count} {self.name} are waiting", metadata={"queue": self.name}, retry_after=1.0
             )
@@ -161,7 +166,7 @@ class GroupCommit(Generic[Item, Result]):
     def _next_batch(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
         room = self._max_batch
-        while self._waiting and (not batch or len(self._waiting[0].items) <= room):
+        while self._waiting and len(self._waiting[0].items) <= room:
             entry = self._waiting.popleft()
             self._count -= len(entry.items)
             if not entry.results.done():

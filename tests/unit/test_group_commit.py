@@ -227,17 +227,19 @@ async def test_the_items_of_one_call_share_a_batch_and_each_has_its_result_in_it
     ledger.gate.clear()
     first = submit(group, 1)
     await ledger.entered.acquire()
-    calls = [asyncio.create_task(group.submit_all(items)) for items in ([2, 3], [4, 5], [6], [7, 8, 9, 10, 11])]
+    calls = [asyncio.create_task(group.submit_all(items)) for items in ([2, 3], [4, 5], [6], [7, 8, 9, 10])]
     await waiting(group, 4)
+    with pytest.raises(ValueError, match="a call brings 5 test, a batch takes 4"):
+        await group.submit_all([7, 8, 9, 10, 11])
     ledger.gate.set()
     async with asyncio.timeout(5):
         got = [await call for call in calls]
     assert [type(result) for result in got[0]] == [int, Bad]
-    assert got[1:] == [[40, 50], [60], [70, 80, 90, 100, 110]]
+    assert got[1:] == [[40, 50], [60], [70, 80, 90, 100]]
     assert await results(first) == [10]
-    whole = [batch for batch in ledger.batches if batch in ([1], [2, 3, 4, 5], [6], [7, 8, 9, 10, 11])]
-    assert whole == [[1], [2, 3, 4, 5], [6], [7, 8, 9, 10, 11]], "a call is not torn apart, only its failing batch is"
-    assert (group.batches, group.items) == (4, 11)
+    whole = [batch for batch in ledger.batches if batch in ([1], [2, 3, 4, 5], [6], [7, 8, 9, 10])]
+    assert whole == [[1], [2, 3, 4, 5], [6], [7, 8, 9, 10]], "a call is not torn apart, only its failing batch is"
+    assert (group.batches, group.items) == (4, 10)
 
 
 async def test_a_queue_is_as_full_as_its_calls_have_items() -> None:
@@ -246,17 +248,20 @@ async def test_a_queue_is_as_full_as_its_calls_have_items() -> None:
     ledger.gate.clear()
     first = submit(group, 1)
     await ledger.entered.acquire()
-    many = asyncio.create_task(group.submit_all([2, 3, 4]))
+    many = asyncio.create_task(group.submit_all([2, 3]))
     await waiting(group, 1)
     with pytest.raises(ResourceExhausted):
-        await group.submit(5)
+        await asyncio.wait_for(group.submit_all([5, 6]), 5)
     many.cancel()
     await asyncio.wait([many])
-    again = submit(group, 5)
+    again = asyncio.create_task(group.submit_all([5, 6, 7]))
     await waiting(group, 1)
+    with pytest.raises(ResourceExhausted):
+        await asyncio.wait_for(group.submit(8), 5)
     ledger.gate.set()
-    assert await results(first + again) == [10, 50]
-    assert ledger.batches == [[1], [5]]
+    assert await results(first) == [10]
+    assert await again == [50, 60, 70]
+    assert ledger.batches == [[1], [5, 6, 7]]
 
 
 async def test_a_waiting_call_that_is_cancelled_is_never_run_and_leaves_its_place() -> None:
