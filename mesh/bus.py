@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import nats.errors
@@ -16,7 +18,6 @@ from nats.aio.client import PING_PROTO, Client
 
 from mesh import tasks
 from mesh.events import stream_of
-from mesh.ids import new_id
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -32,6 +33,8 @@ DEAD_LETTERS = "DEADLETTERS"
 
 _FLOW = 1000
 """Messages after which a stream is asked to say how far it has come: more than are published at once."""
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""A token in the sense of HTTP's headers (RFC 9110, 5.6.2)."""
 _START, _ADD, _COMMIT = range(3)
 """What a message is to its batch."""
 
@@ -39,10 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServerTooOld(nats.errors.Error):
-    """A NATS server that does not know the batches in which events are published: 2.14 or newer is needed."""
-
-    def __str__(self) -> str:
-        return f"NATS {self.args[0]} is too old: 2.14 or newer is needed"
+    """A NATS server that does not know the batches in which events are published."""
 
 
 class Message(NamedTuple):
@@ -63,10 +63,13 @@ class _Client(Client):
     async def send(self, frames: Sequence[bytes]) -> None:
         """Send messages in wire form, in one piece. While the connection mends itself they wait for that.
 
-        Raises ConnectionClosedError, OutboundBufferLimitError when too much waits already, or MaxPayloadError.
+        Raises ConnectionClosedError, ConnectionDrainingError, OutboundBufferLimitError when too much waits already, or
+        MaxPayloadError.
         """
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
+        if self.is_draining_pubs:
+            raise nats.errors.ConnectionDrainingError
         if any(len(frame) > self.max_payload for frame in frames):
             raise nats.errors.MaxPayloadError
         data = b"".join(frames)
@@ -85,13 +88,24 @@ class _Client(Client):
 
 
 def _frame(message: Message, reply: str) -> bytes:
-    """A message as NATS wants it on the wire. Raises BadHeaderError when a line would not end where it should."""
+    """A message as NATS wants it on the wire. Raises BadSubjectError or BadHeaderError when it would be another one."""
+    if message.subject.split() != [message.subject]:
+        raise nats.errors.BadSubjectError
+    _require_names(tuple(message.headers))
     header = "".join(["NATS/1.0\r\n", *(f"{name}: {value}\r\n" for name, value in message.headers.items()), "\r\n"])
     if header.count("\n") != len(message.headers) + 2 or header.count("\r") != len(message.headers) + 2:
         raise nats.errors.BadHeaderError(header)
     head = header.encode()
     line = f"HPUB {message.subject} {reply} {len(head)} {len(head) + len(message.payload)}\r\n"
     return b"".join((line.encode(), head, message.payload, b"\r\n"))
+
+
+@lru_cache(maxsize=64)
+def _require_names(names: tuple[str, ...]) -> None:
+    """Raise BadHeaderError unless these are names of headers; looked at once, for most messages have the same."""
+    for name in names:
+        if _HEADER_NAME.fullmatch(name) is None:
+            raise nats.errors.BadHeaderError(name)
 
 
 class Bus:
@@ -108,7 +122,6 @@ class Bus:
         self._signals: dict[str, Subscription] = {}
         self._inbox = ""
         self._flights: dict[str, asyncio.Future[int]] = {}
-        self._name_of_batches = new_id().hex
         self._numbers = itertools.count()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
@@ -150,10 +163,13 @@ class Bus:
 
         They leave in one write, as a fast-ingest batch (ADR-0018): each is stored as it comes, and after one that is
         lost or refused none is, so that no message overtakes another one.
+
+        Raises BadSubjectError, BadHeaderError, MaxPayloadError or ConnectionClosedError, and then sends nothing.
         """
         if not messages:
             return 0
-        batch = f"{self._name_of_batches}-{next(self._numbers)}"
+        # The name of a batch is one token, and no other connection's.
+        batch = f"{self._inbox.rpartition('.')[2]}-{next(self._numbers)}"
         frames = [
             _frame(message, f"{self._inbox}.{batch}.{_FLOW}.fail.{number}.{operation}.$FI")
             for number, (message, operation) in enumerate(zip(messages, _operations(len(messages)), strict=True), 1)
@@ -172,7 +188,7 @@ class Bus:
 
     async def _answered(self, message: Msg) -> None:
         """The stream's word on a batch."""
-        flight = self._flights.get(message.subject.split(".")[2])
+        flight = self._flights.get(message.subject.removeprefix(f"{self._inbox}.").partition(".")[0])
         # An empty answer is the server's word that no stream listens.
         answer = orjson.loads(message.data or b'{"error": "no stream"}')
         # What has a type is said on the way; the last word is how many were stored before the batch ended.
@@ -278,10 +294,10 @@ class Bus:
                 )
                 version = client.connected_server_version
                 if (version.major, version.minor) < (2, 14):
-                    raise ServerTooOld(f"{version.major}.{version.minor}")
+                    raise ServerTooOld(f"NATS {version.major}.{version.minor} is too old: 2.14 or newer is needed")
                 inbox = client.new_inbox()
                 await client.subscribe(f"{inbox}.>", cb=self._answered)
-            except (OSError, TimeoutError, nats.errors.Error) as error:
+            except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
                 log.warning("nats cannot be used", url=self._url, error=repr(error))
                 await client.close()
                 await asyncio.sleep(delay)
