@@ -305,7 +305,7 @@ SESSION = {
     "application_name": "commerce-mesh",
     "timezone": "UTC",
     "jit": "off",
-    # What a service looks for, it finds by an index. Plans are kept: one that was made while a table was empty, when to
+    # What a service looks for, it finds by an index. Plans are kept: one that was made while a table was small, when to
     # read all of it is cheapest, would read all of it at every batch, however it has grown.
     "enable_seqscan": "off",
     # What is hot is in memory; the default is made for turning disks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -86,17 +87,34 @@ async def scratch_database(
     servers: Servers, made_by: Sequence[Callable[[], None]] = MIGRATIONS
 ) -> AsyncIterator[Scratch]:
     """A database with the runtime's tables, made by the code of the services' migrations."""
+    async with new_database(servers) as url:
+        await migrate(url, *made_by, _make_what_tests_need)
+        admin = await asyncpg.connect(url)
+        try:
+            yield Scratch(url, admin)
+        finally:
+            await admin.close()
+
+
+@asynccontextmanager
+async def new_database(servers: Servers) -> AsyncIterator[str]:
+    """The URL of an empty database, as a superuser opens it; it is dropped afterwards."""
     name = f"scratch_{uuid4().hex}"
-    password = servers.postgres._passwords[SUPERUSER]
-    url = with_login(servers.postgres.superuser_url, SUPERUSER, password, name)
     await _as_superuser(servers, f"CREATE DATABASE {name}")
-    await migrate(url, *made_by, _make_what_tests_need)
-    admin = await asyncpg.connect(url)
     try:
-        yield Scratch(url, admin)
+        yield with_login(servers.postgres.superuser_url, SUPERUSER, servers.postgres._passwords[SUPERUSER], name)
     finally:
-        await admin.close()
         await _as_superuser(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def kept_plan(connection: asyncpg.Connection, statement: Statement) -> list[str]:
+    """The plan that a session keeps for a statement, whatever its parameters are."""
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE this AS {statement.sql}")
+    parameters = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", statement.sql))))
+    plan = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE this{parameters and f'({parameters})'}")]
+    await connection.execute("DEALLOCATE this")
+    return plan
 
 
 async def _as_superuser(servers: Servers, statement: str) -> None:

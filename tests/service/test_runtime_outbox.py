@@ -27,7 +27,7 @@ from mesh.events import stream_of
 from mesh.outbox import RETENTION, maintain_partitions
 from mesh.trace import Trace
 from stack.servers import Servers
-from tests.service.runtime import Scratch, event, new_area, process, scratch_database
+from tests.service.runtime import Scratch, event, kept_plan, new_area, process, scratch_database
 from tests.services import eventually
 
 
@@ -434,9 +434,7 @@ async def test_a_plan_that_is_made_while_the_outbox_is_empty_does_not_read_all_o
     await scratch.admin.execute("VACUUM (ANALYZE) mesh.outbox")
     connection = await asyncpg.connect(scratch.url, server_settings=outbox._SESSION)
     try:
-        await connection.execute("SET plan_cache_mode = force_generic_plan")
-        await connection.execute(f"PREPARE look AS {outbox.UNPUBLISHED.sql}")
-        plan = [row[0] for row in await connection.fetch("EXPLAIN EXECUTE look(1, 512, '{1}', '{1}')")]
+        plan = await kept_plan(connection, outbox.UNPUBLISHED)
     finally:
         await connection.close()
     scans = [line for line in plan if re.search(r" Scan .*on outbox_", line)]
