@@ -1,9 +1,10 @@
 """Consumers: events from JetStream, applied in batches, each exactly once.
 
-    stream ─ deliveries ─ batch ─ BEGIN · inbox rows · use case · COMMIT ─ acks
+    stream ─ deliveries ─ batch ─ BEGIN · use case · inbox rows · COMMIT ─ acks
 
 The inbox row is written in the transaction of the effect and the acknowledgement comes last, so an event that is
-delivered again changes nothing. An event that fails is tried again with growing pauses; after `MAX_ATTEMPTS` it is
+delivered again changes nothing. That few are is taken for granted: a batch is looked up in the inbox only once it has
+failed for one that is there. An event that fails is tried again with growing pauses; after `MAX_ATTEMPTS` it is
 parked in the dead-letter stream with what went wrong. A database or peer that is down is not the event's fault: then
 the whole batch waits, for as long as it takes.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -24,12 +26,14 @@ from mesh import events, tasks
 from mesh.bus import DEAD_LETTERS
 from mesh.database import BulkInsert, Statement
 from mesh.deliveries import Deliveries
-from mesh.errors import NOBODYS_FAULT
+from mesh.errors import NOBODYS_FAULT, Overtaken
 from mesh.events import Received, stream_of
 from mesh.group_commit import run_batch
 from mesh.schema import inbox
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from google.protobuf.message import Message
     from nats.aio.msg import Msg
 
@@ -48,7 +52,8 @@ ACK_WAIT_S = 5
 """After this long without an acknowledgement an event is delivered again: its consumer has died, or is slow, and then
 the second copy meets the inbox."""
 
-RECORD = BulkInsert(inbox.c.event_id, inbox.c.consumer, returning=[inbox.c.event_id], skip_existing=True)
+RECORD = BulkInsert(inbox.c.event_id, inbox.c.consumer, refusals={"inbox_pkey": Overtaken})
+RECORD_FRESH = BulkInsert(inbox.c.event_id, inbox.c.consumer, returning=[inbox.c.event_id], skip_existing=True)
 _old = (
     sa.select(inbox.c.event_id, inbox.c.consumer)
     .where(inbox.c.receive_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
@@ -153,23 +158,30 @@ class Consumer:
 
     async def _apply(self, batch: Sequence[Msg]) -> list[Exception | None]:
         """Apply a batch in one transaction. Raises, with nothing done, when any event of it fails."""
-        received = [self._decode(message) for message in batch]
-        async with self._units.begin() as work:
-            rows = await work.transaction.insert(RECORD, sorted((event.id, self.name) for event in received))
-            fresh = {row["event_id"] for row in rows}
-            by_type: dict[str, dict[Any, Received[Any]]] = {event_type: {} for event_type in self._handlers}
-            for event in received:
-                if event.id in fresh:
-                    by_type[event.type][event.id] = event
-            by_apply: dict[Any, list[Received[Any]]] = {}
-            for event_type, news in by_type.items():
-                by_apply.setdefault(self._handlers[event_type].apply, []).extend(news.values())
-            for apply, events_of_it in by_apply.items():
-                if events_of_it:
-                    await apply(work, events_of_it)
-        self.applied += len(fresh)
+        received = {event.id: event for event in map(self._decode, batch)}
+        self.applied += await self._units.carry_out(partial(self._apply_fresh, received))
         self.batches += 1
         return [None] * len(batch)
+
+    async def _apply_fresh(self, received: dict[UUID, Received[Any]], work: UnitOfWork) -> int:
+        """Apply those that were not applied before; how many that are."""
+        inbox_rows = [(event_id, self.name) for event_id in sorted(received)]
+        if work.again:
+            fresh = {row["event_id"] for row in await work.transaction.insert(RECORD_FRESH, inbox_rows)}
+            received = {event_id: event for event_id, event in received.items() if event_id in fresh}
+        by_type: dict[str, list[Received[Any]]] = {event_type: [] for event_type in self._handlers}
+        for event in received.values():
+            by_type[event.type].append(event)
+        by_apply: dict[Any, list[Received[Any]]] = {}
+        for event_type, news in by_type.items():
+            by_apply.setdefault(self._handlers[event_type].apply, []).extend(news)
+        for apply, events_of_it in by_apply.items():
+            if events_of_it:
+                await apply(work, events_of_it)
+        if not work.again:
+            # Last, so that it goes out with what the use cases write.
+            work.transaction.add(RECORD, inbox_rows)
+        return len(received)
 
     def _decode(self, message: Msg) -> Received[Any]:
         header = message.headers or {}

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from mesh.connections import Connections
-from mesh.errors import InvalidArgument, Unavailable
+from mesh.errors import InvalidArgument, Overtaken, Unavailable
 
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
 
@@ -46,13 +46,18 @@ _LOST = (
 log = structlog.get_logger(__name__)
 
 
+Refusals = Mapping[str, type[Exception]]
+"""What it means when a constraint is violated: by its name, or `table.column` for a NOT NULL."""
+
+
 class Statement:
-    """A SQLAlchemy Core statement, compiled for the driver when it is made."""
+    """A SQLAlchemy Core statement, compiled for the driver when it is made. It fails with what `refusals` say."""
 
-    __slots__ = ("_defaults", "_order", "_required", "sql")
+    __slots__ = ("_defaults", "_order", "_required", "refusals", "sql")
 
-    def __init__(self, clause: sa.ClauseElement) -> None:
+    def __init__(self, clause: sa.ClauseElement, *, refusals: Refusals | None = None) -> None:
         compiled = clause.compile(dialect=_DIALECT)
+        self.refusals = refusals or {}
         self.sql = str(compiled)
         self._order: Sequence[str] = compiled.positiontup or ()  # type: ignore[attr-defined]  # set by numeric dialects
         self._defaults = compiled.params
@@ -73,7 +78,11 @@ class BulkInsert(Statement):
     """
 
     def __init__(
-        self, *columns: sa.Column[Any], returning: Sequence[sa.Column[Any]] = (), skip_existing: bool = False
+        self,
+        *columns: sa.Column[Any],
+        returning: Sequence[sa.Column[Any]] = (),
+        skip_existing: bool = False,
+        refusals: Refusals | None = None,
     ) -> None:
         arrays = [sa.bindparam(column.name, type_=sa.ARRAY(column.type)) for column in columns]
         rows = (
@@ -86,7 +95,23 @@ class BulkInsert(Statement):
         )
         if skip_existing:
             insert = insert.on_conflict_do_nothing()
-        super().__init__(insert.returning(*returning) if returning else insert)
+        super().__init__(insert.returning(*returning) if returning else insert, refusals=refusals)
+
+
+def unless_overtaken(
+    column: sa.Column[Any], known: sa.ColumnElement[Any], new: sa.ColumnElement[Any]
+) -> sa.ColumnElement[Any]:
+    """For an UPDATE: the `new` value of a column if it has the `known` one, or else none, which its NOT NULL refuses.
+
+    So a row can be written without being read or locked before, and the transaction fails as a whole when another one
+    has changed it since: `overtaken` says so in the statement's refusals.
+    """
+    return sa.case((column == known, new))
+
+
+def overtaken(column: sa.Column[Any]) -> Refusals:
+    """What it means when a column that is written `unless_overtaken` is left without a value."""
+    return {f"{column.table.name}.{column.name}": Overtaken}
 
 
 @cache
@@ -113,8 +138,6 @@ def _shifted(sql: str, by: int) -> str:
 _PARAMETER = re.compile(r"\$(\d+)")
 
 Row = asyncpg.Record
-Refusals = Mapping[str, type[Exception]]
-"""By the name of a unique constraint: what it means when it is violated."""
 
 
 class Transaction:
@@ -127,32 +150,33 @@ class Transaction:
     Use cases get it from `Database.transaction` or `mesh.unit_of_work.UnitOfWork`, never make it.
     """
 
-    __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_refusals", "_writes")
+    __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_writes", "returned")
 
     def __init__(self, connection: asyncpg.Connection, database: Database, *, begun: bool = False) -> None:
         self._connection = connection
         self._database = database
         self._begun = begun
         self._writes: list[tuple[Statement, Sequence[Any]]] = []
-        self._refusals: dict[str, type[Exception]] = {}
+        self.returned: list[Row] = []
+        """What the last of the writes that were sent together returned."""
         self._on_commit: list[Callable[[], object]] = []
 
     async def fetch(self, statement: Statement, **values: Any) -> list[Row]:
         """All rows."""
         arguments = statement.arguments(values)
         await self._catch_up()
-        return await self._connection.fetch(statement.sql, *arguments)
+        return await self._run((statement,), arguments)
 
     async def fetch_one(self, statement: Statement, **values: Any) -> Row | None:
         """The first row, if there is one."""
-        arguments = statement.arguments(values)
-        await self._catch_up()
-        return await self._connection.fetchrow(statement.sql, *arguments)
+        rows = await self.fetch(statement, **values)
+        return rows[0] if rows else None
 
     async def execute(self, statement: Statement, **values: Any) -> int:
         """Run it; the number of rows that it touched."""
         arguments = statement.arguments(values)
         await self._catch_up()
+        self._database.statements += 1
         tag = await self._connection.execute(statement.sql, *arguments)
         return int(tag.rpartition(" ")[2])
 
@@ -162,17 +186,16 @@ class Transaction:
         if not columns:
             return []
         await self._catch_up()
-        return await self._connection.fetch(statement.sql, *columns)
+        return await self._run((statement,), columns)
 
     def write(self, statement: Statement, **values: Any) -> None:
         """Run it, by the commit at the latest."""
         self._writes.append((statement, statement.arguments(values)))
 
-    def add(self, statement: BulkInsert, rows: Iterable[Sequence[Any]], *, refusals: Refusals | None = None) -> None:
-        """Insert `rows`, by the commit at the latest; the transaction then fails with what `refusals` say."""
+    def add(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
+        """Insert `rows`, by the commit at the latest."""
         if columns := list(zip(*rows, strict=True)):
             self._writes.append((statement, columns))
-            self._refusals.update(refusals or {})
 
     def on_commit(self, action: Callable[[], object]) -> None:
         """Call `action` right after the commit, and only then."""
@@ -214,17 +237,22 @@ class Transaction:
             await self._connection.execute("BEGIN")
         if self._writes:
             await self._send_writes()
-        self._database.statements += 1
 
     async def _send_writes(self) -> None:
         writes, self._writes = self._writes, []
+        statements = tuple(statement for statement, _ in writes)
+        self.returned = await self._run(statements, [value for _, values in writes for value in values])
+
+    async def _run(self, statements: tuple[Statement, ...], arguments: Sequence[Any]) -> list[Row]:
+        """Run these as one. Raises what their refusals say."""
         self._database.statements += 1
-        sql = together(tuple(statement for statement, _ in writes))
         try:
-            await self._connection.fetch(sql, *(value for _, values in writes for value in values))
-        except asyncpg.UniqueViolationError as error:
-            if refusal := self._refusals.get(error.constraint_name or ""):
-                raise refusal from error
+            return await self._connection.fetch(together(statements), *arguments)
+        except asyncpg.IntegrityConstraintViolationError as error:
+            violated = error.constraint_name or f"{error.table_name}.{error.column_name}"
+            for statement in statements:
+                if refusal := statement.refusals.get(violated):
+                    raise refusal from error
             raise
 
 

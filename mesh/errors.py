@@ -10,6 +10,7 @@ MeshError
 ├── FailedPrecondition   right request, wrong state
 ├── ResourceExhausted    too much at once; `retry_after` says when
 ├── Unavailable          a part is down; `retry_after` says when
+│   └── Overtaken        another transaction was quicker: nothing was done
 ├── DeadlineExceeded     the caller's time ran out
 ├── Unimplemented        in the contract, not built yet
 └── Internal             a fault of ours; the caller learns a trace id only
@@ -147,6 +148,13 @@ class Unavailable(MeshError):
         retry_after: float | None = 1.0,
     ) -> None:
         super().__init__(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
+
+
+class Overtaken(Unavailable):
+    """Another transaction changed what this one took for granted. Nothing was done; all of it may be tried again."""
+
+    def __init__(self) -> None:
+        super().__init__("another change came first", retry_after=0.0)
 
 
 class DeadlineExceeded(MeshError):

@@ -37,7 +37,6 @@ FIND = Statement(
     )
 )
 _columns = (table.c.digest, table.c.caller, table.c.method, table.c.request_hash, table.c.reply)
-ANSWER = BulkInsert(*_columns)
 CLAIM = BulkInsert(*_columns, returning=[table.c.digest], skip_existing=True)
 SETTLE = Statement(
     sa.update(table)
@@ -53,6 +52,13 @@ _old = (
     .cte("old")
 )
 PURGE = Statement(sa.delete(table).where(table.c.digest == _old.c.digest))
+
+
+class KeyTaken(Exception):
+    """Another transaction has answered one of these keys since they were looked up: look again."""
+
+
+ANSWER = BulkInsert(*_columns, refusals={"idempotency_pkey": KeyTaken})
 
 
 class IdempotencyKeyReused(AlreadyExists):
@@ -124,7 +130,7 @@ def answer(transaction: Transaction, calls: Sequence[Call]) -> None:
     The transaction then fails with KeyTaken when another one has answered one of these keys since.
     Raises TwinCalls when two of the calls have one key; in `run_batch` that sets them apart.
     """
-    transaction.add(ANSWER, _rows(calls), refusals={"idempotency_pkey": KeyTaken})
+    transaction.add(ANSWER, _rows(calls))
 
 
 async def claim(transaction: Transaction, call: Call) -> Replay | IdempotencyKeyReused | None:
@@ -150,10 +156,6 @@ def _rows(calls: Sequence[Call]) -> list[tuple[Any, ...]]:
             rows[key.digest] = (key.digest, key.caller, key.method, key.request_hash, call.reply)
     # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
     return [rows[digest] for digest in sorted(rows)]
-
-
-class KeyTaken(Exception):
-    """Another transaction has answered one of these keys since they were looked up: look again."""
 
 
 class TwinCalls(Exception):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
 
 from mesh import idempotency, outbox
 from mesh.database import Transaction
+from mesh.errors import NOBODYS_FAULT, Overtaken
 
 if TYPE_CHECKING:
     from mesh.call import Call
@@ -16,14 +18,21 @@ if TYPE_CHECKING:
     from mesh.outbox import Relay
     from mesh.trace import Trace
 
+R = TypeVar("R")
+
+MOST_OVERTAKEN = 3
+"""How often one effect is done anew when others keep overtaking it."""
+
 
 class UnitOfWork:
     """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
 
-    __slots__ = ("_events", "_replies", "transaction")
+    __slots__ = ("_events", "_replies", "again", "transaction")
 
-    def __init__(self, transaction: Transaction) -> None:
+    def __init__(self, transaction: Transaction, *, again: bool = False) -> None:
         self.transaction = transaction
+        self.again = again
+        """Whether an attempt before this one has failed: what that took for granted is to be looked up now."""
         self._events: list[tuple[Event, str]] = []
         self._replies: list[tuple[bytes, bytes]] = []
 
@@ -57,13 +66,34 @@ class UnitsOfWork:
         self._relay = relay
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[UnitOfWork]:
+    async def begin(self, *, again: bool = False) -> AsyncIterator[UnitOfWork]:
         """A unit of work that no single call stands behind: a batch, an event, a sweep."""
         async with self.database.transaction() as transaction:
-            work = UnitOfWork(transaction)
+            work = UnitOfWork(transaction, again=again)
             yield work
             if work.flush():
                 transaction.on_commit(self._relay.wake)
+
+    async def carry_out(self, effect: Callable[[UnitOfWork], Awaitable[R]]) -> R:
+        """Do `effect` in a unit of work of its own; what it gives.
+
+        At first it may take for granted what this process knows, without a look, as long as its statements make the
+        transaction fail with Overtaken when that is not so any more. Whatever it fails with may come of that, so it is
+        done `again`, and has to look then. Raises Overtaken when others come first each time.
+        """
+        for attempt in count():
+            try:
+                async with self.begin(again=attempt > 0) as work:
+                    return await effect(work)
+            except Overtaken:
+                if attempt == MOST_OVERTAKEN:
+                    raise
+            except NOBODYS_FAULT:
+                raise
+            except Exception:
+                if attempt > 0:
+                    raise
+        raise AssertionError("unreachable")
 
     @asynccontextmanager
     async def once(self, call: Call) -> AsyncIterator[UnitOfWork]:

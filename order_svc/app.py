@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
+from uuid import UUID
 
 from pydantic import Field
 
@@ -16,10 +17,12 @@ from mesh.jobs import Periodic
 from mesh.lifecycle import Service
 from mesh.outbox import Relay
 from mesh.paging import Pages
+from mesh.recent import Recent
 from mesh.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from mesh.unit_of_work import UnitsOfWork
 from order_svc.consumers import payment_events
+from order_svc.domain import Order
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.rpc import OrderService
 from order_svc.usecases import Placement, Reading, Saga
@@ -51,15 +54,17 @@ def build(settings: Settings) -> Service:
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
 
+    recent: Recent[UUID, Order] = Recent()
     placement = Placement(
         units,
         CustomerPeer(customers),
         StockPeer(products),
+        recent=recent,
         payment_deadline=timedelta(seconds=settings.payment_deadline),
         hold_margin=timedelta(seconds=settings.hold_margin),
     )
     reading = Reading(units, Pages(secret_bytes(settings.page_secret)))
-    saga = Saga(units)
+    saga = Saga(units, recent)
     patience = timedelta(seconds=settings.cancelling_patience)
 
     return Service(

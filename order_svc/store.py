@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Row, Statement, Transaction
+from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
 from order_svc.domain import CancelReason, HoldLost, Item, Order, Status
 
 metadata = sa.MetaData()
@@ -59,7 +59,7 @@ items = sa.Table(
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 _placed = orders.c.status != Status.ABANDONED.value
 
-ADD_ORDERS = BulkInsert(*orders.c)
+ADD_ORDERS = BulkInsert(*orders.c, refusals={"orders_pkey": HoldLost})
 ADD_ITEMS = BulkInsert(*items.c)
 ABANDON = BulkInsert(*orders.c, skip_existing=True)
 GET = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed))
@@ -92,6 +92,7 @@ _rows = (
         sa.bindparam("payment_ids", type_=sa.ARRAY(sa.Uuid)),
         sa.bindparam("cancel_reasons", type_=sa.ARRAY(sa.String)),
         sa.bindparam("cancel_notes", type_=sa.ARRAY(sa.String)),
+        sa.bindparam("known_versions", type_=sa.ARRAY(sa.BigInteger)),
         sa.bindparam("versions", type_=sa.ARRAY(sa.BigInteger)),
     )
     .table_valued(
@@ -100,6 +101,7 @@ _rows = (
         sa.column("payment_id", sa.Uuid),
         sa.column("cancel_reason", sa.String),
         sa.column("cancel_note", sa.String),
+        sa.column("known_version", sa.BigInteger),
         sa.column("version", sa.BigInteger),
         name="row",
     )
@@ -113,9 +115,10 @@ WRITE = Statement(
         payment_id=_rows.c.payment_id,
         cancel_reason=_rows.c.cancel_reason,
         cancel_note=_rows.c.cancel_note,
-        version=_rows.c.version,
+        version=unless_overtaken(orders.c.version, _rows.c.known_version, _rows.c.version),
         update_time=sa.bindparam("now", type_=_TIME),
-    )
+    ),
+    refusals=overtaken(orders.c.version),
 )
 
 
@@ -139,7 +142,7 @@ def add_orders(transaction: Transaction, news: Sequence[Order]) -> None:
     """Write new orders with their items. The transaction fails with HoldLost when the id of one was given up."""
     # In the order of the key, as everywhere: an id of these may be given up at the same time.
     in_order = sorted(news, key=attrgetter("id"))
-    transaction.add(ADD_ORDERS, (_as_row(order) for order in in_order), refusals={"orders_pkey": HoldLost})
+    transaction.add(ADD_ORDERS, (_as_row(order) for order in in_order))
     transaction.add(
         ADD_ITEMS,
         (
@@ -171,9 +174,15 @@ async def lock_cancelling(transaction: Transaction, since: datetime, most: int) 
     return await _with_items(transaction, await transaction.fetch(LOCK_CANCELLING, since=since, most=most))
 
 
-def write(transaction: Transaction, changed: Sequence[Order], now: datetime) -> None:
-    """Write what changed of locked orders."""
-    if changed:
+def write(transaction: Transaction, changes: Iterable[tuple[Order, Order]], now: datetime) -> None:
+    """Write what became of orders, of each (as it is known, as it shall be).
+
+    The transaction fails with Overtaken when one of them is not as it is known.
+    """
+    # In primary-key order, as everywhere.
+    in_order = sorted(((known, new) for known, new in changes if new is not known), key=lambda change: change[0].id)
+    if in_order:
+        changed = [new for _, new in in_order]
         transaction.write(
             WRITE,
             ids=[order.id for order in changed],
@@ -181,6 +190,7 @@ def write(transaction: Transaction, changed: Sequence[Order], now: datetime) -> 
             payment_ids=[order.payment_id for order in changed],
             cancel_reasons=[order.cancel_reason for order in changed],
             cancel_notes=[order.cancel_note for order in changed],
+            known_versions=[known.version for known, _ in in_order],
             versions=[order.version for order in changed],
             now=now,
         )

@@ -38,6 +38,7 @@ from order_svc.domain import (
 
 if TYPE_CHECKING:
     from mesh.call import Call
+    from mesh.recent import Recent
     from mesh.unit_of_work import UnitOfWork, UnitsOfWork
     from order_svc.peers import CustomerPeer, StockPeer
 
@@ -98,10 +99,12 @@ class Placement:
         customers: CustomerPeer,
         stock: StockPeer,
         *,
+        recent: Recent[UUID, Order],
         payment_deadline: timedelta,
         hold_margin: timedelta,
     ) -> None:
         self._units = units
+        self._recent = recent
         self._customers = customers
         self._stock = stock
         self._deadline = payment_deadline
@@ -248,6 +251,7 @@ class Placement:
             store.add_orders(work.transaction, [each.order for each in made])
             for each in made:
                 work.publish(wire.placed(each.order, each.message, each.method), each.call.trace)
+        self._recent.put({each.order.id: each.order for each in made})
 
     async def _give_back(self, unused: Sequence[UUID]) -> None:
         """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells.
@@ -331,8 +335,10 @@ CAUSES = {
 class Saga:
     """Moves placed orders to their end: what the payment service says, what customers ask, what the clock says."""
 
-    def __init__(self, units: UnitsOfWork) -> None:
+    def __init__(self, units: UnitsOfWork, recent: Recent[UUID, Order]) -> None:
+        """`recent` are the orders that `Placement` has placed in this process."""
         self._units = units
+        self._recent = recent
 
     async def cancel_order(self, call: Call, order_id: UUID, *, note: str, etag: str) -> Order:
         """Begin to cancel; what is cancelled or being cancelled stays as it is.
@@ -349,19 +355,23 @@ class Saga:
             order.require_etag(etag)
             cancelling = order.cancel(reason, note, now)
             if cancelling is not order:
-                store.write(work.transaction, [cancelling], now)
+                store.write(work.transaction, [(order, cancelling)], now)
                 work.publish(wire.moved(cancelling), call.trace)
             work.remember(call, cancelling)
         return cancelling
 
     async def on_payment(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
-        """What became of orders' money, causes before effects; every order that it concerns is locked at once.
+        """What became of orders' money, causes before effects.
 
-        Raises OrderNotFound or OrderState when the news cannot be: such an event is parked.
+        Orders that this process has placed a moment ago are taken to be as they were then; the others are locked, all
+        at once. Raises OrderNotFound or OrderState when the news cannot be: such an event is parked.
         """
         now = _now()
-        orders = await store.lock(work.transaction, (parse_id(event.payload.payment.order_id) for event in events))
-        changed: dict[UUID, Order] = {}
+        concerned = {parse_id(event.payload.payment.order_id) for event in events}
+        known = self._recent.take(concerned)
+        if others := concerned - known.keys():
+            known |= await store.lock(work.transaction, others)
+        orders = dict(known)
         for event in events:
             payment = event.payload.payment
             order_id = parse_id(payment.order_id)
@@ -369,9 +379,9 @@ class Saga:
                 raise OrderNotFound(order_id)
             order = orders[order_id].hear(CAUSES[event.type], parse_id(payment.id), now)
             if order is not orders[order_id]:
-                orders[order_id] = changed[order_id] = order
+                orders[order_id] = order
                 work.publish(wire.moved(order), event.traceparent)
-        store.write(work.transaction, list(changed.values()), now)
+        store.write(work.transaction, ((known[order_id], order) for order_id, order in orders.items()), now)
 
     async def cancel_overdue(self, *, most: int = 256) -> bool:
         """Begin to cancel orders that were not paid in time; whether there may be more."""
@@ -379,7 +389,7 @@ class Saga:
         async with self._units.begin() as work:
             overdue = await store.lock_overdue(work.transaction, now, most)
             cancelling = [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue]
-            store.write(work.transaction, cancelling, now)
+            store.write(work.transaction, zip(overdue, cancelling, strict=True), now)
             for order in cancelling:
                 work.publish(wire.moved(order))
         return len(overdue) == most
@@ -393,7 +403,7 @@ class Saga:
         async with self._units.begin() as work:
             stuck = await store.lock_cancelling(work.transaction, now - patience, most)
             cancelling = [order.still_cancelling(now) for order in stuck]
-            store.write(work.transaction, cancelling, now)
+            store.write(work.transaction, zip(stuck, cancelling, strict=True), now)
             for order in cancelling:
                 work.publish(wire.moved(order))
         if stuck:

@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 class Settlement:
     """What a provider answered when it was asked for what was due; to be written down."""
 
-    payment_id: UUID
+    payment: Payment
+    """As it was when the provider was asked."""
     due: Due
     outcome: Outcome
 
@@ -135,7 +136,7 @@ class Charger:
         """Ask for what is due, write the answer down, and so on until nothing is due or nothing was learnt."""
         while due := payment.due:
             outcome = await self._ask(payment, due, look_first=look_first)
-            payment = await self._settle(Settlement(payment.id, due, outcome))
+            payment = await self._settle(Settlement(payment, due, outcome))
             if isinstance(outcome, Unsettled):
                 # Money that is owed and not given back needs a person; the rest mends itself.
                 level = logging.ERROR if isinstance(outcome, Refused) else logging.WARNING

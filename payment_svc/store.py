@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -11,7 +11,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Row, Statement, Transaction
+from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
+from mesh.errors import Overtaken
 from payment_svc.domain import Entry, Payment, PaymentStatus
 
 metadata = sa.MetaData()
@@ -90,14 +91,19 @@ _MUTABLE = (
 )  # fmt: skip
 _new = {name: sa.bindparam(f"new_{name}", type_=sa.ARRAY(payments.c[name].type)) for name in ("id", *_MUTABLE)}
 _rows = (
-    sa.func.unnest(*_new.values())
-    .table_valued(*(sa.column(name, payments.c[name].type) for name in _new), name="row")
+    sa.func.unnest(*_new.values(), sa.bindparam("known_versions", type_=sa.ARRAY(sa.BigInteger)))
+    .table_valued(
+        *(sa.column(name, payments.c[name].type) for name in _new),
+        sa.column("known_version", sa.BigInteger),
+        name="row",
+    )
     .render_derived()
 )
 _payment_values = attrgetter(*(column.name for column in payments.c))
 _entry_values = attrgetter(*(column.name for column in entries.c))
 
 ADD_PAYMENTS = BulkInsert(*payments.c, returning=[payments.c.id], skip_existing=True)
+ADD_FIRST_PAYMENTS = BulkInsert(*payments.c, refusals={"payments_order_id_key": Overtaken})
 ADD_ENTRIES = BulkInsert(*entries.c)
 PAYMENTS = Statement(sa.select(payments).where(payments.c.id == sa.any_(_ids)))
 PAYMENTS_OF_ORDERS = Statement(sa.select(payments).where(payments.c.order_id == sa.any_(_ids)))
@@ -109,7 +115,13 @@ LOCK_PAYMENTS_OF_ORDERS = Statement(
     sa.select(payments).where(payments.c.order_id == sa.any_(_ids)).order_by(payments.c.id).with_for_update()
 )
 WRITE_PAYMENTS = Statement(
-    sa.update(payments).where(payments.c.id == _rows.c.id).values({name: _rows.c[name] for name in _MUTABLE})
+    sa.update(payments)
+    .where(payments.c.id == _rows.c.id)
+    .values(
+        {name: _rows.c[name] for name in _MUTABLE}
+        | {"version": unless_overtaken(payments.c.version, _rows.c.known_version, _rows.c.version)}
+    ),
+    refusals=overtaken(payments.c.version),
 )
 # What another process has locked is being worked on: it is passed over, so this waits for nobody. As a table expression
 # the choice is made once; as a subquery the planner might make it again and again, and lock more than `most`.
@@ -131,11 +143,19 @@ LEASE_OVERDUE = Statement(
 
 async def add_payments(transaction: Transaction, news: Sequence[Payment]) -> list[Payment]:
     """Write new payments; those whose orders had none yet, the others change nothing."""
-    # In one order everywhere, as with locks: two batches with the same orders must not wait for each other.
-    in_order = sorted(news, key=attrgetter("order_id"))
-    rows = await transaction.insert(ADD_PAYMENTS, map(_payment_values, in_order))
+    rows = await transaction.insert(ADD_PAYMENTS, _payment_rows(news))
     added = {row["id"] for row in rows}
     return [payment for payment in news if payment.id in added]
+
+
+def add_first_payments(transaction: Transaction, news: Sequence[Payment]) -> None:
+    """Write new payments. The transaction fails with Overtaken when an order of theirs has one."""
+    transaction.add(ADD_FIRST_PAYMENTS, _payment_rows(news))
+
+
+def _payment_rows(news: Sequence[Payment]) -> Iterator[tuple[Any, ...]]:
+    # In one order everywhere, as with locks: two batches with the same orders must not wait for each other.
+    return map(_payment_values, sorted(news, key=attrgetter("order_id")))
 
 
 async def get_payment(reading: Transaction, payment_id: UUID) -> Payment | None:
@@ -161,11 +181,16 @@ async def lock_order_payments(transaction: Transaction, order_ids: Iterable[UUID
     return [_as_payment(row) for row in await transaction.fetch(LOCK_PAYMENTS_OF_ORDERS, ids=sorted(set(order_ids)))]
 
 
-def write_payments(transaction: Transaction, changed: Sequence[Payment]) -> None:
-    """Write what may change of locked payments."""
-    if changed:
-        values = {f"new_{name}": [getattr(payment, name) for payment in changed] for name in _new}
-        transaction.write(WRITE_PAYMENTS, **values)
+def write_payments(transaction: Transaction, changes: Iterable[tuple[Payment, Payment]]) -> None:
+    """Write what became of payments, of each (as it is known, as it shall be).
+
+    The transaction fails with Overtaken when one of them has another version than is known.
+    """
+    # In primary-key order, as everywhere.
+    in_order = sorted(((known, new) for known, new in changes if new != known), key=lambda change: change[0].id)
+    if in_order:
+        values = {f"new_{name}": [getattr(new, name) for _, new in in_order] for name in _new}
+        transaction.write(WRITE_PAYMENTS, known_versions=[known.version for known, _ in in_order], **values)
 
 
 def add_entries(transaction: Transaction, news: Iterable[Entry]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Overtaken
 from mesh.idempotency import Replay
 from mesh.ids import new_id
 from payment_svc import store, wire
@@ -101,6 +102,8 @@ class Payments:
         To be cancelled: each gets one answer, `voided`, or `refunded` once the money is given back. A payment that is
         final already is answered for at once; what is due of the others is carried out after the commit. An order
         without a payment gets one that is voided, so that `placed`, should it come, charges nothing.
+
+        Orders that are all new are taken to have no payment, until that has failed.
         """
         now = _now()
         until = now + self._lease
@@ -114,7 +117,11 @@ class Payments:
                 new = wire.cancelled(event.payload)
                 traces[new.order_id] = event.traceparent
                 news.append(Payment.called_off(new_id(), new, event.traceparent, now))
-        added = await store.add_payments(work.transaction, news)
+        if traces or work.again:
+            added = await store.add_payments(work.transaction, news)
+        else:
+            store.add_first_payments(work.transaction, news)
+            added = news
         self._start(work, [payment for payment in added if not payment.cancel_requested])
         called_off = [payment for payment in added if payment.cancel_requested]
         for payment in called_off:
@@ -124,7 +131,7 @@ class Payments:
             return
         locked = await store.lock_order_payments(work.transaction, known)
         cancelled = [payment.request_cancel(traces[payment.order_id], now, until) for payment in locked]
-        store.write_payments(work.transaction, cancelled)
+        store.write_payments(work.transaction, zip(locked, cancelled, strict=True))
         for payment in cancelled:
             if payment.status in UNCHARGED:
                 work.publish(wire.voided(payment), traces[payment.order_id])
@@ -178,24 +185,31 @@ class Settlements:
 
         A result is ProviderContradiction when an answer cannot be true beside what is written already.
         """
+        return await self._units.carry_out(partial(self._settle, batch))
+
+    async def _settle(self, batch: Sequence[Settlement], work: UnitOfWork) -> list[Payment | Exception]:
         now = _now()
+        known = {each.payment.id: each.payment for each in batch}
+        if work.again:
+            known = await store.lock_payments(work.transaction, known)
+        after = dict(known)
+        entries: list[Entry] = []
         results: list[Payment | Exception] = []
-        async with self._units.begin() as work:
-            before = await store.lock_payments(work.transaction, (each.payment_id for each in batch))
-            after = dict(before)
-            entries: list[Entry] = []
-            for settlement in batch:
-                try:
-                    payment, entry = self._applied(work, after[settlement.payment_id], settlement, now)
-                except MeshError as contradiction:
-                    results.append(contradiction)
-                    continue
-                after[payment.id] = payment
-                if entry is not None:
-                    entries.append(entry)
-                results.append(payment)
-            store.write_payments(work.transaction, [each for key, each in after.items() if each != before[key]])
-            store.add_entries(work.transaction, entries)
+        for settlement in batch:
+            try:
+                payment, entry = self._applied(work, after[settlement.payment.id], settlement, now)
+            except MeshError as contradiction:
+                if not work.again:
+                    # It may contradict only what is known here.
+                    raise Overtaken from contradiction
+                results.append(contradiction)
+                continue
+            after[payment.id] = payment
+            if entry is not None:
+                entries.append(entry)
+            results.append(payment)
+        store.write_payments(work.transaction, ((known[key], payment) for key, payment in after.items()))
+        store.add_entries(work.transaction, entries)
         return results
 
     def _applied(

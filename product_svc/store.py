@@ -12,7 +12,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Row, Statement, Transaction
+from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
 from product_svc.domain import (
     Hold,
     HoldLine,
@@ -25,6 +25,11 @@ from product_svc.domain import (
     SkuTaken,
     Stock,
 )
+
+
+class HoldKeyTaken(Exception):
+    """Another transaction has made a hold under one of these keys since they were looked up: look again."""
+
 
 metadata = sa.MetaData()
 _TIME = pg.TIMESTAMP(timezone=True)
@@ -122,7 +127,9 @@ _product = sa.select(*_product_columns).join(stocks, stocks.c.product_id == prod
 ADD_PRODUCT = BulkInsert(*(column for column in products.c if column.name != "search"))
 ADD_STOCK = BulkInsert(*stocks.c)
 ADD_MOVEMENTS = BulkInsert(*movements.c)
-ADD_HOLDS = BulkInsert(*(column for column in holds.c if column.name != "create_time"))
+ADD_HOLDS = BulkInsert(
+    *(column for column in holds.c if column.name != "create_time"), refusals={"holds_live_key": HoldKeyTaken}
+)
 ADD_HOLD_LINES = BulkInsert(*hold_lines.c)
 PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
 STOCKS = Statement(sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)))
@@ -137,9 +144,7 @@ LOCK_OFFERS = Statement(
     .order_by(stocks.c.product_id)
     .with_for_update(of=stocks)
 )
-LOCK_HOLDS = Statement(
-    sa.select(holds).where(holds.c.order_id == sa.any_(_ids)).order_by(holds.c.order_id).with_for_update()
-)
+HOLDS = Statement(sa.select(holds).where(holds.c.order_id == sa.any_(_ids)))
 LIVE_HOLDS = Statement(
     sa.select(holds).where(
         holds.c.key == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(sa.LargeBinary))),
@@ -181,13 +186,20 @@ WRITE_STOCKS = Statement(
     )
 )
 WRITE_HOLDS = Statement(
-    sa.update(holds).where(holds.c.order_id == sa.any_(_ids)).values(state=sa.bindparam("new_state", type_=sa.String))
+    sa.update(holds)
+    .where(holds.c.order_id == sa.any_(_ids))
+    .values(
+        state=unless_overtaken(
+            holds.c.state, sa.bindparam("known_state", type_=sa.String), sa.bindparam("new_state", type_=sa.String)
+        )
+    ),
+    refusals=overtaken(holds.c.state),
 )
+# A hold that somebody has locked is being settled: it is passed over, so this waits for nobody.
 _still_held = (
     sa.select(holds.c.order_id)
     .where(holds.c.order_id == sa.any_(_ids), _held)
-    .order_by(holds.c.order_id)
-    .with_for_update()
+    .with_for_update(skip_locked=True)
     .cte("still_held")
 )
 POSTPONE_HOLDS = Statement(
@@ -205,10 +217,6 @@ _ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {
     "price": (products.c.price, False),
     "price desc": (products.c.price, True),
 }
-
-
-class HoldKeyTaken(Exception):
-    """Another transaction has made a hold under one of these keys since they were looked up: look again."""
 
 
 async def add_product(transaction: Transaction, product: Product, stock: Stock) -> None:
@@ -350,10 +358,10 @@ async def live_holds(reading: Transaction, keys: Sequence[bytes]) -> dict[bytes,
     return {hold.key: hold for hold in await _with_lines(reading, rows)}
 
 
-async def lock_holds(transaction: Transaction, order_ids: Iterable[UUID]) -> dict[UUID, Hold]:
-    """Lock the holds of orders for the rest of the transaction, in primary-key order."""
-    rows = await transaction.fetch(LOCK_HOLDS, ids=sorted(order_ids))
-    return {hold.order_id: hold for hold in await _with_lines(transaction, rows)}
+async def get_holds(reading: Transaction, order_ids: Iterable[UUID]) -> dict[UUID, Hold]:
+    """The holds of orders as they are now, by order; those that exist."""
+    rows = await reading.fetch(HOLDS, ids=list(order_ids))
+    return {hold.order_id: hold for hold in await _with_lines(reading, rows)}
 
 
 def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
@@ -361,7 +369,6 @@ def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
     transaction.add(
         ADD_HOLDS,
         ((hold.order_id, hold.key, hold.customer_id, hold.state, hold.expire_time) for hold in news),
-        refusals={"holds_live_key": HoldKeyTaken},
     )
     transaction.add(
         ADD_HOLD_LINES,
@@ -373,11 +380,17 @@ def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
     )
 
 
-def write_hold_states(transaction: Transaction, states: dict[UUID, HoldState]) -> None:
-    """Write the new states of locked holds."""
-    for state in sorted(set(states.values())):
-        ids = [order_id for order_id, new in states.items() if new is state]
-        transaction.write(WRITE_HOLDS, ids=ids, new_state=state)
+def write_hold_states(transaction: Transaction, moves: Iterable[tuple[UUID, HoldState, HoldState]]) -> None:
+    """Write what became of holds, of each (order, the state that is known, the new one).
+
+    The transaction fails with Overtaken when one of them is not in the state that is known. Whoever moves a hold has
+    locked the stock of all its lines before, and so waits for nobody here.
+    """
+    by_step: dict[tuple[HoldState, HoldState], list[UUID]] = {}
+    for order_id, known, new in moves:
+        by_step.setdefault((known, new), []).append(order_id)
+    for (known, new), ids in sorted(by_step.items()):
+        transaction.write(WRITE_HOLDS, ids=sorted(ids), known_state=known, new_state=new)
 
 
 async def expired_holds(reading: Transaction, now: datetime, most: int) -> list[UUID]:

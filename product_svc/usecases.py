@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from mesh.errors import MeshError
 from mesh.group_commit import GroupCommit, run_batch
 from mesh.ids import new_id, parse_id
 from mesh.paging import Pages
+from mesh.recent import Recent
 from product_svc import store, wire
 from product_svc.domain import (
     Hold,
@@ -196,6 +198,7 @@ class Holds:
         self._units = units
         self._orders = orders
         self._threshold = low_stock_threshold
+        self._recent: Recent[UUID, Hold] = Recent()
         self.group: GroupCommit[Reservation, Hold] = GroupCommit(
             "stock holds", self._reserve, max_batch=1000, max_waiting=20_000
         )
@@ -233,6 +236,7 @@ class Holds:
                     results[index] = _taken(shelf, batch[index], known)
             store.add_holds(work.transaction, shelf.holds)
             store.write_stocks(work.transaction, shelf.changed, _now())
+        self._recent.put({hold.order_id: hold for hold in shelf.holds})
         return results
 
     async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
@@ -278,12 +282,9 @@ class Holds:
         wishes = await self._orders.resolve_holds(expired)
 
         async def settle(batch: Sequence[UUID]) -> list[None]:
-            async with self._units.begin() as work:
-                await self.settle(
-                    work,
-                    confirmed=[each for each in batch if wishes[each] is HoldState.COMMITTED],
-                    cancelled=[each for each in batch if wishes[each] is HoldState.RELEASED],
-                )
+            confirmed = [each for each in batch if wishes[each] is HoldState.COMMITTED]
+            cancelled = [each for each in batch if wishes[each] is HoldState.RELEASED]
+            await self._units.carry_out(partial(self.settle, confirmed=confirmed, cancelled=cancelled))
             return [None] * len(batch)
 
         # One that cannot be settled is put off like those that are kept, and is not in the way of the others.
@@ -303,8 +304,13 @@ class Holds:
         """`commit` these and `release` those, with one lock on all they need; the states in which they all are now.
 
         One after the other, in one transaction, the two would lock stock out of order and meet other holds head-on.
+        Holds are not locked but taken to be as this process has made them, or else as they are read here: the
+        transaction fails with Overtaken when one of them has moved since.
         """
-        found = await store.lock_holds(work.transaction, {*confirmed, *cancelled}) if confirmed or cancelled else {}
+        concerned = {*confirmed, *cancelled}
+        found = self._recent.take(concerned)
+        if others := concerned - found.keys():
+            found |= await store.get_holds(work.transaction, others)
         states = {order_id: hold.state for order_id, hold in found.items()}
         moves: list[tuple[Hold, HoldState]] = []
         for order_ids, steps in ((confirmed, _SOLD), (cancelled, _GIVEN_BACK)):
@@ -330,7 +336,8 @@ class Holds:
                         case _:
                             shelf.put(stock.release(quantity))
             _write(work, shelf, movements, now, self._threshold, "")
-            store.write_hold_states(work.transaction, {hold.order_id: states[hold.order_id] for hold, _ in moves})
+            ended = {hold.order_id: hold.state for hold, _ in moves}
+            store.write_hold_states(work.transaction, ((key, old, states[key]) for key, old in ended.items()))
         return states
 
 

@@ -194,10 +194,12 @@ class Sandbox:
             transaction.add(_LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
             # Of two wishes for one key, the first one counts.
             rows = {wish.key: wish.row for wish in reversed(batch) if wish.key not in unready}
-            written = await transaction.insert(_DECIDE, (rows[key] for key in sorted(rows)))
-            standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in written}
-            if known := rows.keys() - standing.keys():
-                standing |= await _charges(transaction, list(known))
+            transaction.add(_DECIDE, (rows[key] for key in sorted(rows)))
+        standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in transaction.returned}
+        if known := rows.keys() - standing.keys():
+            # What stands under a key stands for good.
+            async with self._database.reading() as reading:
+                standing |= await _charges(reading, list(known))
         return [standing.get(wish.key) or Unavailable("try again") for wish in batch]
 
     async def _unready(self, transaction: Transaction, asked: Sequence[Charge]) -> set[str]:

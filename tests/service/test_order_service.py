@@ -13,17 +13,21 @@ import pytest
 import sqlalchemy as sa
 
 from commerce.order.v1 import events_pb2, order_pb2
+from commerce.payment.v1 import events_pb2 as payment_events
+from commerce.payment.v1 import payment_pb2
 from mesh.bus import Bus
 from mesh.call import Call, Caller, Kind
 from mesh.database import Database, Statement
 from mesh.errors import FailedPrecondition, MeshError
+from mesh.events import Received
 from mesh.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
 from mesh.ids import new_id
 from mesh.outbox import Relay
+from mesh.recent import Recent
 from mesh.unit_of_work import UnitsOfWork
-from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
+from order_svc.domain import HeldLine, Hold, Order, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
-from order_svc.store import orders
+from order_svc.store import get, orders
 from order_svc.usecases import Placement, Placing, Saga
 from stack.servers import Servers
 from tests.services import migrated, new_key
@@ -101,7 +105,14 @@ async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Da
 def placement_of(database: Database, stock: Stock) -> Placement:
     """What one process of the order service places with. Events stay in the outbox: its relay is not started."""
     units = UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
-    return Placement(units, Wallets(), stock, payment_deadline=timedelta(minutes=15), hold_margin=timedelta(minutes=5))
+    return Placement(
+        units,
+        Wallets(),
+        stock,
+        recent=Recent(),
+        payment_deadline=timedelta(minutes=15),
+        hold_margin=timedelta(minutes=5),
+    )
 
 
 def placing(customer: UUID, key: str, products: Mapping[UUID, int]) -> Placing:
@@ -229,7 +240,7 @@ async def test_orders_are_placed_once_though_unused_holds_cannot_be_given_back(d
 
 async def test_who_is_cancelling_too_long_is_asked_about_again_and_once_in_that_time(database: Database) -> None:
     placement = placement_of(database, Stock())
-    saga, patience = Saga(placement._units), timedelta(minutes=5)
+    saga, patience = Saga(placement._units, placement._recent), timedelta(minutes=5)
     placed = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1}) for _ in range(3)])
     stuck, young, paid = (UUID(order.id) for order in placed if isinstance(order, order_pb2.Order))
     connection = await asyncpg.connect(database.url)
@@ -246,3 +257,49 @@ async def test_who_is_cancelling_too_long_is_asked_about_again_and_once_in_that_
     assert [(row["aggregate_id"], row["sequence"]) for row in asked] == [(stuck, 2)]
     assert events_pb2.OrderCancelling.FromString(asked[0]["payload"]).order.etag == "2"
     await connection.close()
+
+
+async def test_an_order_that_this_process_has_placed_is_confirmed_without_being_read(database: Database) -> None:
+    placement = placement_of(database, Stock())
+    saga, order_id = Saga(placement._units, placement._recent), await one_placed(placement)
+    before = database.statements
+    await hear(saga, "captured", order_id)
+    assert database.statements == before + 1
+    assert await status_of(database, order_id) == (Status.CONFIRMED, 2)
+
+
+@pytest.mark.parametrize(("said", "becomes"), [("captured", (Status.CANCELLING, 2)), ("voided", (Status.CANCELLED, 3))])
+async def test_news_of_an_order_that_another_process_has_changed_meanwhile_meet_what_it_is_now(
+    database: Database, said: str, becomes: tuple[Status, int]
+) -> None:
+    placement = placement_of(database, Stock())
+    here, there = (Saga(placement._units, recent) for recent in (placement._recent, Recent[UUID, Order]()))
+    order_id = await one_placed(placement)
+    call = placing(uuid4(), new_key(), {}).call
+    call.caller, call._to_wire = Caller(Kind.STAFF, "clerk"), lambda _: order_pb2.CancelOrderResponse()
+    await there.cancel_order(call, order_id, note="", etag="")
+    # Voided cannot be of an order that is not being cancelled, and captured would confirm it.
+    await hear(here, said, order_id)
+    assert await status_of(database, order_id) == becomes
+
+
+async def one_placed(placement: Placement) -> UUID:
+    """The id of a new order."""
+    (order,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1})])
+    assert isinstance(order, order_pb2.Order)
+    return UUID(order.id)
+
+
+async def hear(saga: Saga, said: str, order_id: UUID) -> None:
+    """News of an order's payment, as the consumer brings them."""
+    payment = payment_pb2.Payment(id=str(new_id()), order_id=str(order_id))
+    payload = payment_events.PaymentCaptured(payment=payment)
+    news = Received(new_id(), f"commerce.payment.{said}", UUID(payment.id), 2, "", payload)
+    await saga._units.carry_out(lambda work: saga.on_payment(work, [news]))
+
+
+async def status_of(database: Database, order_id: UUID) -> tuple[Status, int]:
+    """How an order stands, and its version."""
+    async with database.reading() as reading:
+        order = (await get(reading, [order_id]))[order_id]
+    return order.status, order.version

@@ -33,6 +33,7 @@ from payment_svc.charger import Charger, Settlement
 from payment_svc.domain import AmountNotPositive, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Unknown, Voided
 from payment_svc.providers.sandbox import Sandbox
+from payment_svc.store import get_order_payment
 from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments, Settlements
 from stack.servers import Servers
 from tests.services import eventually
@@ -62,13 +63,10 @@ class Process:
         await self.charger.abandon()
 
     async def placed(self, *orders: order_events.OrderPlaced) -> None:
-        async with self.payments._units.begin() as work:
-            await self.payments.on_orders(work, [received(ORDER_PLACED, each) for each in orders])
+        await self.heard(orders, [])
 
     async def cancelling(self, *orders: order_events.OrderPlaced) -> None:
-        events = [order_events.OrderCancelling(order=each.order) for each in orders]
-        async with self.payments._units.begin() as work:
-            await self.payments.on_orders(work, [received(ORDER_CANCELLING, each) for each in events])
+        await self.heard([], orders)
 
     async def heard(
         self, placed: Sequence[order_events.OrderPlaced], cancelling: Sequence[order_events.OrderPlaced]
@@ -76,8 +74,7 @@ class Process:
         """Both in one batch, as the consumer brings them."""
         news = [received(ORDER_PLACED, each) for each in placed]
         news += [received(ORDER_CANCELLING, order_events.OrderCancelling(order=each.order)) for each in cancelling]
-        async with self.payments._units.begin() as work:
-            await self.payments.on_orders(work, news)
+        await self.payments._units.carry_out(lambda work: self.payments.on_orders(work, news))
 
     async def idle(self) -> None:
         """Until the charger has nothing in hand."""
@@ -561,8 +558,8 @@ async def test_statements_do_not_grow_with_the_batch(house: House) -> None:
                 "commits": process.database.commits,
             }
         )
-    # Charging: insert; lock; payment, ledger and outbox in one. Cancelling: insert, lock, write; and settling again.
-    assert counts[0] == {"charge": 3, "charge, sandbox": 2, "refund": 5, "refund, sandbox": 3, "commits": 4}
+    # Charging: insert; payment, ledger and outbox in one. Cancelling: insert, lock, write; and settling again.
+    assert counts[0] == {"charge": 2, "charge, sandbox": 1, "refund": 4, "refund, sandbox": 3, "commits": 4}
     assert counts[1] == counts[0]
 
 
@@ -632,12 +629,31 @@ async def test_a_process_that_stops_waits_for_its_calls_and_takes_no_new_ones(ho
 async def test_an_answer_that_contradicts_the_books_changes_nothing(house: House) -> None:
     process, placed = await house.process(), order()
     await process.cancelling(placed)
-    payment_id = (await house.row(placed))["id"]
-    settlement = Settlement(payment_id, Due.CHARGE, Approved("ch_of_nobody"))
+    async with process.database.reading() as reading:
+        payment = await get_order_payment(reading, UUID(placed.order.id))
+    assert payment is not None
     with pytest.raises(ProviderContradiction):
-        await process.charger._settle(settlement)
+        await process.charger._settle(Settlement(payment, Due.CHARGE, Approved("ch_of_nobody")))
     assert await house.status(placed) == "VOIDED"
     assert await house.ledger(placed) == []
+
+
+async def test_an_answer_that_contradicts_only_what_this_process_knows_is_written_down(house: House) -> None:
+    here, there, placed = await house.process(Late, timeout=30), await house.process(), order("tok_slow")
+    await here.placed(placed)
+    await house.reached(placed)
+    async with here.database.reading() as reading:
+        known = await get_order_payment(reading, UUID(placed.order.id))
+    assert known is not None
+    await house.connection.execute(
+        "UPDATE payments SET cancel_requested = true, version = version + 1 WHERE id = $1", known.id
+    )
+    # Nobody has called off the payment that is known here, so no provider can say that it is voided.
+    voided = await there.charger._settle(Settlement(known, Due.CHARGE, Voided()))
+    assert (voided.status, voided.version) == ("VOIDED", known.version + 2)
+    assert await house.status(placed) == "VOIDED"
+    tell(here)
+    await here.charger.abandon()
 
 
 async def test_the_ledger_cannot_be_altered(house: House) -> None:

@@ -103,3 +103,24 @@ def _value(column: sa.Column[object]) -> str:
             return "now()"
         case _:
             return "1"
+
+
+async def test_rows_are_changed_in_the_order_in_which_they_are_given(room: tuple[str, asyncpg.Connection]) -> None:
+    """In that of the primary key: where rows are changed without a lock before, two batches must not deadlock."""
+    name, connection = room
+    changes = [
+        value
+        for value in vars(modules(name)[0]).values()
+        if isinstance(value, Statement) and value.sql.startswith("UPDATE") and "unnest" in value.sql
+    ]
+    assert bool(changes) == (name != "customer_svc")
+    for rows in (0, 10, 100, 2_000):
+        await _fill(connection, name, rows)
+        for change in changes:
+            update, *steps = await kept_plan(connection, change)
+            assert [update.split()[0], *(step.split()[1] for step in steps[:3])] == [
+                "Update",
+                "Nested",
+                "Function",
+                "Index",
+            ]

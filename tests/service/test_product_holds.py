@@ -11,6 +11,7 @@ import pytest
 from commerce.order.v1.events_pb2 import OrderConfirmed
 from mesh.errors import Unavailable
 from mesh.events import Received
+from mesh.unit_of_work import UnitOfWork
 from product_svc.domain import (
     Hold,
     HoldKeyReused,
@@ -358,3 +359,20 @@ async def deadlocks(here: Warehouse) -> int:
     await here.admin.execute("SELECT pg_stat_clear_snapshot()")
     count: int = await here.admin.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     return count
+
+
+@pytest.mark.parametrize(("there_does", "becomes"), [("release", HoldState.RELEASED), ("commit", HoldState.COMMITTED)])
+async def test_a_hold_that_another_process_has_settled_meanwhile_is_settled_once(
+    here: Warehouse, there: Warehouse, there_does: str, becomes: HoldState
+) -> None:
+    product = await here.product(10)
+    order_id, _ = [held(result).order_id for result in await here.reserve(wish({product: 4}), wish({product: 5}))]
+    await (there.release(order_id) if there_does == "release" else there.commit(order_id))
+    stock = await here.stock(product)
+
+    async def settle(work: UnitOfWork) -> dict[UUID, HoldState]:
+        return await here.holds.commit(work, [order_id])
+
+    assert await here.units.carry_out(settle) == {order_id: becomes}
+    assert await here.stock(product) == stock == ((10, 5) if there_does == "release" else (6, 5))
+    await here.require_balance(product)

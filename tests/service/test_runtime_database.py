@@ -31,7 +31,6 @@ from tests.service.runtime import (
 from tests.services import new_key
 
 ECHO = Statement(sa.select(sa.bindparam("number", type_=sa.Integer).label("number")))
-ADD_RECEIVED = BulkInsert(inbox.c.event_id, inbox.c.consumer)
 SLEEP = Statement(sa.select(sa.func.pg_sleep(60).label("slept")))
 
 
@@ -206,7 +205,7 @@ async def test_of_writes_that_are_sent_in_one_none_is_done_when_one_fails(scratc
         twice = (uuid4(), "test")
         async with here.database.transaction() as transaction:
             transaction.add(ADD_EFFECTS, [("never",)])
-            transaction.add(ADD_RECEIVED, [twice, twice], refusals={meaning: Taken})
+            transaction.add(BulkInsert(inbox.c.event_id, inbox.c.consumer, refusals={meaning: Taken}), [twice, twice])
 
     with pytest.raises(Taken):
         await fail("inbox_pkey")

@@ -1,0 +1,32 @@
+"""What a process has written last, for whoever in it needs the same next: it need not be read again.
+
+Such a value may have been changed by another process since. Whoever writes a successor of it lets the database decide
+(`mesh.database.unless_overtaken`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Key, Value]):
+    """Values by key, at most `most` of them: the oldest go first."""
+
+    def __init__(self, *, most: int = 4096) -> None:
+        self._most = most
+        self._values: dict[Key, Value] = {}
+
+    def put(self, values: Mapping[Key, Value]) -> None:
+        """Keep these; they must be committed."""
+        self._values |= values
+        for key in list(islice(self._values, max(0, len(self._values) - self._most))):
+            del self._values[key]
+
+    def take(self, keys: Iterable[Key]) -> dict[Key, Value]:
+        """Those that are there, and are no more afterwards: who fails with them will ask the database."""
+        return {key: self._values.pop(key) for key in keys if key in self._values}

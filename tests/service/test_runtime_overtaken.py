@@ -1,0 +1,161 @@
+"""What is written without a look: the database tells whether it still held, and it is done anew if not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+
+from mesh.database import Statement, overtaken, unless_overtaken
+from mesh.errors import Code, NotFound, Overtaken, Unavailable
+from mesh.unit_of_work import MOST_OVERTAKEN, UnitOfWork
+from stack.servers import Servers
+from tests.service.runtime import ADD_EFFECTS, Process, Scratch, do, effects, event, process, scratch_database
+
+CHANGE = Statement(
+    sa.update(effects)
+    .where(effects.c.seq == sa.bindparam("number", type_=sa.BigInteger))
+    .values(
+        note=unless_overtaken(
+            effects.c.note, sa.bindparam("known", type_=sa.String), sa.bindparam("new", type_=sa.String)
+        )
+    ),
+    refusals=overtaken(effects.c.note),
+)
+
+
+@pytest.fixture(scope="module")
+async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
+    async with scratch_database(servers) as made:
+        yield made
+
+
+@pytest.fixture
+async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    await scratch.empty()
+    async with process(scratch, servers) as started:
+        yield started
+
+
+async def row_with(scratch: Scratch, note: str) -> int:
+    """The number of a new row."""
+    return int(await scratch.admin.fetchval("INSERT INTO effects (note) VALUES ($1) RETURNING seq", note))
+
+
+async def test_a_row_that_is_as_it_is_known_is_written(scratch: Scratch, here: Process) -> None:
+    number = await row_with(scratch, "old")
+    async with here.units.begin() as work:
+        work.transaction.write(CHANGE, number=number, known="old", new="new")
+    assert await scratch.notes() == ["new"]
+
+
+async def test_a_row_that_has_changed_fails_the_transaction_as_a_whole(scratch: Scratch, here: Process) -> None:
+    number = await row_with(scratch, "newer")
+
+    async def change() -> None:
+        async with here.units.begin() as work:
+            work.transaction.add(ADD_EFFECTS, [("beside it",)])
+            work.transaction.write(CHANGE, number=number, known="old", new="new")
+            work.publish(event("test", uuid4(), 1))
+
+    with pytest.raises(Overtaken) as refusal:
+        await change()
+    assert (refusal.value.code, refusal.value.retry_after) == (Code.UNAVAILABLE, 0.0)
+    assert await scratch.notes() == ["newer"]
+    assert await scratch.count("mesh.outbox") == 0
+
+
+@pytest.mark.parametrize("outcome", ["COMMIT", "ROLLBACK"])
+async def test_a_change_under_way_is_waited_for_and_counts_if_it_is_committed(
+    scratch: Scratch, here: Process, outcome: str
+) -> None:
+    number = await row_with(scratch, "old")
+    another = await asyncpg.connect(scratch.url)
+    await another.execute("BEGIN")
+    await another.execute("UPDATE effects SET note = 'another' WHERE seq = $1", number)
+
+    async def change() -> None:
+        async with here.units.begin() as work:
+            work.transaction.write(CHANGE, number=number, known="old", new="new")
+
+    changing = asyncio.create_task(change())
+    await scratch.somebody_waits()
+    await another.execute(outcome)
+    await another.close()
+    if outcome == "COMMIT":
+        with pytest.raises(Overtaken):
+            await changing
+        assert await scratch.notes() == ["another"]
+    else:
+        await changing
+        assert await scratch.notes() == ["new"]
+
+
+async def test_what_was_overtaken_is_done_again_with_a_look(scratch: Scratch, here: Process) -> None:
+    number, looks = await row_with(scratch, "newer"), []
+
+    async def effect(work: UnitOfWork) -> str:
+        looks.append(work.again)
+        work.transaction.add(ADD_EFFECTS, [("beside it",)])
+        work.transaction.write(CHANGE, number=number, known="newer" if work.again else "old", new="new")
+        return "done"
+
+    assert await here.units.carry_out(effect) == "done"
+    assert looks == [False, True]
+    assert await scratch.notes() == ["new", "beside it"]
+
+
+async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_granted(
+    scratch: Scratch, here: Process
+) -> None:
+    async def effect(work: UnitOfWork) -> None:
+        await do(work, "again" if work.again else "at first")
+        if not work.again:
+            raise NotFound("it seems not to be there")
+
+    await here.units.carry_out(effect)
+    assert await scratch.notes() == ["again"]
+
+
+async def test_what_fails_with_a_look_has_failed(scratch: Scratch, here: Process) -> None:
+    looks = []
+
+    async def effect(work: UnitOfWork) -> None:
+        looks.append(work.again)
+        await do(work, "never")
+        raise NotFound("it is not there")
+
+    with pytest.raises(NotFound):
+        await here.units.carry_out(effect)
+    assert looks == [False, True]
+    assert await scratch.notes() == []
+
+
+async def test_a_part_that_does_not_answer_is_not_asked_again_at_once(here: Process) -> None:
+    looks = []
+
+    async def effect(work: UnitOfWork) -> None:
+        looks.append(work.again)
+        raise Unavailable("gone")
+
+    with pytest.raises(Unavailable):
+        await here.units.carry_out(effect)
+    assert looks == [False]
+
+
+async def test_who_is_overtaken_each_time_gives_up(scratch: Scratch, here: Process) -> None:
+    number, attempts = await row_with(scratch, "newer"), 0
+
+    async def effect(work: UnitOfWork) -> None:
+        nonlocal attempts
+        attempts += 1
+        work.transaction.write(CHANGE, number=number, known="old", new="new")
+
+    with pytest.raises(Overtaken):
+        await here.units.carry_out(effect)
+    assert attempts == 1 + MOST_OVERTAKEN
+    assert await scratch.notes() == ["newer"]
