@@ -13,11 +13,14 @@ from stack.errors import PortTaken
 _FIRST = 10_000
 """Below it are the well-known ports, and those that programs have for a default."""
 _LAST = 65_535
+_promised: set[int] = set()
+"""Ports that somebody in this process has been told are free, and may not listen on yet."""
 _GIVEN_TO_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return ports that nobody listens on, and that the kernel gives to nobody by itself.
+    """Return ports that nobody listens on, that nobody in this process was given or has asked for before, and that the
+    kernel gives to nobody by itself.
 
     They lie below the range for outgoing connections: a port of that range could be taken by one while the
     program that owns it is being started again. Where that leaves too few, as where it begins at 1024, the others
@@ -32,6 +35,8 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     with ExitStack() as held:
         while len(free) < count:
             port = next(candidates, None)
+            if port in _promised:
+                continue
             if port is None:
                 raise PortTaken(f"Besides {len(free)}, no port of {host} from {_FIRST} to {_LAST} is free.")
             listener = socket.socket()
@@ -44,11 +49,16 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
             else:
                 held.enter_context(listener)
                 free.append(port)
+    _promised.update(free)
     return free
 
 
 def require_free(host: str, port: int, *, remedy: str) -> None:
-    """Raise PortTaken if nobody could listen on the address now; `remedy` says what to do about it."""
+    """Raise PortTaken if nobody could listen on the address now; `remedy` says what to do about it.
+
+    `free_ports` gives its port to nobody then.
+    """
+    _promised.add(port)
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as listener:

@@ -17,6 +17,20 @@ def test_free_ports_differ_and_can_be_listened_on() -> None:
         require_free("127.0.0.1", port, remedy="")
 
 
+def test_a_port_that_somebody_was_told_is_free_is_given_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setattr(ports, "_FIRST", port)
+    monkeypatch.setattr(ports, "_LAST", port)
+    with pytest.raises(PortTaken):
+        free_ports(1)
+    monkeypatch.setattr(ports, "_promised", set())
+    assert free_ports(1) == [port]
+    monkeypatch.setattr(ports, "_promised", set())
+    require_free("127.0.0.1", port, remedy="")
+    with pytest.raises(PortTaken):
+        free_ports(1)
+
+
 @pytest.fixture
 def given_to_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that says which ports the kernel gives to connections."""
