@@ -13,7 +13,7 @@ from mesh.ids import new_id
 from mesh.trace import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mesh.settings import ServiceSettings
 
 Reply = TypeVar("Reply", bound="Message")
+Stub = TypeVar("Stub")
 
 SERVICE_CONFIG = json.dumps(
     {
@@ -46,17 +47,25 @@ SERVICE_CONFIG = json.dumps(
 
 
 class Peer:
-    """Another service, by all its addresses. Give `channel` to a stub and its methods to `ask`."""
+    """Another service, by all its addresses. Take a `stub` and give its methods to `ask`."""
 
     def __init__(self, service: str, target: Sequence[str], settings: ServiceSettings) -> None:
         self.service = service
         self._target = target
         self._tls: tuple[Path, Path, Path] = (settings.tls_ca, settings.tls_key, settings.tls_cert)
         self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[object, Any] = {}
+
+    def stub(self, kind: Callable[[grpc.aio.Channel], Stub]) -> Stub:
+        """The stub of a generated class. The channel is opened with the first one, inside the event loop."""
+        if kind not in self._stubs:
+            self._stubs[kind] = kind(self.channel)
+        made: Stub = self._stubs[kind]
+        return made
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """The channel, opened when first asked for, inside the event loop."""
+        """The channel."""
         if self._channel is None:
             ca, key, certificate = (path.read_bytes() for path in self._tls)
             self._channel = grpc.aio.secure_channel(
@@ -70,6 +79,7 @@ class Peer:
                     ("grpc.keepalive_timeout_ms", 5_000),
                     ("grpc.initial_reconnect_backoff_ms", 100),
                     ("grpc.max_reconnect_backoff_ms", 2_000),
+                    ("grpc.enable_channelz", 0),
                     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
                 ],
             )

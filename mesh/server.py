@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
+    ("grpc.enable_channelz", 0),
     # Pings that measure how much a connection could carry; calls here are small.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),

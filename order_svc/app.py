@@ -22,10 +22,9 @@ from mesh.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from mesh.unit_of_work import UnitsOfWork
 from order_svc.consumers import payment_events
-from order_svc.domain import Order
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.rpc import OrderService
-from order_svc.usecases import Placement, Reading, Saga
+from order_svc.usecases import Placed, Placement, Reading, Saga
 
 
 class Settings(ServiceSettings):
@@ -54,7 +53,7 @@ def build(settings: Settings) -> Service:
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
 
-    recent: Recent[UUID, Order] = Recent()
+    recent: Recent[UUID, Placed] = Recent()
     placement = Placement(
         units,
         CustomerPeer(customers),

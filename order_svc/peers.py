@@ -26,7 +26,7 @@ class CustomerPeer:
         self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
     ) -> list[PaymentMethod | MeshError]:
         """For each customer the payment method with that id, or the default one; an error where there is none."""
-        stub = customer_pb2_grpc.CustomerServiceStub(self._peer.channel)
+        stub = self._peer.stub(customer_pb2_grpc.CustomerServiceStub)
         request = customer_pb2.ResolvePaymentMethodsRequest(
             queries=[
                 customer_pb2.PaymentMethodQuery(
@@ -62,7 +62,7 @@ class StockPeer:
 
         A key that holds already gets its hold back, with the order id of its first attempt.
         """
-        stub = inventory_pb2_grpc.InventoryServiceStub(self._peer.channel)
+        stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
         expires = wire.timestamp(expire_time)
         request = inventory_pb2.ReserveStockRequest(
             reservations=[
@@ -87,7 +87,7 @@ class StockPeer:
 
     async def release(self, order_ids: Sequence[UUID]) -> None:
         """Give back what is held for these orders."""
-        stub = inventory_pb2_grpc.InventoryServiceStub(self._peer.channel)
+        stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
         await self._peer.ask(
             stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[str(each) for each in order_ids])
         )

@@ -86,6 +86,8 @@ class Made:
     method: PaymentMethod
 
 
+Placed = tuple[Order, order_pb2.Order]
+"""An order as it was placed, and its message."""
 Results = dict[int, order_pb2.Order | Exception]
 """What came of each placing, by its place in the batch."""
 
@@ -99,7 +101,7 @@ class Placement:
         customers: CustomerPeer,
         stock: StockPeer,
         *,
-        recent: Recent[UUID, Order],
+        recent: Recent[UUID, Placed],
         payment_deadline: timedelta,
         hold_margin: timedelta,
     ) -> None:
@@ -251,7 +253,7 @@ class Placement:
             store.add_orders(work.transaction, [each.order for each in made])
             for each in made:
                 work.publish(wire.placed(each.order, each.message, each.method), each.call.trace)
-        self._recent.put({each.order.id: each.order for each in made})
+        self._recent.put({each.order.id: (each.order, each.message) for each in made})
 
     async def _give_back(self, unused: Sequence[UUID]) -> None:
         """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells.
@@ -335,7 +337,7 @@ CAUSES = {
 class Saga:
     """Moves placed orders to their end: what the payment service says, what customers ask, what the clock says."""
 
-    def __init__(self, units: UnitsOfWork, recent: Recent[UUID, Order]) -> None:
+    def __init__(self, units: UnitsOfWork, recent: Recent[UUID, Placed]) -> None:
         """`recent` are the orders that `Placement` has placed in this process."""
         self._units = units
         self._recent = recent
@@ -368,7 +370,8 @@ class Saga:
         """
         now = _now()
         concerned = {parse_id(event.payload.payment.order_id) for event in events}
-        known = self._recent.take(concerned)
+        recent = self._recent.take(concerned)
+        known = {order_id: order for order_id, (order, _) in recent.items()}
         if others := concerned - known.keys():
             known |= await store.lock(work.transaction, others)
         orders = dict(known)
@@ -380,7 +383,8 @@ class Saga:
             order = orders[order_id].hear(CAUSES[event.type], parse_id(payment.id), now)
             if order is not orders[order_id]:
                 orders[order_id] = order
-                work.publish(wire.moved(order), event.traceparent)
+                message = wire.later(recent[order_id][1], order) if order_id in recent else wire.order(order)
+                work.publish(wire.moved(order, message), event.traceparent)
         store.write(work.transaction, ((known[order_id], order) for order_id, order in orders.items()), now)
 
     async def cancel_overdue(self, *, most: int = 256) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from commerce.order.v1 import events_pb2, order_pb2
@@ -9,6 +11,9 @@ from mesh import wire
 from mesh.events import Event
 from mesh.ids import parse_id
 from order_svc.domain import CancelReason, HoldWish, Order, PaymentMethod, Status
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 STATUSES = {
     Status.DRAFT: order_pb2.ORDER_STATUS_DRAFT,
@@ -34,7 +39,7 @@ RESOLUTIONS = {
 
 
 def order(value: Order) -> order_pb2.Order:
-    """An order as its readers see it."""
+    """An order as its readers see it; `later` makes it from the message of an earlier version."""
     return order_pb2.Order(
         id=str(value.id),
         customer_id=str(value.customer_id),
@@ -63,6 +68,17 @@ def order(value: Order) -> order_pb2.Order:
     )
 
 
+def later(message: order_pb2.Order, value: Order) -> order_pb2.Order:
+    """The message of an order, turned into that of a later version of it."""
+    message.status = STATUSES[value.status]
+    message.payment_id = str(value.payment_id) if value.payment_id else ""
+    message.cancel_reason = REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED
+    message.cancel_note = value.cancel_note
+    message.update_time.CopyFrom(wire.timestamp(value.update_time))
+    message.etag = str(value.version)
+    return message
+
+
 def lines(request: order_pb2.CreateOrderRequest) -> list[tuple[UUID, int]]:
     """Products and quantities as they were asked for."""
     return [(parse_id(line.product_id), line.quantity) for line in request.items]
@@ -88,20 +104,15 @@ def placed(value: Order, message: order_pb2.Order, method: PaymentMethod) -> Eve
     )
 
 
-def moved(value: Order) -> Event:
-    """The event of an order's new status."""
-    match value.status:
-        case Status.CONFIRMED:
-            return Event(
-                "commerce.order.confirmed", value.id, value.version, events_pb2.OrderConfirmed(order=order(value))
-            )
-        case Status.CANCELLING:
-            return Event(
-                "commerce.order.cancelling", value.id, value.version, events_pb2.OrderCancelling(order=order(value))
-            )
-        case Status.CANCELLED:
-            return Event(
-                "commerce.order.cancelled", value.id, value.version, events_pb2.OrderCancelled(order=order(value))
-            )
-        case status:
-            raise ValueError(f"no event tells of {status}")
+_MOVES: dict[Status, tuple[str, Callable[..., Message]]] = {
+    Status.CONFIRMED: ("commerce.order.confirmed", events_pb2.OrderConfirmed),
+    Status.CANCELLING: ("commerce.order.cancelling", events_pb2.OrderCancelling),
+    Status.CANCELLED: ("commerce.order.cancelled", events_pb2.OrderCancelled),
+}
+"""The events that tell of a new status."""
+
+
+def moved(value: Order, message: order_pb2.Order | None = None) -> Event:
+    """The event of an order's new status; `message` is its message if that is made already."""
+    event_type, payload = _MOVES[value.status]
+    return Event(event_type, value.id, value.version, payload(order=message or order(value)))

@@ -25,7 +25,7 @@ class OrderPeer:
 
     async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
         """What each order wants of its hold; for an order that was never placed, RELEASED, and it never will be."""
-        stub = order_pb2_grpc.OrderServiceStub(self._peer.channel)
+        stub = self._peer.stub(order_pb2_grpc.OrderServiceStub)
         request = order_pb2.ResolveHoldsRequest(order_ids=[str(each) for each in order_ids])
         reply = await self._peer.ask(stub.ResolveHolds, request)
         return {parse_id(each.order_id): _WISHES[each.resolution] for each in reply.decisions}

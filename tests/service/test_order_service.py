@@ -25,10 +25,10 @@ from mesh.ids import new_id
 from mesh.outbox import Relay
 from mesh.recent import Recent
 from mesh.unit_of_work import UnitsOfWork
-from order_svc.domain import HeldLine, Hold, Order, PaymentMethod, Status
+from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import get, orders
-from order_svc.usecases import Placement, Placing, Saga
+from order_svc.usecases import Placed, Placement, Placing, Saga
 from stack.servers import Servers
 from tests.services import migrated, new_key
 
@@ -273,7 +273,7 @@ async def test_news_of_an_order_that_another_process_has_changed_meanwhile_meet_
     database: Database, said: str, becomes: tuple[Status, int]
 ) -> None:
     placement = placement_of(database, Stock())
-    here, there = (Saga(placement._units, recent) for recent in (placement._recent, Recent[UUID, Order]()))
+    here, there = (Saga(placement._units, recent) for recent in (placement._recent, Recent[UUID, Placed]()))
     order_id = await one_placed(placement)
     call = placing(uuid4(), new_key(), {}).call
     call.caller, call._to_wire = Caller(Kind.STAFF, "clerk"), lambda _: order_pb2.CancelOrderResponse()

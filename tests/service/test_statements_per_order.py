@@ -25,10 +25,10 @@ from mesh.outbox import Relay
 from mesh.paging import Pages
 from mesh.recent import Recent
 from mesh.unit_of_work import UnitsOfWork
-from order_svc.domain import HeldLine, Hold, Order, PaymentMethod, Status
+from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
-from order_svc.usecases import Placement, Placing, Saga
+from order_svc.usecases import Placed, Placement, Placing, Saga
 from product_svc.domain import Hold as ProductHold
 from product_svc.domain import HoldState, NewProduct, Reservation
 from product_svc.usecases import Catalogue, Holds
@@ -115,7 +115,7 @@ async def test_statements_per_order_fall_with_the_batch(databases: tuple[Databas
         for name, database in (("order", order_database), ("product", product_database))
     )
     holds, others_holds = (Holds(product_units, NoOrders(), low_stock_threshold=0) for _ in range(2))
-    recent: Recent[UUID, Order] = Recent()
+    recent: Recent[UUID, Placed] = Recent()
     saga, others_saga = Saga(units, recent), Saga(units, Recent())
     placement = Placement(
         units,
