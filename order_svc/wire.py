@@ -40,23 +40,10 @@ RESOLUTIONS = {
 
 def order(value: Order) -> order_pb2.Order:
     """An order as its readers see it; `later` makes it from the message of an earlier version."""
-    return order_pb2.Order(
+    message = order_pb2.Order(
         id=str(value.id),
         customer_id=str(value.customer_id),
         status=STATUSES[value.status],
-        items=[
-            order_pb2.OrderItem(
-                id=str(item.id),
-                product_id=str(item.product_id),
-                sku=item.sku,
-                name=item.name,
-                quantity=item.quantity,
-                unit_price=wire.money(item.unit_price, value.currency),
-                line_total=wire.money(item.line_total, value.currency),
-            )
-            for item in value.items
-        ],
-        total_amount=wire.money(value.total, value.currency),
         payment_method_id=str(value.payment_method_id),
         payment_id=str(value.payment_id) if value.payment_id else "",
         order_date=wire.timestamp(value.order_date),
@@ -66,6 +53,18 @@ def order(value: Order) -> order_pb2.Order:
         update_time=wire.timestamp(value.update_time),
         etag=str(value.version),
     )
+    wire.put_money(message.total_amount, value.total, value.currency)
+    for item in value.items:
+        line = message.items.add(
+            id=str(item.id),
+            product_id=str(item.product_id),
+            sku=item.sku,
+            name=item.name,
+            quantity=item.quantity,
+        )
+        wire.put_money(line.unit_price, item.unit_price, value.currency)
+        wire.put_money(line.line_total, item.line_total, value.currency)
+    return message
 
 
 def later(message: order_pb2.Order, value: Order) -> order_pb2.Order:

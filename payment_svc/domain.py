@@ -205,9 +205,7 @@ class Payment:
     @property
     def due(self) -> Due | None:
         """What is to be asked of the provider next; none when the payment is settled."""
-        if self.status is PaymentStatus.PENDING:
-            return Due.VOID if self.cancel_requested else Due.CHARGE
-        return Due.REFUND if self.cancel_requested and self.status in HOLDING else None
+        return _due(self.status, cancel_requested=self.cancel_requested)
 
     @property
     def refundable(self) -> Decimal:
@@ -279,12 +277,32 @@ class Payment:
         if self.status is not PaymentStatus.PENDING:
             raise ProviderContradiction(self, said)
 
-    def _moved(self, now: datetime, until: datetime, **changes: Any) -> Payment:
-        moved = replace(self, **changes, attempts=0, version=self.version + 1)
-        pending = moved.status is PaymentStatus.PENDING
+    def _moved(
+        self,
+        now: datetime,
+        until: datetime,
+        *,
+        status: PaymentStatus | None = None,
+        cancel_requested: bool = False,
+        **changes: Any,
+    ) -> Payment:
+        status = status or self.status
+        cancel_requested = cancel_requested or self.cancel_requested
+        pending = status is PaymentStatus.PENDING
         return replace(
-            moved,
-            token=moved.token if pending else "",
-            next_attempt_time=until if moved.due else None,
+            self,
+            status=status,
+            cancel_requested=cancel_requested,
+            token=self.token if pending else "",
+            attempts=0,
+            next_attempt_time=until if _due(status, cancel_requested=cancel_requested) else None,
             process_time=None if pending else self.process_time or now,
+            version=self.version + 1,
+            **changes,
         )
+
+
+def _due(status: PaymentStatus, *, cancel_requested: bool) -> Due | None:
+    if status is PaymentStatus.PENDING:
+        return Due.VOID if cancel_requested else Due.CHARGE
+    return Due.REFUND if cancel_requested and status in HOLDING else None

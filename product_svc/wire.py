@@ -125,22 +125,15 @@ def reservation_result(outcome: Hold | Exception) -> inventory_pb2.ReservationRe
         return inventory_pb2.ReservationResult(error=status.to_status(outcome))
     if isinstance(outcome, Exception):
         raise outcome
-    return inventory_pb2.ReservationResult(
-        hold=inventory_pb2.Hold(
-            order_id=str(outcome.order_id),
-            lines=[
-                inventory_pb2.HoldLine(
-                    product_id=str(line.product_id),
-                    sku=line.sku,
-                    name=line.name,
-                    quantity=line.quantity,
-                    unit_price=wire.money(line.unit_price, line.currency),
-                )
-                for line in outcome.lines
-            ],
-            expire_time=wire.timestamp(outcome.expire_time),
+    result = inventory_pb2.ReservationResult()
+    result.hold.order_id = str(outcome.order_id)
+    result.hold.expire_time.CopyFrom(wire.timestamp(outcome.expire_time))
+    for line in outcome.lines:
+        held = result.hold.lines.add(
+            product_id=str(line.product_id), sku=line.sku, name=line.name, quantity=line.quantity
         )
-    )
+        wire.put_money(held.unit_price, line.unit_price, line.currency)
+    return result
 
 
 def hold_result(order_id: UUID, state: HoldState | None) -> inventory_pb2.HoldResult:
