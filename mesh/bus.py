@@ -53,6 +53,16 @@ class Message(NamedTuple):
     headers: dict[str, str]
 
 
+_BLANKS = " \t\n\r\v\f"
+
+
+@lru_cache(maxsize=256)
+def _name_in(text: str) -> str | None:
+    """The name of a header, as it is received before the colon; none when it is no name."""
+    name = text.strip(_BLANKS)
+    return name if name.isascii() and name == "".join(name.split()) else None
+
+
 class _Client(Client):
     """The client of nats-py, which sends many messages as one, and whose `flush` means what it says.
 
@@ -80,6 +90,16 @@ class _Client(Client):
         await self._send_command(data)
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # As nats-py does (2.16), which takes three times as long: it looks at each character of each name anew.
+        fields = (line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n"))
+        return {
+            name: value.strip(_BLANKS)
+            for text, colon, value in fields
+            if colon and (name := _name_in(text)) is not None
+        }
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(future or asyncio.get_running_loop().create_future())

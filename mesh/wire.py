@@ -35,8 +35,15 @@ def amount(value: Money) -> Decimal:
 
 def timestamp(moment: datetime) -> Timestamp:
     """An aware moment, to the microsecond."""
+    made = Timestamp()
+    put_time(made, moment)
+    return made
+
+
+def put_time(target: Timestamp, moment: datetime) -> None:
+    """Make `target`, the field of a message, that moment; see `put_money`."""
     since = moment - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
+    target.seconds, target.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1000
 
 
 def moment(stamp: Timestamp) -> datetime:

@@ -63,22 +63,12 @@ class StockPeer:
         A key that holds already gets its hold back, with the order id of its first attempt.
         """
         stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
-        expires = wire.timestamp(expire_time)
-        request = inventory_pb2.ReserveStockRequest(
-            reservations=[
-                inventory_pb2.Reservation(
-                    order_id=str(order_id),
-                    hold_key=key,
-                    customer_id=str(customer_id),
-                    lines=[
-                        inventory_pb2.ReservationLine(product_id=str(product_id), quantity=quantity)
-                        for product_id, quantity in quantities.items()
-                    ],
-                    expire_time=expires,
-                )
-                for order_id, key, customer_id, quantities in wanted
-            ]
-        )
+        request = inventory_pb2.ReserveStockRequest()
+        for order_id, key, customer_id, quantities in wanted:
+            reservation = request.reservations.add(order_id=str(order_id), hold_key=key, customer_id=str(customer_id))
+            wire.put_time(reservation.expire_time, expire_time)
+            for product_id, quantity in quantities.items():
+                reservation.lines.add(product_id=str(product_id), quantity=quantity)
         reply = await self._peer.ask(stub.ReserveStock, request, calls=calls)
         return [
             status.from_status(result.error) if result.HasField("error") else _hold(result.hold)

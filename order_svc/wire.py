@@ -46,14 +46,14 @@ def order(value: Order) -> order_pb2.Order:
         status=STATUSES[value.status],
         payment_method_id=str(value.payment_method_id),
         payment_id=str(value.payment_id) if value.payment_id else "",
-        order_date=wire.timestamp(value.order_date),
-        payment_deadline=wire.timestamp(value.payment_deadline),
         cancel_reason=REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED,
         cancel_note=value.cancel_note,
-        update_time=wire.timestamp(value.update_time),
         etag=str(value.version),
     )
     wire.put_money(message.total_amount, value.total, value.currency)
+    wire.put_time(message.order_date, value.order_date)
+    wire.put_time(message.payment_deadline, value.payment_deadline)
+    wire.put_time(message.update_time, value.update_time)
     for item in value.items:
         line = message.items.add(
             id=str(item.id),
@@ -73,7 +73,7 @@ def later(message: order_pb2.Order, value: Order) -> order_pb2.Order:
     message.payment_id = str(value.payment_id) if value.payment_id else ""
     message.cancel_reason = REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED
     message.cancel_note = value.cancel_note
-    message.update_time.CopyFrom(wire.timestamp(value.update_time))
+    wire.put_time(message.update_time, value.update_time)
     message.etag = str(value.version)
     return message
 

@@ -53,20 +53,22 @@ def _of_order(order: order_pb2.Order, provider: str, token: str) -> NewPayment:
 
 def payment(value: Payment) -> payment_pb2.Payment:
     """A payment as its readers see it."""
-    return payment_pb2.Payment(
+    message = payment_pb2.Payment(
         id=str(value.id),
         order_id=str(value.order_id),
         customer_id=str(value.customer_id),
-        amount=wire.money(value.amount, value.currency),
-        refunded_amount=wire.money(value.refunded_amount, value.currency),
         status=STATUSES[value.status],
         provider=value.provider,
         provider_reference=value.provider_reference,
         failure_reason=value.failure_reason,
-        create_time=wire.timestamp(value.create_time),
-        process_time=wire.timestamp(value.process_time) if value.process_time else None,
         etag=str(value.version),
     )
+    wire.put_money(message.amount, value.amount, value.currency)
+    wire.put_money(message.refunded_amount, value.refunded_amount, value.currency)
+    wire.put_time(message.create_time, value.create_time)
+    if value.process_time:
+        wire.put_time(message.process_time, value.process_time)
+    return message
 
 
 def captured(value: Payment) -> Event:

@@ -84,28 +84,36 @@ def stock_change(request: inventory_pb2.UpdateStockRequest) -> StockChange:
 
 def stock(value: Stock) -> inventory_pb2.Stock:
     """The stock as staff see it."""
-    return inventory_pb2.Stock(
-        product_id=str(value.product_id),
-        on_hand=value.on_hand,
-        reserved=value.reserved,
-        available=value.available,
-        update_time=wire.timestamp(value.update_time),
-    )
+    message = inventory_pb2.Stock()
+    _put_stock(message, value)
+    return message
+
+
+def _put_stock(message: inventory_pb2.Stock, value: Stock) -> None:
+    message.product_id = str(value.product_id)
+    message.on_hand = value.on_hand
+    message.reserved = value.reserved
+    message.available = value.available
+    wire.put_time(message.update_time, value.update_time)
 
 
 def movement(value: Movement) -> inventory_pb2.StockMovement:
     """A row of the ledger."""
-    return inventory_pb2.StockMovement(
-        id=str(value.id),
-        product_id=str(value.product_id),
-        delta=value.delta,
-        on_hand_after=value.on_hand_after,
-        reason=REASONS[value.reason],
-        order_id=str(value.order_id) if value.order_id else "",
-        note=value.note,
-        create_time=wire.timestamp(value.create_time),
-        actor=value.actor,
-    )
+    message = inventory_pb2.StockMovement()
+    _put_movement(message, value)
+    return message
+
+
+def _put_movement(message: inventory_pb2.StockMovement, value: Movement) -> None:
+    message.id = str(value.id)
+    message.product_id = str(value.product_id)
+    message.delta = value.delta
+    message.on_hand_after = value.on_hand_after
+    message.reason = REASONS[value.reason]
+    message.order_id = str(value.order_id) if value.order_id else ""
+    message.note = value.note
+    message.actor = value.actor
+    wire.put_time(message.create_time, value.create_time)
 
 
 def reservation(message: inventory_pb2.Reservation) -> Reservation:
@@ -127,7 +135,7 @@ def reservation_result(outcome: Hold | Exception) -> inventory_pb2.ReservationRe
         raise outcome
     result = inventory_pb2.ReservationResult()
     result.hold.order_id = str(outcome.order_id)
-    result.hold.expire_time.CopyFrom(wire.timestamp(outcome.expire_time))
+    wire.put_time(result.hold.expire_time, outcome.expire_time)
     for line in outcome.lines:
         held = result.hold.lines.add(
             product_id=str(line.product_id), sku=line.sku, name=line.name, quantity=line.quantity
@@ -150,14 +158,11 @@ def product_created(value: Product) -> Event:
 
 def stock_changed(value: Stock, movements: Sequence[Movement]) -> Event:
     """The event of the movements that led to this stock."""
-    return Event(
-        "commerce.product.stock_changed",
-        value.product_id,
-        value.version,
-        events_pb2.StockChanged(
-            product_id=str(value.product_id), stock=stock(value), movements=[movement(each) for each in movements]
-        ),
-    )
+    payload = events_pb2.StockChanged(product_id=str(value.product_id))
+    _put_stock(payload.stock, value)
+    for each in movements:
+        _put_movement(payload.movements.add(), each)
+    return Event("commerce.product.stock_changed", value.product_id, value.version, payload)
 
 
 def stock_low(value: Stock, threshold: int) -> Event:
