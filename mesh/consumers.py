@@ -159,7 +159,8 @@ class Consumer:
     async def _apply(self, batch: Sequence[Msg]) -> list[Exception | None]:
         """Apply a batch in one transaction. Raises, with nothing done, when any event of it fails."""
         received = {event.id: event for event in map(self._decode, batch)}
-        self.applied += await self._units.carry_out(partial(self._apply_fresh, received))
+        applied = await self._units.carry_out(partial(self._apply_fresh, received))
+        self.applied += applied
         self.batches += 1
         return [None] * len(batch)
 

@@ -104,7 +104,7 @@ def unless_overtaken(
     """For an UPDATE: the `new` value of a column if it has the `known` one, or else none, which its NOT NULL refuses.
 
     So a row can be written without being read or locked before, and the transaction fails as a whole when another one
-    has changed it since: `overtaken` says so in the statement's refusals.
+    has changed it since: `overtaken` says so in the statement's refusals. A row that is gone is not noticed.
     """
     return sa.case((column == known, new))
 
