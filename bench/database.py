@@ -13,13 +13,15 @@ from stack.servers import DATABASES
 
 _LOOK = re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)
 """What a relay looks for events with."""
+_INBOX = re.compile(r"(WITH .*\) )?INSERT INTO mesh.inbox ", re.DOTALL)
+"""What a consumer records a batch with, alone or after what the batch has written."""
 HOT_PATHS = {
     "placing orders": ("orders", re.compile(r"WITH part0 AS \(INSERT INTO mesh.idempotency ")),
-    "order: payment events": ("orders", re.compile("INSERT INTO mesh.inbox ")),
-    "payment: order events": ("payment", re.compile("INSERT INTO mesh.inbox ")),
-    "product: order events": ("product", re.compile("INSERT INTO mesh.inbox ")),
-    "charging": ("payment", re.compile("INSERT INTO sandbox.charges ")),
-    "settling payments": ("payment", re.compile("SELECT payments.*WHERE payments.id .*FOR UPDATE", re.DOTALL)),
+    "order: payment events": ("orders", _INBOX),
+    "payment: order events": ("payment", _INBOX),
+    "product: order events": ("product", _INBOX),
+    "charging": ("payment", re.compile(r"(WITH .*\) )?INSERT INTO sandbox.charges ", re.DOTALL)),
+    "settling payments": ("payment", re.compile(r"WITH part0 AS \(UPDATE payments SET ")),
     "order: relay": ("orders", _LOOK),
     "payment: relay": ("payment", _LOOK),
     "product: relay": ("product", _LOOK),

@@ -180,8 +180,7 @@ class Consumer:
             if events_of_it:
                 await apply(work, events_of_it)
         if not work.again:
-            # Last, so that it goes out with what the use cases write.
-            work.transaction.add(RECORD, inbox_rows)
+            work.caused_by(RECORD, inbox_rows)
         return len(received)
 
     def _decode(self, message: Msg) -> Received[Any]:

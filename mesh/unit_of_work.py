@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mesh import idempotency, outbox
-from mesh.database import Transaction
+from mesh.database import BulkInsert, Transaction
 from mesh.errors import NOBODYS_FAULT, Overtaken
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MOST_OVERTAKEN = 3
 class UnitOfWork:
     """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
 
-    __slots__ = ("_events", "_replies", "again", "transaction")
+    __slots__ = ("_causes", "_events", "_replies", "again", "transaction")
 
     def __init__(self, transaction: Transaction, *, again: bool = False) -> None:
         self.transaction = transaction
@@ -35,10 +35,15 @@ class UnitOfWork:
         """Whether an attempt before this one has failed: what that took for granted is to be looked up now."""
         self._events: list[tuple[Event, str]] = []
         self._replies: list[tuple[bytes, bytes]] = []
+        self._causes: list[tuple[BulkInsert, Iterable[Sequence[Any]]]] = []
 
     def publish(self, event: Event, trace: Trace | str = "") -> None:
         """Publish `event` once this has committed; `trace` is what caused it."""
         self._events.append((event, trace if isinstance(trace, str) else trace.traceparent))
+
+    def caused_by(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
+        """Write down what led to this: after all else, so that the statement's count of rows is that of the causes."""
+        self._causes.append((statement, rows))
 
     def remember(self, call: Call, result: object) -> None:
         """Store the reply for `result` under the call's key."""
@@ -55,6 +60,8 @@ class UnitOfWork:
         for digest, reply in self._replies:
             self.transaction.write(idempotency.SETTLE, key_digest=digest, key_reply=reply)
         self.transaction.add(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
+        for statement, rows in self._causes:
+            self.transaction.add(statement, rows)
         return bool(self._events)
 
 

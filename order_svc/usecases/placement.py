@@ -1,4 +1,4 @@
-"""What the order service can do. Transactions begin and end here, and none is open while another service is asked."""
+"""Placing orders, in groups: stock is held, then the orders are committed with their events and replies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -14,39 +14,19 @@ import structlog
 from commerce.order.v1 import order_pb2
 from mesh import idempotency
 from mesh.errors import InvalidArgument, MeshError, Unimplemented, Violation
-from mesh.events import Received
 from mesh.group_commit import GroupCommit
 from mesh.idempotency import IdempotencyKeyReused, Replay
-from mesh.ids import new_id, parse_id
-from mesh.paging import Pages
+from mesh.ids import new_id
 from order_svc import store, wire
-from order_svc.domain import (
-    WISHES,
-    CancelReason,
-    Cause,
-    CustomerNotFound,
-    Hold,
-    HoldLost,
-    HoldWish,
-    Order,
-    OrderNotFound,
-    PaymentMethod,
-    Status,
-    merged,
-    placed,
-)
+from order_svc.domain import CustomerNotFound, Hold, HoldLost, Order, PaymentMethod, Status, merged, placed
 
 if TYPE_CHECKING:
     from mesh.call import Call
     from mesh.recent import Recent
-    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.unit_of_work import UnitsOfWork
     from order_svc.peers import CustomerPeer, StockPeer
 
 log = structlog.get_logger(__name__)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(slots=True)
@@ -198,7 +178,7 @@ class Placement:
             return []
         holds = await self._stock.reserve(
             [(each.order_id, each.hold_key, each.customer_id, each.quantities) for _, each, _ in payable],
-            _now() + self._deadline + self._hold_margin,
+            datetime.now(UTC) + self._deadline + self._hold_margin,
             [placing.call for _, placing, _ in payable],
         )
         ready = []
@@ -212,7 +192,7 @@ class Placement:
     def _make(self, ready: Sequence[Ready], results: Results) -> list[Made]:
         """The orders that are to be written; those who cannot have one get their result."""
         made: list[Made] = []
-        now = _now()
+        now = datetime.now(UTC)
         for each in ready:
             try:
                 order = placed(
@@ -264,7 +244,7 @@ class Placement:
             return
         try:
             async with self._units.begin() as work:
-                statuses = await store.abandon_unknown(work.transaction, unused, _now())
+                statuses = await store.abandon_unknown(work.transaction, unused, datetime.now(UTC))
             if orphans := [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]:
                 await self._stock.release(orphans)
         except Exception:
@@ -276,146 +256,3 @@ def _as_twin(twin: Placing, first: Placing, result: order_pb2.Order | Exception)
     if twin.call.key != first.call.key:
         return IdempotencyKeyReused()
     return result if isinstance(result, Exception) else Replay(first.call.encode(result))
-
-
-class Reading:
-    """Orders as their customers and staff read them."""
-
-    def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
-        self._units = units
-        self._pages = pages
-        self.reads: GroupCommit[UUID, Order] = GroupCommit("order reads", self._read, rest=0.005)
-
-    async def get_order(self, call: Call, order_id: UUID) -> Order:
-        """One order. Raises OrderNotFound, also for a stranger's."""
-        order = await self.reads.submit(order_id)
-        call.caller.own(order.customer_id, OrderNotFound(order_id))
-        return order
-
-    async def _read(self, batch: Sequence[UUID]) -> list[Order | Exception]:
-        """The batch behind `get_order`: what is asked for while one look is under way is found by the next."""
-        async with self._units.database.reading() as reading:
-            found = await store.get(reading, set(batch))
-        return [found.get(order_id) or OrderNotFound(order_id) for order_id in batch]
-
-    async def list_orders(
-        self, call: Call, *, customer_id: UUID | None, status: Status | None, page_size: int, page_token: str
-    ) -> tuple[list[Order], str]:
-        """A page of the caller's orders (staff: anyone's), newest first, and the token of the next one.
-
-        Raises CustomerNotFound when a customer asks for another's.
-        """
-        if not call.caller.is_staff:
-            customer_id = customer_id or call.caller.customer_id
-        if customer_id is not None:
-            call.caller.own(customer_id, CustomerNotFound(customer_id))
-        scope = f"orders\0{customer_id}\0{status}"
-        size = self._pages.size(page_size)
-        position = self._pages.position(scope, page_token)
-        async with self._units.database.reading() as reading:
-            found = await store.list_orders(
-                reading,
-                customer_id=customer_id,
-                status=status,
-                before=parse_id(position[0]) if position else None,
-                most=size + 1,
-            )
-        if len(found) <= size:
-            return found, ""
-        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
-
-
-CAUSES = {
-    "commerce.payment.captured": Cause.CAPTURED,
-    "commerce.payment.declined": Cause.DECLINED,
-    "commerce.payment.voided": Cause.VOIDED,
-    "commerce.payment.refunded": Cause.REFUNDED,
-}
-"""What the events of the payment service mean to an order."""
-
-
-class Saga:
-    """Moves placed orders to their end: what the payment service says, what customers ask, what the clock says."""
-
-    def __init__(self, units: UnitsOfWork, recent: Recent[UUID, Placed]) -> None:
-        """`recent` are the orders that `Placement` has placed in this process."""
-        self._units = units
-        self._recent = recent
-
-    async def cancel_order(self, call: Call, order_id: UUID, *, note: str, etag: str) -> Order:
-        """Begin to cancel; what is cancelled or being cancelled stays as it is.
-
-        Raises OrderNotFound, EtagMismatch, or OrderState once it is too late.
-        """
-        reason = CancelReason.STAFF_REQUEST if call.caller.is_staff else CancelReason.CUSTOMER_REQUEST
-        now = _now()
-        async with self._units.once(call) as work:
-            order = (await store.lock(work.transaction, [order_id])).get(order_id)
-            if order is None:
-                raise OrderNotFound(order_id)
-            call.caller.own(order.customer_id, OrderNotFound(order_id))
-            order.require_etag(etag)
-            cancelling = order.cancel(reason, note, now)
-            if cancelling is not order:
-                store.write(work.transaction, [(order, cancelling)], now)
-                work.publish(wire.moved(cancelling), call.trace)
-            work.remember(call, cancelling)
-        return cancelling
-
-    async def on_payment(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
-        """What became of orders' money, causes before effects.
-
-        Orders that this process has placed a moment ago are taken to be as they were then; the others are locked, all
-        at once. Raises OrderNotFound or OrderState when the news cannot be: such an event is parked.
-        """
-        now = _now()
-        concerned = {parse_id(event.payload.payment.order_id) for event in events}
-        recent = self._recent.take(concerned)
-        known = {order_id: order for order_id, (order, _) in recent.items()}
-        if others := concerned - known.keys():
-            known |= await store.lock(work.transaction, others)
-        orders = dict(known)
-        for event in events:
-            payment = event.payload.payment
-            order_id = parse_id(payment.order_id)
-            if order_id not in orders:
-                raise OrderNotFound(order_id)
-            order = orders[order_id].hear(CAUSES[event.type], parse_id(payment.id), now)
-            if order is not orders[order_id]:
-                orders[order_id] = order
-                message = wire.later(recent[order_id][1], order) if order_id in recent else wire.order(order)
-                work.publish(wire.moved(order, message), event.traceparent)
-        store.write(work.transaction, ((known[order_id], order) for order_id, order in orders.items()), now)
-
-    async def cancel_overdue(self, *, most: int = 256) -> bool:
-        """Begin to cancel orders that were not paid in time; whether there may be more."""
-        now = _now()
-        async with self._units.begin() as work:
-            overdue = await store.lock_overdue(work.transaction, now, most)
-            cancelling = [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue]
-            store.write(work.transaction, zip(overdue, cancelling, strict=True), now)
-            for order in cancelling:
-                work.publish(wire.moved(order))
-        return len(overdue) == most
-
-    async def cancel_again(self, patience: timedelta, *, most: int = 256) -> bool:
-        """Ask the payment service again about orders that are cancelling for `patience`; whether there may be more.
-
-        Its answer, or the question, may be parked among the dead letters; it answers as often as it is asked.
-        """
-        now = _now()
-        async with self._units.begin() as work:
-            stuck = await store.lock_cancelling(work.transaction, now - patience, most)
-            cancelling = [order.still_cancelling(now) for order in stuck]
-            store.write(work.transaction, zip(stuck, cancelling, strict=True), now)
-            for order in cancelling:
-                work.publish(wire.moved(order))
-        if stuck:
-            log.warning("orders still cancelling", orders=[str(order.id) for order in stuck])
-        return len(stuck) == most
-
-    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldWish]:
-        """What each order wants of its hold. For an order that was never placed, to release it: it never will be."""
-        async with self._units.begin() as work:
-            statuses = await store.abandon_unknown(work.transaction, order_ids, _now())
-        return {order_id: WISHES[status] for order_id, status in statuses.items()}

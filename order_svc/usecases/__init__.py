@@ -1,0 +1,7 @@
+"""What the order service can do. Transactions begin and end here, and none is open while another service is asked."""
+
+from order_svc.usecases.placement import Placed, Placement, Placing
+from order_svc.usecases.reading import Reading
+from order_svc.usecases.saga import Saga
+
+__all__ = ["Placed", "Placement", "Placing", "Reading", "Saga"]

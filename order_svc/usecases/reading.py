@@ -1,0 +1,64 @@
+"""Reading orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from mesh.group_commit import GroupCommit
+from mesh.ids import parse_id
+from order_svc import store
+from order_svc.domain import CustomerNotFound, Order, OrderNotFound, Status
+
+if TYPE_CHECKING:
+    from mesh.call import Call
+    from mesh.paging import Pages
+    from mesh.unit_of_work import UnitsOfWork
+
+
+class Reading:
+    """Orders as their customers and staff read them."""
+
+    def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
+        self._units = units
+        self._pages = pages
+        self.reads: GroupCommit[UUID, Order] = GroupCommit("order reads", self._read, rest=0.005)
+
+    async def get_order(self, call: Call, order_id: UUID) -> Order:
+        """One order. Raises OrderNotFound, also for a stranger's."""
+        order = await self.reads.submit(order_id)
+        call.caller.own(order.customer_id, OrderNotFound(order_id))
+        return order
+
+    async def _read(self, batch: Sequence[UUID]) -> list[Order | Exception]:
+        """The batch behind `get_order`: what is asked for while one look is under way is found by the next."""
+        async with self._units.database.reading() as reading:
+            found = await store.get(reading, set(batch))
+        return [found.get(order_id) or OrderNotFound(order_id) for order_id in batch]
+
+    async def list_orders(
+        self, call: Call, *, customer_id: UUID | None, status: Status | None, page_size: int, page_token: str
+    ) -> tuple[list[Order], str]:
+        """A page of the caller's orders (staff: anyone's), newest first, and the token of the next one.
+
+        Raises CustomerNotFound when a customer asks for another's.
+        """
+        if not call.caller.is_staff:
+            customer_id = customer_id or call.caller.customer_id
+        if customer_id is not None:
+            call.caller.own(customer_id, CustomerNotFound(customer_id))
+        scope = f"orders\0{customer_id}\0{status}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        async with self._units.database.reading() as reading:
+            found = await store.list_orders(
+                reading,
+                customer_id=customer_id,
+                status=status,
+                before=parse_id(position[0]) if position else None,
+                most=size + 1,
+            )
+        if len(found) <= size:
+            return found, ""
+        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
