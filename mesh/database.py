@@ -252,7 +252,8 @@ class Transaction:
             violated = error.constraint_name or f"{error.table_name}.{error.column_name}"
             for statement in statements:
                 if refusal := statement.refusals.get(violated):
-                    raise refusal from error
+                    # Without what the database says of it, which may show the row, and secrets in it.
+                    raise refusal from None
             raise
 
 

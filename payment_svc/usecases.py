@@ -24,7 +24,7 @@ from payment_svc.domain import (
     PaymentStatus,
     ProviderNotFound,
 )
-from payment_svc.providers import Approved, Declined, Refunded, Voided
+from payment_svc.providers import Approved, Declined, Refunded, Unsettled, Voided
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -190,7 +190,8 @@ class Settlements:
     async def _settle(self, batch: Sequence[Settlement], work: UnitOfWork) -> list[Payment | Exception]:
         now = _now()
         known = {each.payment.id: each.payment for each in batch}
-        if work.again:
+        # A payment of which nothing was learnt keeps its token, and PostgreSQL shows the row that it refuses.
+        if work.again or any(isinstance(each.outcome, Unsettled) for each in batch):
             known = await store.lock_payments(work.transaction, known)
         after = dict(known)
         entries: list[Entry] = []

@@ -656,6 +656,24 @@ async def test_an_answer_that_contradicts_only_what_this_process_knows_is_writte
     await here.charger.abandon()
 
 
+async def test_a_row_that_holds_a_token_is_locked_and_never_refused_by_the_database(house: House) -> None:
+    here, placed = await house.process(Late, timeout=30), order("tok_slow")
+    await here.placed(placed)
+    await house.reached(placed)
+    async with here.database.reading() as reading:
+        known = await get_order_payment(reading, UUID(placed.order.id))
+    assert known is not None
+    await house.connection.execute(
+        "UPDATE payments SET cancel_requested = true, version = version + 1 WHERE id = $1", known.id
+    )
+    before = here.database.statements
+    payment = await here.charger._settle(Settlement(known, Due.CHARGE, Unknown("no answer")))
+    assert (payment.version, payment.due) == (known.version + 1, Due.VOID)
+    assert here.database.statements == before + 1, "it was looked up, and is as it was found"
+    tell(here)
+    await here.charger.abandon()
+
+
 async def test_the_ledger_cannot_be_altered(house: House) -> None:
     process, placed = await house.process(), order()
     await process.placed(placed)
