@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
 
 from mesh import idempotency, outbox
 from mesh.database import BulkInsert, Transaction
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mesh.trace import Trace
 
 R = TypeVar("R")
+
+log = structlog.get_logger(__name__)
 
 MOST_OVERTAKEN = 3
 """How often one effect is done anew when others keep overtaking it."""
@@ -88,7 +91,8 @@ class UnitsOfWork:
         transaction fail with Overtaken when that is not so any more. Whatever it fails with may come of that, so it is
         done `again`, and has to look then. Raises Overtaken when others come first each time.
         """
-        for attempt in count():
+        attempt = 0
+        while True:
             try:
                 async with self.begin(again=attempt > 0) as work:
                     return await effect(work)
@@ -97,10 +101,12 @@ class UnitsOfWork:
                     raise
             except NOBODYS_FAULT:
                 raise
-            except Exception:
+            except Exception as error:
                 if attempt > 0:
                     raise
-        raise AssertionError("unreachable")
+                # By its kind alone: what the database says of a row may hold secrets.
+                log.info("done again", error=type(error).__name__)
+            attempt += 1
 
     @asynccontextmanager
     async def once(self, call: Call) -> AsyncIterator[UnitOfWork]:

@@ -107,6 +107,18 @@ class House:
         assert row is not None
         return row
 
+    async def payment(self, order: order_events.OrderPlaced) -> Payment:
+        """The payment as a process would know it."""
+        async with self.sandbox_database.reading() as reading:
+            found = await get_order_payment(reading, UUID(order.order.id))
+        assert found is not None
+        return found
+
+    async def call_off(self, order: order_events.OrderPlaced) -> None:
+        """Call the payment off, as another process would."""
+        change = "UPDATE payments SET cancel_requested = true, version = version + 1 WHERE order_id = $1"
+        await self.connection.execute(change, UUID(order.order.id))
+
     async def status(self, order: order_events.OrderPlaced) -> str:
         return str((await self.row(order))["status"])
 
@@ -629,9 +641,7 @@ async def test_a_process_that_stops_waits_for_its_calls_and_takes_no_new_ones(ho
 async def test_an_answer_that_contradicts_the_books_changes_nothing(house: House) -> None:
     process, placed = await house.process(), order()
     await process.cancelling(placed)
-    async with process.database.reading() as reading:
-        payment = await get_order_payment(reading, UUID(placed.order.id))
-    assert payment is not None
+    payment = await house.payment(placed)
     with pytest.raises(ProviderContradiction):
         await process.charger._settle(Settlement(payment, Due.CHARGE, Approved("ch_of_nobody")))
     assert await house.status(placed) == "VOIDED"
@@ -642,12 +652,8 @@ async def test_an_answer_that_contradicts_only_what_this_process_knows_is_writte
     here, there, placed = await house.process(Late, timeout=30), await house.process(), order("tok_slow")
     await here.placed(placed)
     await house.reached(placed)
-    async with here.database.reading() as reading:
-        known = await get_order_payment(reading, UUID(placed.order.id))
-    assert known is not None
-    await house.connection.execute(
-        "UPDATE payments SET cancel_requested = true, version = version + 1 WHERE id = $1", known.id
-    )
+    known = await house.payment(placed)
+    await house.call_off(placed)
     # Nobody has called off the payment that is known here, so no provider can say that it is voided.
     voided = await there.charger._settle(Settlement(known, Due.CHARGE, Voided()))
     assert (voided.status, voided.version) == ("VOIDED", known.version + 2)
@@ -660,12 +666,8 @@ async def test_a_row_that_holds_a_token_is_locked_and_never_refused_by_the_datab
     here, placed = await house.process(Late, timeout=30), order("tok_slow")
     await here.placed(placed)
     await house.reached(placed)
-    async with here.database.reading() as reading:
-        known = await get_order_payment(reading, UUID(placed.order.id))
-    assert known is not None
-    await house.connection.execute(
-        "UPDATE payments SET cancel_requested = true, version = version + 1 WHERE id = $1", known.id
-    )
+    known = await house.payment(placed)
+    await house.call_off(placed)
     before = here.database.statements
     payment = await here.charger._settle(Settlement(known, Due.CHARGE, Unknown("no answer")))
     assert (payment.version, payment.due) == (known.version + 1, Due.VOID)

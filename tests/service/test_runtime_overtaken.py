@@ -9,6 +9,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from mesh.database import Statement, overtaken, unless_overtaken
 from mesh.errors import Code, NotFound, Overtaken, Unavailable
@@ -117,8 +118,10 @@ async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_gr
         if not work.again:
             raise NotFound("it seems not to be there")
 
-    await here.units.carry_out(effect)
+    with capture_logs() as lines:
+        await here.units.carry_out(effect)
     assert await scratch.notes() == ["again"]
+    assert [(line["event"], line["error"]) for line in lines] == [("done again", "NotFound")]
 
 
 async def test_what_fails_with_a_look_has_failed(scratch: Scratch, here: Process) -> None:
