@@ -24,7 +24,6 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.schema import CreateTable
 
 from bench import machine, processes
-from bench.calibration import scratch_database
 from bench.consumer import AREA, EVENT, SERVICE, Done, Work, heard
 from bench.result import rounded
 from bench.run import Watcher
@@ -41,6 +40,7 @@ _BEFORE = 1_000
 """What the consumer has applied in its first life."""
 _STREAM = events.stream_of(EVENT)
 _IN_FLIGHT = 512
+_DATABASE = "bench_scratch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +93,22 @@ async def drain(target: Target, watcher: Watcher, *, count: int = BACKLOG) -> Dr
 
 @asynccontextmanager
 async def _scratch(target: Target) -> AsyncIterator[tuple[asyncpg.Connection, str]]:
-    """An empty database with an inbox and the table of the effect."""
-    async with scratch_database(target) as url:
-        connection = await asyncpg.connect(url)
+    """A database of its own in the mesh's PostgreSQL, with an inbox and the table of the effect; gone afterwards."""
+    server = await target.connect("postgres")
+    try:
+        await server.execute(f"DROP DATABASE IF EXISTS {_DATABASE} WITH (FORCE)")
+        await server.execute(f"CREATE DATABASE {_DATABASE}")
         try:
+            connection = await target.connect(_DATABASE)
             await connection.execute(f"CREATE SCHEMA {schema.inbox.schema}")
             for table in (schema.inbox, heard):
                 await connection.execute(_definition(table))
-            yield connection, url
-        finally:
+            yield connection, target.url_for(_DATABASE)
             await connection.close()
+        finally:
+            await server.execute(f"DROP DATABASE {_DATABASE} WITH (FORCE)")
+    finally:
+        await server.close()
 
 
 def _definition(table: sa.Table) -> str:

@@ -1,4 +1,4 @@
-"""What the machine and its parts can do at most, measured beside every load; results are ratios to these.
+"""What the machine and its parts can do at most, measured before and after a load; results are ratios to the means.
 
 E  calls a second of a bare grpc.aio echo, as JSON through an Envoy of its own: no TLS, no tokens, no services. The same
    driver and number of connections as the load.
@@ -29,7 +29,6 @@ from stack.ports import free_ports
 
 SECONDS = 4.0
 WARM_UP_S = 1.0
-_SCRATCH = "bench_scratch"
 _READY_WITHIN_S = 20.0
 
 
@@ -42,13 +41,17 @@ class Calibration:
     transactions: float
     """R."""
 
+    def mean(self, other: Calibration) -> Calibration:
+        """The machine is faster or slower by a fifth from one minute to the next, so one look says little."""
+        return Calibration((self.echo_calls + other.echo_calls) / 2, (self.transactions + other.transactions) / 2)
 
-async def calibrate(target: Target, driver: Driver, connections: int) -> Calibration:
-    """Measure both, one after the other, while nothing else is under way."""
-    return Calibration(await _echo(driver, connections), await _transactions(target))
+
+async def calibrate(target: Target, driver: Driver, connections: int, seconds: float = SECONDS) -> Calibration:
+    """Measure both for that long, one after the other, while nothing else is under way."""
+    return Calibration(await _echo(driver, connections, seconds), await _transactions(target, seconds))
 
 
-async def _echo(driver: Driver, connections: int) -> float:
+async def _echo(driver: Driver, connections: int, seconds: float) -> float:
     request = b'{"text":"%b"}' % (b"x" * 64)
     head = b"POST /v1/echo HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(
         request
@@ -60,7 +63,7 @@ async def _echo(driver: Driver, connections: int) -> float:
             users=[b""],
             actions=[Action(kind="echo", requests=[(head, request)])],
             connections=connections,
-            seconds=WARM_UP_S + SECONDS,
+            seconds=WARM_UP_S + seconds,
             mark="echo",
         )
         begins: list[float] = []
@@ -68,7 +71,7 @@ async def _echo(driver: Driver, connections: int) -> float:
     if tally.failures:
         raise StackError(f"The echo behind Envoy failed: {dict(tally.failures)}.")
     begin = begins[0] + WARM_UP_S
-    return tally.answers["echo"].between(begin, begin + SECONDS) / SECONDS
+    return tally.answers["echo"].between(begin, begin + seconds) / seconds
 
 
 @asynccontextmanager
@@ -185,31 +188,15 @@ def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-@asynccontextmanager
-async def scratch_database(target: Target) -> AsyncIterator[str]:
-    """The URL of an empty database in the mesh's PostgreSQL, gone afterwards."""
-    server = await target.connect("postgres")
-    try:
-        await server.execute(f"DROP DATABASE IF EXISTS {_SCRATCH} WITH (FORCE)")
-        await server.execute(f"CREATE DATABASE {_SCRATCH}")
-        try:
-            yield target.url_for(_SCRATCH)
-        finally:
-            await server.execute(f"DROP DATABASE {_SCRATCH} WITH (FORCE)")
-    finally:
-        await server.close()
-
-
-async def _transactions(target: Target) -> float:
-    async with scratch_database(target) as url:
-        # In a process of its own, so that what the bench does besides is not in its way.
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "bench.transactions"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        # The URL holds a password: other users see the arguments of a process.
-        said, _ = await process.communicate(url.encode())
-        if process.returncode:
-            raise StackError("The one-order transactions could not be measured.")
-        return float(said)
+async def _transactions(target: Target, seconds: float) -> float:
+    # In a process of its own, so that what the bench does besides is not in its way.
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "bench.transactions", str(seconds)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    # The URL holds a password: other users see the arguments of a process.
+    said, _ = await process.communicate(target.url_for("postgres").encode())
+    if process.returncode:
+        raise StackError("The one-order transactions could not be measured.")
+    return float(said)

@@ -84,10 +84,11 @@ def figures(series: Series) -> Iterator[Figure]:
 
 
 def _ratio(series: Series, name: str, run: str, least: float) -> Figure:
-    orders, calibration = series.ordered(run), series.runs[run].calibration
-    assert calibration is not None, "the series measures none without"
-    ratio = orders.settled_per_second / calibration.transactions
-    measured = f"{ratio:.3f} R ({orders.settled_per_second:,.0f}/s, R = {calibration.transactions:,.0f}/s)"
+    settled = series.ordered(run).settled_per_second
+    calibration, ratio = series.runs[run].calibration, series.runs[run].settled_of_transactions
+    if calibration is None or ratio is None:
+        raise AssertionError("the series measures none without yardsticks")
+    measured = f"{ratio:.3f} R ({settled:,.0f}/s, R = {calibration.transactions:,.0f}/s)"
     return Figure(name, f"≥ {least:g} R", measured, ratio >= least)
 
 

@@ -118,7 +118,7 @@ def _orders(result: Result) -> Table | None:
         return None
     table = _facts()
     table.add_row("accepted", f"{orders.accepted_per_second:,.1f} orders/s")
-    of_r = f" = {orders.settled_of_transactions:.3f} R" if orders.settled_of_transactions is not None else ""
+    of_r = f" = {result.settled_of_transactions:.3f} R" if result.settled_of_transactions is not None else ""
     table.add_row("settled", f"[bold]{orders.settled_per_second:,.1f} orders/s{of_r}[/bold]")
     table.add_row("drained", f"{orders.drain_seconds:.2f} s after the load")
     if orders.cost:

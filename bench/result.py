@@ -81,8 +81,6 @@ class Ordered:
     settled_per_second: float
     """Confirmed within the window, by the time at which the order service wrote so. Of the hot product: all that was
     sold, over the time until the last of it was confirmed."""
-    settled_of_transactions: float | None
-    """The same as a ratio to R."""
     settling: Latency | None
     """From placed to confirmed."""
     drain_seconds: float
@@ -97,10 +95,10 @@ class Result:
 
     terms: Terms
     machine: Mapping[str, object]
-    calibration: Calibration | None
     requests: Mapping[str, Asked]
     failures: Mapping[str, int]
     """By kind, status and reason."""
+    calibration: Calibration | None = None
     sold_out_refusals: int = 0
     orders: Ordered | None = None
     cpu_seconds: Mapping[str, float]
@@ -117,9 +115,16 @@ class Result:
     """How many cores the rest of the machine was busy with meanwhile: of a good measurement, next to none."""
     breaches: list[str] = field(default_factory=list)
 
+    @property
+    def settled_of_transactions(self) -> float | None:
+        """Settled orders a second as a ratio to R; None without orders or yardsticks."""
+        if self.orders is None or self.calibration is None:
+            return None
+        return self.orders.settled_per_second / self.calibration.transactions
+
     def as_json(self) -> dict[str, Any]:
         """For programs: plain values, with four digits that mean something."""
-        content: dict[str, Any] = rounded(asdict(self))
+        content: dict[str, Any] = rounded(asdict(self) | {"settled_of_transactions": self.settled_of_transactions})
         return content
 
 

@@ -1,4 +1,7 @@
-"""One run against a running mesh: calibrate, open a shop, drive the load, wait for its end, check the sums."""
+"""One run against a running mesh: open a shop, drive the load, wait for its end, check the sums.
+
+What the machine can do is measured before and after.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
 from bench import machine, processes
-from bench.calibration import Calibration, calibrate
+from bench.calibration import SECONDS, Calibration, calibrate
 from bench.database import Counters, DatabaseCost, Outboxes
 from bench.driver import Action, Driver, Plan, Tally
 from bench.latency import Latency
@@ -62,10 +65,8 @@ class Wish:
     """`hot`: how much of the one product there is; by default about as much as is sold in the time."""
     products: int = PRODUCTS
     """How many different ones are bought and read."""
-    calibration: Calibration | None = None
-    """One that was made just before; None to make one."""
     calibrated: bool = True
-    """Whether there is to be one at all."""
+    """Whether the yardsticks are measured, before the load and after it."""
 
     @property
     def connections(self) -> int:
@@ -76,14 +77,18 @@ class Wish:
 async def run(target: Target, wish: Wish, watcher: Watcher) -> Result:
     """Carry out a run. Raises StackError when it cannot be; breaches are in the result."""
     async with _Instruments.open(target, wish.driver_workers) as instruments:
-        calibration = wish.calibration
-        if calibration is None and wish.calibrated:
+
+        async def measure() -> Calibration | None:
+            if not wish.calibrated:
+                return None
             watcher.tell("measuring what the machine can do")
-            calibration = await calibrate(target, instruments.driver, wish.connections)
+            return await calibrate(target, instruments.driver, wish.connections, min(SECONDS, wish.seconds))
+
+        before = await measure()
         stock = None
         if wish.scenario is Scenario.HOT:
             # About as much as is sold in the time, by the figure to reach or a guess at it.
-            expected = 0.25 * calibration.transactions if calibration else 300.0
+            expected = 0.25 * before.transactions if before else 300.0
             stock = wish.stock or int(expected * wish.seconds)
         shop = await Shop.open(
             target,
@@ -105,7 +110,9 @@ async def run(target: Target, wish: Wish, watcher: Watcher) -> Result:
             stock=stock,
             rate_limit=target.rate_limit,
         )
-        return await _Run(terms, target, shop, instruments, calibration, watcher).carry_out()
+        result = await _Run(terms, target, shop, instruments, watcher).carry_out()
+        after = await measure()
+        return replace(result, calibration=before.mean(after)) if before and after else result
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +159,6 @@ class _Run:
         target: Target,
         shop: Shop,
         instruments: _Instruments,
-        calibration: Calibration | None,
         watcher: Watcher,
     ) -> None:
         self._terms = terms
@@ -161,7 +167,6 @@ class _Run:
         self._driver = instruments.driver
         self._outboxes = instruments.outboxes
         self._books = Books(target, shop, instruments.streams, instruments.outboxes)
-        self._calibration = calibration
         self._watcher = watcher
         self._pids = target.pids
         self._begin = 0.0
@@ -203,7 +208,6 @@ class _Run:
         return Result(
             terms=self._terms,
             machine=described,
-            calibration=self._calibration,
             requests={
                 kind: Asked(
                     per_second=answers.between(begin, end) / (end - begin),
@@ -300,7 +304,6 @@ class _Run:
             confirmed=len(confirmed),
             accepted_per_second=tally.answers["place"].between(begin, end) / (end - begin),
             settled_per_second=settled,
-            settled_of_transactions=settled / self._calibration.transactions if self._calibration else None,
             settling=Latency.of((order.updated - order.placed).total_seconds() for order in confirmed),
             drain_seconds=max(0.0, (max(order.updated for order in orders.values()) - moment(ended)).total_seconds()),
             cost=Cost(

@@ -38,6 +38,16 @@ async def test_a_load_of_orders_is_settled_and_its_sums_hold(mesh: RunningMesh) 
     assert told["terms"]["rate_limit"] == 200
 
 
+async def test_a_load_is_measured_against_the_yardsticks(mesh: RunningMesh) -> None:
+    told = json.loads(
+        await mesh_command("bench", "orders", "--concurrency", "2", "--duration", "1", "--json", state=mesh.state)
+    )
+    assert told["breaches"] == []
+    assert told["calibration"]["echo_calls"] > 0
+    ratio = told["orders"]["settled_per_second"] / told["calibration"]["transactions"]
+    assert told["settled_of_transactions"] == pytest.approx(ratio, rel=1e-2)
+
+
 async def test_exactly_the_stock_of_a_hot_product_is_sold(mesh: RunningMesh) -> None:
     told = await bench(mesh, "hot", "--concurrency", "16", "--duration", "5", "--stock", "40")
     assert told["orders"]["confirmed"] == 40

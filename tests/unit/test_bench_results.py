@@ -41,7 +41,7 @@ def result(*, settled: float = 1000.0) -> Result:
         failures={},
         orders=Ordered(
             placed=10, confirmed=10, accepted_per_second=settled, settled_per_second=settled,
-            settled_of_transactions=settled / 2000, settling=latency, drain_seconds=0,
+            settling=latency, drain_seconds=0,
             cost=Cost(
                 cpu_ms=dict.fromkeys(PROCESSES, 0.5), cpu_ms_total=1.5, statements=1, commits=1, log_bytes=1000
             ),

@@ -1,0 +1,35 @@
+"""The yardstick of the bench: one-order transactions by the bare driver."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from bench import transactions
+from stack.servers import Servers
+from tests.service.runtime import new_database
+
+
+async def test_transactions_are_counted_and_nothing_of_them_stays(servers: Servers) -> None:
+    async with new_database(servers) as url:
+        connection = await asyncpg.connect(url)
+        # As one leaves it that was killed.
+        await connection.execute("CREATE SCHEMA bench_scratch; CREATE TABLE bench_scratch.orders (id text)")
+        assert await transactions.rate(url, warm_up=0, seconds=0.2) > 0
+        assert await _tables(connection) == []
+        await connection.close()
+
+
+async def test_nothing_stays_of_transactions_that_fail(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "_OUTBOX", "INSERT INTO nowhere VALUES ($1, $2, $3)")
+    async with new_database(servers) as url:
+        with pytest.raises(ExceptionGroup):
+            await transactions.rate(url, warm_up=0, seconds=0.2)
+        connection = await asyncpg.connect(url)
+        assert await _tables(connection) == []
+        await connection.close()
+
+
+async def _tables(connection: asyncpg.Connection) -> list[str]:
+    rows = await connection.fetch("SELECT relname FROM pg_stat_user_tables")
+    return [row["relname"] for row in rows]
