@@ -16,11 +16,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import protovalidate
 import structlog
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from mesh import access, status
+from mesh import access, status, validation
 from mesh.call import ANYBODY, Call, Caller, Kind
 from mesh.errors import (
     Code,
@@ -81,7 +80,7 @@ def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, i
     handler = _serving(servicer) if servicer is not None else _unimplemented(method)
     if is_change(method):
         handler = _idempotency(handler)
-    handler = _validation(handler)
+    handler = _validation(handler, method)
     handler = _access(handler, rule)
     handler = _identity(handler, policy.tokens)
     handler = _deadline(handler, policy.default_timeout)
@@ -175,17 +174,18 @@ def _access(behind: Handler, rule: access_pb2.Access.ValueType) -> Handler:
     return check_access
 
 
-def _validation(behind: Handler) -> Handler:
-    async def validation(request: Message, call: Call, context: Context) -> Message | bytes:
-        violations = protovalidate.collect_violations(request)
-        if violations:
+def _validation(behind: Handler, method: MethodDescriptor) -> Handler:
+    violations_of = validation.violations_of(method.input_type)
+
+    async def validate(request: Message, call: Call, context: Context) -> Message | bytes:
+        if violations := violations_of(request):
             raise InvalidArgument(
                 "the request is not valid",
                 violations=[Violation(_path(violation.proto), violation.proto.message) for violation in violations],
             )
         return await behind(request, call, context)
 
-    return validation
+    return validate
 
 
 def _path(violation: Any) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import protovalidate
 import pytest
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from hypothesis import given
@@ -17,6 +18,7 @@ from commerce.customer.v1 import customer_pb2, session_pb2
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
+from mesh import validation
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 LINE = {"productId": ID, "quantity": 1}
@@ -258,9 +260,14 @@ def test_no_uuid_is_taken_for_a_card_number(made: UUID) -> None:
         assert [refusals(request) for request, _ in (*with_text(text), *about_goods(text))] == [set()] * 7
 
 
+def violations_of(request: Message) -> list[protovalidate.Violation]:
+    """What is wrong with it."""
+    return list(validation.violations_of(cast("Descriptor", request.DESCRIPTOR))(request))
+
+
 def refusals(request: Message) -> set[str]:
     """The fields that are refused."""
-    return {named(violation.proto) for violation in protovalidate.collect_violations(request)}
+    return {named(violation.proto) for violation in violations_of(request)}
 
 
 def cases(table: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -269,12 +276,12 @@ def cases(table: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 @pytest.mark.parametrize(("message", "body"), cases(GOOD))
 def test_a_sound_request_passes(message: type[Message], body: dict[str, Any]) -> None:
-    protovalidate.validate(ParseDict(body, message()))
+    assert violations_of(ParseDict(body, message())) == []
 
 
 @pytest.mark.parametrize(("message", "body", "field"), cases(BAD))
 def test_a_bad_request_is_refused_and_the_field_named(message: type[Message], body: dict[str, Any], field: str) -> None:
-    violations = protovalidate.collect_violations(ParseDict(body, message()))
+    violations = violations_of(ParseDict(body, message()))
     assert {named(violation.proto) for violation in violations} == {field}
     assert all(violation.proto.message for violation in violations)
 
