@@ -156,6 +156,27 @@ def test_what_is_not_understood_is_left_to_protovalidate(rules: validate_pb2.Fie
     assert validation.violations_of(type_of(made)) == protovalidate.collect_violations
 
 
+def test_a_rule_of_ones_own_is_not_understood_whatever_its_name() -> None:
+    file = descriptor_pb2.FileDescriptorProto(
+        name="tests/validation/own.proto",
+        package="tests.validation",
+        syntax="proto2",
+        dependency=["buf/validate/validate.proto"],
+    )
+    file.extension.add(
+        name="uuid",
+        number=50_000,
+        extendee=".buf.validate.StringRules",
+        type=Field.TYPE_BOOL,
+        label=Field.LABEL_OPTIONAL,
+    )
+    descriptor_pool.Default().Add(file)
+    own: Any = descriptor_pool.Default().FindExtensionByName("tests.validation.uuid")
+    rules = Rules()
+    rules.string.Extensions[own] = True
+    assert validation.check_of(type_of(message_with(rules, Field.TYPE_STRING))) is None
+
+
 PRESENCE = list(
     itertools.product(
         [Rules(string=validate_pb2.StringRules(uuid=True)), Rules()],
