@@ -100,11 +100,13 @@ async def _scratch(target: Target) -> AsyncIterator[tuple[asyncpg.Connection, st
         await server.execute(f"CREATE DATABASE {_DATABASE}")
         try:
             connection = await target.connect(_DATABASE)
-            await connection.execute(f"CREATE SCHEMA {schema.inbox.schema}")
-            for table in (schema.inbox, heard):
-                await connection.execute(_definition(table))
-            yield connection, target.url_for(_DATABASE)
-            await connection.close()
+            try:
+                await connection.execute(f"CREATE SCHEMA {schema.inbox.schema}")
+                for table in (schema.inbox, heard):
+                    await connection.execute(_definition(table))
+                yield connection, target.url_for(_DATABASE)
+            finally:
+                await connection.close()
         finally:
             await server.execute(f"DROP DATABASE {_DATABASE} WITH (FORCE)")
     finally:

@@ -28,6 +28,7 @@ from stack.errors import StackError
 from stack.ports import free_ports
 
 SECONDS = 4.0
+"""How long each is measured, of loads that are not shorter."""
 WARM_UP_S = 1.0
 _READY_WITHIN_S = 20.0
 
@@ -46,7 +47,7 @@ class Calibration:
         return Calibration((self.echo_calls + other.echo_calls) / 2, (self.transactions + other.transactions) / 2)
 
 
-async def calibrate(target: Target, driver: Driver, connections: int, seconds: float = SECONDS) -> Calibration:
+async def calibrate(target: Target, driver: Driver, connections: int, seconds: float) -> Calibration:
     """Measure both for that long, one after the other, while nothing else is under way."""
     return Calibration(await _echo(driver, connections, seconds), await _transactions(target, seconds))
 

@@ -73,7 +73,6 @@ def _of_field(field: FieldDescriptor, above: tuple[Descriptor, ...]) -> list[Che
     """The checks of a message that come of one of its fields; none when any value of it will do."""
     rules = field.GetOptions().Extensions[validate_pb2.field]
     kind = rules.WhichOneof("type")
-    _only(rules, {"cel", "required", "ignore", kind})
     if rules.ignore == validate_pb2.IGNORE_ALWAYS:
         return []
     if field.is_repeated:
@@ -134,10 +133,10 @@ def _of_value(field: FieldDescriptor, kind: str, rules: Message) -> list[Check]:
     if kind == "bytes":
         _only(rules, {"min_len", "max_len"})
         return _lengths(rules, "min_len", "max_len")
-    if kind == "enum" and field.enum_type is not None:
+    if isinstance(rules, validate_pb2.EnumRules) and field.enum_type is not None:
         _only(rules, {"defined_only", "not_in"})
-        known, wrong = set(field.enum_type.values_by_number), set(rules.not_in)  # type: ignore[attr-defined]
-        if not _set(rules, "defined_only"):
+        known, wrong = set(field.enum_type.values_by_number), set(rules.not_in)
+        if not rules.defined_only:
             return [lambda number: number not in wrong]
         return [(known - wrong).__contains__]
     if kind in _COUNTS:
@@ -195,7 +194,7 @@ def _all(checks: Sequence[Check]) -> Check:
         return checks[0]
 
     def every(value: Any) -> bool:
-        for check in checks:  # noqa: SIM110 - a generator would take half as long again
+        for check in checks:  # noqa: SIM110 - a generator takes twice as long
             if not check(value):
                 return False
         return True

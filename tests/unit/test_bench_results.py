@@ -124,3 +124,7 @@ def test_batches_are_rows_by_call_of_what_was_run_in_between() -> None:
     cost = DatabaseCost.between(before, after)
     assert (cost.statements, cost.commits, cost.log_bytes) == (14, 5, 500)
     assert cost.batches == {"placing orders": 20.0}
+
+
+def test_the_yardsticks_are_the_mean_of_two_looks() -> None:
+    assert Calibration(2000, 4000).mean(Calibration(4000, 5000)) == Calibration(3000, 4500)
