@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import nats.js.api as js
@@ -44,8 +43,8 @@ M = TypeVar("M", bound="Message")
 
 MAX_ATTEMPTS = 8
 """Failures of one event before it is parked."""
-MAX_BATCH = 256
-MAX_UNACKNOWLEDGED = 16 * MAX_BATCH
+MAX_BATCH = 512
+MAX_UNACKNOWLEDGED = 8 * MAX_BATCH
 """Events of one consumer that may be out for delivery in all its processes. More wait in the stream, which also bounds
 what is handed back again and again while a database is down."""
 ACK_WAIT_S = 5
@@ -83,9 +82,21 @@ Types with the same `apply` come to it together, in that order: for what must lo
 
 
 class Consumer:
-    """Applies the events of one area to a service. All processes of the service share the work."""
+    """Applies the events of one area to a service. All processes of the service share the work.
 
-    def __init__(self, service: str, area: str, handlers: Handlers, *, bus: Bus, units: UnitsOfWork) -> None:
+    Between two batches it rests for `rest` seconds: the less anybody waits for its effects, the longer it may.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        area: str,
+        handlers: Handlers,
+        *,
+        bus: Bus,
+        units: UnitsOfWork,
+        rest: float = tasks.REST_S,
+    ) -> None:
         self.name = f"{service}-{area}"
         self.applied = 0
         """Events applied by this process so far."""
@@ -95,6 +106,7 @@ class Consumer:
         self._handlers = handlers
         self._bus = bus
         self._units = units
+        self._rest = rest
         self._failures: dict[str, int] = {}
         self._stream = stream_of(f"commerce.{area}.")
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
@@ -115,7 +127,6 @@ class Consumer:
 
     async def _run(self) -> None:
         while batch := await self._deliveries.take(MAX_BATCH):
-            began = monotonic()
             try:
                 await self._consume(batch)
             except Exception:
@@ -123,7 +134,7 @@ class Consumer:
                 # delivered again, and those that were applied meet the inbox.
                 log.exception("events not acknowledged", consumer=self.name, count=len(batch))
             if self._deliveries.in_hand < MAX_BATCH:
-                await tasks.rest(monotonic() - began)
+                await self._deliveries.gather(self._rest)
 
     async def _ensure(self) -> None:
         """Make streams and consumer if they are not there: NATS may have come back with an empty store."""

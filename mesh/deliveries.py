@@ -78,6 +78,10 @@ class Deliveries:
                 self._failed(error)
         return batch
 
+    async def gather(self, seconds: float) -> None:
+        """Let messages come together for so long, or until `end`."""
+        await tasks.is_set_within(seconds, self._ended)
+
     def end(self) -> None:
         """Nothing more is taken."""
         self._ended.set()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -187,14 +186,14 @@ class Relay:
                 self._woken.clear()
                 if datetime.now(UTC) >= maintenance:
                     maintenance = datetime.now(UTC) + await self._maintain(connection)
-                began = monotonic()
                 rows = await self._look(connection)
                 if rows:
                     await self._publish(connection, rows)
                 elif self._stopped.is_set():
                     return
                 if len(rows) < self._batch and not self._stopped.is_set():
-                    await tasks.rest(monotonic() - began)
+                    if rows:
+                        await tasks.is_set_within(tasks.REST_S, self._stopped)
                     await tasks.is_set_within(self._poll, self._woken)
         finally:
             self.active = False

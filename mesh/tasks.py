@@ -1,4 +1,4 @@
-"""Background tasks: their pace, and an end that is for sure."""
+"""Background tasks: waiting in them, and an end that is for sure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-MIN_REST_S = 0.04
-"""The shortest rest between two batches."""
-MAX_REST_S = 0.1
-"""The longest."""
+REST_S = 0.1
+"""How long a relay or a consumer lets work gather after a batch that was not full (ADR-0012).
+
+A batch costs much and an item in it little, so what rests between two batches does the same work for less. What was
+idle begins at once. It is for work that nobody waits for in a call.
+"""
 
 
 async def end(*tasks: asyncio.Task[Any] | None) -> None:
@@ -26,15 +28,6 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
     for task in ending:
         if not task.cancelled():
             task.exception()  # it is known now, and asyncio need not complain
-
-
-async def rest(worked: float) -> None:
-    """Let work gather: twice as long as the last batch took, `worked` seconds, and within the bounds above.
-
-    For work that nobody waits for in a call. A batch costs much and an item in it little, so what rests between two
-    batches does the same work for less, and what was idle still begins at once (ADR-0012).
-    """
-    await asyncio.sleep(min(max(2 * worked, MIN_REST_S), MAX_REST_S))
 
 
 async def is_set_within(seconds: float, event: asyncio.Event) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
 import sqlalchemy as sa
 from alembic import op
 from alembic.operations import Operations
@@ -17,7 +19,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from mesh import migrations
+from mesh import migrations, tasks
 from mesh.bus import Bus
 from mesh.call import Call, Caller, Kind
 from mesh.database import BulkInsert, Database, Statement
@@ -169,6 +171,30 @@ async def process(
             await part.start()
             parts.push_async_callback(part.stop)
         yield Process(database, bus, relay, UnitsOfWork(database, relay))
+
+
+class Rests:
+    """Rests of `seconds`, each of which lasts until it is ended here."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.begun = 0
+        self.other_waits = 0
+        self._over = asyncio.Event()
+        really = tasks.is_set_within
+
+        async def is_set_within(some: float, event: asyncio.Event) -> bool:
+            if some != seconds:
+                self.other_waits += 1
+                return await really(some, event)
+            self.begun += 1
+            await self._over.wait()
+            return event.is_set()
+
+        monkeypatch.setattr(tasks, "is_set_within", is_set_within)
+
+    def end(self) -> None:
+        """The one under way, and all that follow."""
+        self._over.set()
 
 
 def new_area() -> str:

@@ -26,9 +26,10 @@ from mesh.bus import DEAD_LETTERS, MAX_AGE_S, Bus
 from mesh.consumers import ACK_WAIT_S, Consumer, Handler
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
 from mesh.events import Received, headers, stream_of
+from mesh.tasks import REST_S
 from mesh.unit_of_work import UnitOfWork
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, do, fail_as, new_area, process, scratch_database
+from tests.service.runtime import Process, Rests, Scratch, do, fail_as, new_area, process, scratch_database
 from tests.services import eventually
 
 Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]
@@ -104,13 +105,14 @@ async def consuming(
     service: str = "test",
     kinds: Sequence[str] = ("happened",),
     apart: bool = False,
+    rest: float = REST_S,
 ) -> AsyncIterator[Consumer]:
     def applying() -> Apply:
         # One of its own for each type, so that the types do not come together.
         return partial(apply) if apart else apply
 
     handlers = {f"commerce.{area}.{kind}": Handler(StringValue, applying()) for kind in kinds}
-    consumer = Consumer(service, area, handlers, bus=here.bus, units=here.units)
+    consumer = Consumer(service, area, handlers, bus=here.bus, units=here.units, rest=rest)
     await consumer.start()
     try:
         yield consumer
@@ -200,6 +202,40 @@ async def test_what_arrives_during_a_batch_is_applied_in_the_next_one_in_one_tra
         assert await scratch.admin.fetchval("SELECT count(DISTINCT xmin::text) FROM effects") == 2
         assert await scratch.admin.fetchval("SELECT count(DISTINCT xmin::text) FROM mesh.inbox") == 2
         assert (consumer.batches, consumer.applied) == (2, 101)
+
+
+async def test_after_a_batch_events_gather_for_as_long_as_the_consumer_rests(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests = Rests(monkeypatch, 12.5)
+    async with consuming(here, publish.area, rest=12.5) as consumer:
+        await publish("first")
+        assert await applied(scratch, 1) == ["first"], "what was idle begins at once"
+        for number in range(20):
+            await publish(str(number))
+        await eventually(Gate().gathered(consumer, 20))
+        assert (rests.begun, consumer.batches) == (1, 1)
+        rests.end()
+        await applied(scratch, 21)
+        assert consumer.batches == 2
+
+
+async def test_after_a_batch_the_next_one_begins_at_once_if_it_is_full(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "MAX_BATCH", 10)
+    rests, gate = Rests(monkeypatch, 12.5), Gate()
+    async with consuming(here, publish.area, gate.record, rest=12.5) as consumer:
+        await gate.shut(publish)
+        for number in range(19):
+            await publish(str(number))
+        await eventually(gate.gathered(consumer, 19))
+        gate.open()
+        await applied(scratch, 11)
+        await eventually(gate.gathered(consumer, 9))
+        assert (rests.begun, consumer.batches) == (1, 2)
+        rests.end()
+        await applied(scratch, 20)
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["each type by itself", "types with one apply"])
@@ -465,16 +501,17 @@ async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
         await Bus.send(here.bus, subject, payload, reply=reply)
 
     monkeypatch.setattr(here.bus, "send", send)
+    monkeypatch.setattr(consumers, "MAX_BATCH", 10)  # so it asks for 20, and again once there is room for 10
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
-        for number in range(400):
+        for number in range(15):
             await publish(str(number))
-        await eventually(gate.gathered(consumer, 400))
+        await eventually(gate.gathered(consumer, 15))
         gate.open()
-        assert sorted(await applied(scratch, 401)) == sorted(["gate", *(str(number) for number in range(400))])
+        assert sorted(await applied(scratch, 16)) == sorted(["gate", *(str(number) for number in range(15))])
         assert len(requests) >= 2
         await publish("after")
-        assert (await applied(scratch, 402))[-1] == "after"
+        assert (await applied(scratch, 17))[-1] == "after"
 
 
 @pytest.mark.parametrize("idle", [True, False], ids=["while it waits", "while it works"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,9 +25,10 @@ from mesh import outbox
 from mesh.bus import Message
 from mesh.events import stream_of
 from mesh.outbox import RETENTION, maintain_partitions
+from mesh.tasks import REST_S
 from mesh.trace import Trace
 from stack.servers import Servers
-from tests.service.runtime import Scratch, event, kept_plan, new_area, process, scratch_database
+from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process, scratch_database
 from tests.services import eventually
 
 
@@ -89,6 +90,30 @@ async def test_events_are_published_in_order_per_aggregate(scratch: Scratch, ser
         assert by_aggregate(messages) == {str(aggregate): list(range(1, 21)) for aggregate in aggregates}
         await eventually(lambda: _none_unpublished(scratch))
         await eventually(_is(lambda: here.relay.published == 60))
+
+
+async def test_after_a_batch_events_gather_while_the_relay_rests(
+    scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area, rests, batches = new_area(), Rests(monkeypatch, REST_S), list[int]()
+    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+        publish = here.bus.publish
+
+        async def noted(messages: Sequence[Message]) -> int:
+            batches.append(len(messages))
+            return await publish(messages)
+
+        monkeypatch.setattr(here.bus, "publish", noted)
+        await eventually(_is(lambda: rests.other_waits > 3))
+        assert rests.begun == 0, "one that has nothing to do does not rest, for then it would be late"
+        for sequence in range(1, 7):
+            async with here.units.begin() as work:
+                work.publish(event(area, uuid4(), sequence))
+            if sequence == 1:
+                await eventually(_is(lambda: rests.begun == 1))
+        rests.end()
+        await published(client, area, 6)
+    assert batches == [1, 5]
 
 
 async def test_an_event_carries_its_cloudevents_context(scratch: Scratch, servers: Servers) -> None:

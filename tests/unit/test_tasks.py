@@ -1,8 +1,6 @@
-"""The pace and the end of background tasks."""
+"""Waiting in background tasks, and their end."""
 
 import asyncio
-
-import pytest
 
 from mesh import tasks
 
@@ -36,19 +34,6 @@ async def test_tasks_that_have_failed_or_ended_are_at_their_end() -> None:
     await asyncio.wait([failed, finished])
     await tasks.end(failed, finished)
     assert isinstance(failed.exception(), RuntimeError)
-
-
-async def test_a_rest_is_twice_as_long_as_the_work_and_neither_short_nor_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    monkeypatch.setattr("mesh.tasks.asyncio.sleep", sleep)
-    await tasks.rest(0.001)
-    await tasks.rest(0.03)
-    await tasks.rest(30)
-    assert slept == [tasks.MIN_REST_S, 0.06, tasks.MAX_REST_S]
 
 
 async def test_an_event_is_waited_for_so_long_and_no_longer() -> None:
