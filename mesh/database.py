@@ -99,14 +99,14 @@ class BulkInsert(Statement):
 
 
 def unless_overtaken(
-    column: sa.Column[Any], known: sa.ColumnElement[Any], new: sa.ColumnElement[Any]
+    guard: sa.ColumnElement[Any], known: sa.ColumnElement[Any], new: sa.ColumnElement[Any]
 ) -> sa.ColumnElement[Any]:
-    """For an UPDATE: the `new` value of a column if it has the `known` one, or else none, which its NOT NULL refuses.
+    """For an UPDATE: the `new` value of a column if `guard` has the `known` one, else none, which NOT NULL refuses.
 
     So a row can be written without being read or locked before, and the transaction fails as a whole when another one
-    has changed it since: `overtaken` says so in the statement's refusals. A row that is gone is not noticed.
+    has changed since what is known: `overtaken` says so in the statement's refusals. A row that is gone is not noticed.
     """
-    return sa.case((column == known, new))
+    return sa.case((guard == known, new))
 
 
 def overtaken(column: sa.Column[Any]) -> Refusals:

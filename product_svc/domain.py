@@ -9,7 +9,7 @@ return move `on_hand`, and each leaves a row in the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -216,7 +216,7 @@ class StockChange:
 
 
 class Offer(NamedTuple):
-    """What a product is sold as at this moment, copied into the hold."""
+    """What a product is sold as, in this version of it; copied into the hold."""
 
     product_id: UUID
     sku: str
@@ -224,6 +224,13 @@ class Offer(NamedTuple):
     unit_price: Decimal
     currency: str
     state: ProductState
+    version: int
+
+    def line(self, quantity: int) -> HoldLine:
+        """So many of it. Raises ProductArchived."""
+        if self.state is ProductState.ARCHIVED:
+            raise ProductArchived(self.product_id)
+        return HoldLine(self.product_id, quantity, self.sku, self.name, self.unit_price, self.currency)
 
 
 class HoldLine(NamedTuple):
@@ -263,6 +270,10 @@ class Reservation(NamedTuple):
             raise HoldKeyReused
         return hold
 
+    def hold(self, lines: Iterable[HoldLine]) -> Hold:
+        """What is held for it, once the stock of these lines is set aside."""
+        return Hold(self.order_id, self.key, self.customer_id, self.expire_time, HoldState.HELD, tuple(lines))
+
 
 class Shelf:
     """Stock under lock, worked on in memory: one reservation after the other, all lines of one or none.
@@ -293,21 +304,11 @@ class Shelf:
         taken, lines = [], []
         for product_id, quantity in reservation.quantities.items():
             stock = self.stock(product_id)
-            offer = self._offers[product_id]
-            if offer.state is ProductState.ARCHIVED:
-                raise ProductArchived(product_id)
+            lines.append(self._offers[product_id].line(quantity))
             taken.append(stock.hold(quantity))
-            lines.append(HoldLine(product_id, quantity, offer.sku, offer.name, offer.unit_price, offer.currency))
         for stock in taken:
             self.put(stock)
-        hold = Hold(
-            reservation.order_id,
-            reservation.key,
-            reservation.customer_id,
-            reservation.expire_time,
-            HoldState.HELD,
-            tuple(lines),
-        )
+        hold = reservation.hold(lines)
         self.holds.append(hold)
         return hold
 

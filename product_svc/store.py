@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
+from mesh.errors import Overtaken
 from product_svc.domain import (
     Hold,
     HoldLine,
@@ -27,8 +28,8 @@ from product_svc.domain import (
 )
 
 
-class HoldKeyTaken(Exception):
-    """Another transaction has made a hold under one of these keys since they were looked up: look again."""
+class HoldKeyTaken(Overtaken):
+    """A hold is under one of these keys: an earlier attempt has made it, or one that was quicker."""
 
 
 metadata = sa.MetaData()
@@ -137,12 +138,21 @@ STOCKS = Statement(sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids))
 LOCK_STOCKS = Statement(
     sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)).order_by(stocks.c.product_id).with_for_update()
 )
+_offer = (
+    *(products.c[name] for name in ("sku", "name", "price", "currency", "state")),
+    products.c.version.label("offer_version"),
+)
 LOCK_OFFERS = Statement(
-    sa.select(stocks, products.c.sku, products.c.name, products.c.price, products.c.currency, products.c.state)
+    sa.select(stocks, *_offer)
     .join(products, products.c.id == stocks.c.product_id)
     .where(stocks.c.product_id == sa.any_(_ids))
     .order_by(stocks.c.product_id)
     .with_for_update(of=stocks)
+)
+OFFERS = Statement(
+    sa.select(products.c.id.label("product_id"), *_offer, (stocks.c.on_hand - stocks.c.reserved).label("available"))
+    .join(stocks, stocks.c.product_id == products.c.id)
+    .where(products.c.id == sa.any_(_ids))
 )
 HOLDS = Statement(sa.select(holds).where(holds.c.order_id == sa.any_(_ids)))
 LIVE_HOLDS = Statement(
@@ -184,6 +194,32 @@ WRITE_STOCKS = Statement(
         version=_rows.c.version,
         update_time=sa.bindparam("now", type_=_TIME),
     )
+)
+_taken = (
+    sa.func.unnest(
+        sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
+        sa.bindparam("quantities", type_=sa.ARRAY(sa.BigInteger)),
+        sa.bindparam("offer_versions", type_=sa.ARRAY(sa.BigInteger)),
+    )
+    .table_valued(
+        sa.column("id", sa.Uuid),
+        sa.column("quantity", sa.BigInteger),
+        sa.column("offer_version", sa.BigInteger),
+        name="row",
+    )
+    .render_derived()
+)
+_version_now = sa.select(products.c.version).where(products.c.id == _taken.c.id).scalar_subquery()
+# What is added to a number needs no look at it: this takes its turn with whoever else is at these rows, and the check
+# on the table is asked whether there was enough.
+SET_ASIDE = Statement(
+    sa.update(stocks)
+    .where(stocks.c.product_id == _taken.c.id)
+    .values(
+        reserved=unless_overtaken(_version_now, _taken.c.offer_version, stocks.c.reserved + _taken.c.quantity),
+        update_time=sa.bindparam("now", type_=_TIME),
+    ),
+    refusals=overtaken(stocks.c.reserved),
 )
 WRITE_HOLDS = Statement(
     sa.update(holds)
@@ -298,10 +334,29 @@ async def lock_stocks(transaction: Transaction, ids: Iterable[UUID]) -> list[Sto
 async def lock_offers(transaction: Transaction, ids: Iterable[UUID]) -> tuple[list[Stock], list[Offer]]:
     """Lock stock rows as `lock_stocks` does; with what their products are sold as."""
     rows = await transaction.fetch(LOCK_OFFERS, ids=sorted(set(ids)))
-    return [_as_stock(row) for row in rows], [
-        Offer(row["product_id"], row["sku"], row["name"], row["price"], row["currency"], ProductState(row["state"]))
-        for row in rows
-    ]
+    return [_as_stock(row) for row in rows], [_as_offer(row) for row in rows]
+
+
+async def get_offers(reading: Transaction, ids: Iterable[UUID]) -> list[tuple[Offer, int]]:
+    """What products are sold as, and how many of each can be sold now."""
+    return [(_as_offer(row), row["available"]) for row in await reading.fetch(OFFERS, ids=list(ids))]
+
+
+def set_aside(transaction: Transaction, taken: Iterable[tuple[Offer, int]], now: datetime) -> None:
+    """Set stock aside, so many of each offer, without a look at what there is.
+
+    The transaction fails with Overtaken when one of them is not sold as this offer now, and by the table's check when
+    there is not enough of it.
+    """
+    # In primary-key order, as everywhere.
+    in_order = sorted(taken)
+    transaction.write(
+        SET_ASIDE,
+        ids=[offer.product_id for offer, _ in in_order],
+        quantities=[quantity for _, quantity in in_order],
+        offer_versions=[offer.version for offer, _ in in_order],
+        now=now,
+    )
 
 
 def write_stocks(transaction: Transaction, changed: Sequence[Stock], now: datetime) -> None:
@@ -439,6 +494,18 @@ def _as_product(row: Row) -> Product:
         row["create_time"],
         row["update_time"],
         row["version"],
+    )
+
+
+def _as_offer(row: Row) -> Offer:
+    return Offer(
+        row["product_id"],
+        row["sku"],
+        row["name"],
+        row["price"],
+        row["currency"],
+        ProductState(row["state"]),
+        row["offer_version"],
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
 import structlog
@@ -25,6 +26,7 @@ from product_svc.domain import (
     Movement,
     MovementReason,
     NewProduct,
+    Offer,
     Product,
     ProductNotFound,
     ProductState,
@@ -199,6 +201,7 @@ class Holds:
         self._orders = orders
         self._threshold = low_stock_threshold
         self._recent: Recent[UUID, Hold] = Recent()
+        self._offers: Recent[UUID, Offer] = Recent(most=10_000)
         self.group: GroupCommit[Reservation, Hold] = GroupCommit(
             "stock holds", self._reserve, max_batch=1000, max_waiting=20_000
         )
@@ -212,32 +215,66 @@ class Holds:
         return await self.group.submit_all(reservations)
 
     async def _reserve(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
-        """The batch behind `reserve`. An attempt and its retry may meet here, in two lanes or two processes."""
-        keys: list[bytes] = []
-        while True:
-            try:
-                return await self._reserve_or_adopt(batch, keys)
-            except store.HoldKeyTaken:
-                # The other one has committed: its hold is there to be adopted now.
-                keys = [reservation.key for reservation in batch]
+        """The batch behind `reserve`: without a look at the stock, unless that is known to be needed or has failed."""
+        wanted: Counter[UUID] = Counter()
+        for reservation in batch:
+            wanted.update(reservation.quantities)
+        offers = self._offers.take(wanted)
+        must_look = False
+        if missing := wanted.keys() - offers.keys():
+            async with self._units.database.reading() as reading:
+                found = await store.get_offers(reading, missing)
+            offers |= {offer.product_id: offer for offer, _ in found}
+            must_look = len(offers) < len(wanted) or any(wanted[offer.product_id] > left for offer, left in found)
 
-    async def _reserve_or_adopt(self, batch: Sequence[Reservation], keys: Sequence[bytes]) -> list[Hold | Exception]:
-        """Hold stock, or adopt what an earlier attempt holds under one of these keys. Few attempts are retries."""
-        wanted = {product_id for reservation in batch for product_id in reservation.quantities}
-        async with self._units.begin() as work:
-            shelf = Shelf(*await store.lock_offers(work.transaction, wanted))
-            # Not before the lock: a hold whose release was waited for is not there any more.
-            known = await store.live_holds(work.transaction, keys)
-            results = [_taken(shelf, reservation, known) for reservation in batch]
-            if refused := [index for index, result in enumerate(results) if isinstance(result, Exception)]:
-                # It may be the earlier attempt that holds what is missing now.
-                known = await store.live_holds(work.transaction, [batch[index].key for index in refused])
-                for index in refused:
-                    results[index] = _taken(shelf, batch[index], known)
-            store.add_holds(work.transaction, shelf.holds)
-            store.write_stocks(work.transaction, shelf.changed, _now())
-        self._recent.put({hold.order_id: hold for hold in shelf.holds})
-        return results
+        async def reserve(work: UnitOfWork) -> _Reserved:
+            if must_look or work.again:
+                return await self._by_a_look(work, batch)
+            return self._by_offers(work, batch, offers)
+
+        reserved = await self._units.carry_out(reserve)
+        self._recent.put({hold.order_id: hold for hold in reserved.holds})
+        self._offers.put(reserved.offers)
+        return reserved.results
+
+    def _by_offers(self, work: UnitOfWork, batch: Sequence[Reservation], offers: Mapping[UUID, Offer]) -> _Reserved:
+        """Hold stock without a look at it: the database refuses what is short, or is not sold as these offers say.
+
+        Raises what keeps one of the batch from its hold. Only a look tells whether it really does.
+        """
+        made: dict[bytes, Hold] = {}
+        taken: Counter[UUID] = Counter()
+        results: list[Hold | Exception] = []
+        for reservation in batch:
+            if hold := made.get(reservation.key):
+                results.append(reservation.adopts(hold))
+                continue
+            lines = [offers[product_id].line(quantity) for product_id, quantity in reservation.quantities.items()]
+            taken.update(reservation.quantities)
+            hold = made[reservation.key] = reservation.hold(lines)
+            results.append(hold)
+        holds = list(made.values())
+        store.add_holds(work.transaction, holds)
+        # Last, for with that PostgreSQL begins: stock is locked before the holds on it, as by whoever settles them.
+        store.set_aside(work.transaction, ((offers[key], quantity) for key, quantity in taken.items()), _now())
+        return _Reserved(results, holds, offers)
+
+    async def _by_a_look(self, work: UnitOfWork, batch: Sequence[Reservation]) -> _Reserved:
+        """Hold stock under a lock, each as far as it reaches; or adopt what an earlier attempt holds under a key."""
+        products = {product_id for reservation in batch for product_id in reservation.quantities}
+        shelf = Shelf(*await store.lock_offers(work.transaction, products))
+        # Not before the lock: a hold whose release was waited for is not there any more.
+        keys = [reservation.key for reservation in batch] if work.again else []
+        known = await store.live_holds(work.transaction, keys)
+        results = [_taken(shelf, reservation, known) for reservation in batch]
+        if refused := [index for index, result in enumerate(results) if isinstance(result, Exception)]:
+            # It may be the earlier attempt that holds what is missing now.
+            known |= await store.live_holds(work.transaction, [batch[index].key for index in refused])
+            for index in refused:
+                results[index] = _taken(shelf, batch[index], known)
+        store.add_holds(work.transaction, shelf.holds)
+        store.write_stocks(work.transaction, shelf.changed, _now())
+        return _Reserved(results, shelf.holds, {})
 
     async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
         """Sell what these orders hold. A hold that is released already stays so: a cancelled order is final."""
@@ -339,6 +376,16 @@ class Holds:
             ended = {hold.order_id: hold.state for hold, _ in moves}
             store.write_hold_states(work.transaction, ((key, old, states[key]) for key, old in ended.items()))
         return states
+
+
+class _Reserved(NamedTuple):
+    """What came of a batch of reservations."""
+
+    results: list[Hold | Exception]
+    holds: Sequence[Hold]
+    """New ones."""
+    offers: Mapping[UUID, Offer]
+    """By which they were made without a look, and the next ones can be: none of them is short."""
 
 
 def _taken(shelf: Shelf, reservation: Reservation, known: dict[bytes, Hold]) -> Hold | Exception:

@@ -191,18 +191,6 @@ async def test_after_its_release_a_key_may_hold_again(here: Warehouse) -> None:
     assert await here.stock(product) == (10, 6)
 
 
-async def test_the_number_of_statements_is_the_same_for_one_hold_and_for_64(here: Warehouse) -> None:
-    products = await here.products(64, 100)
-    counts = []
-    for size in (1, 64):
-        statements, commits = here.database.statements, here.database.commits
-        results = await here.reserve(*(wish({products[number]: 1}) for number in range(size)))
-        assert all(isinstance(result, Hold) for result in results)
-        assert here.database.commits == commits + 1
-        counts.append(here.database.statements - statements)
-    assert counts[0] == counts[1] <= 6
-
-
 async def test_batches_over_the_same_products_in_opposite_order_never_deadlock(
     here: Warehouse, there: Warehouse
 ) -> None:
