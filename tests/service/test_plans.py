@@ -7,9 +7,10 @@ all of it at every batch until statistics are taken again, however it has grown 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from importlib import import_module
-from itertools import pairwise
+from itertools import chain, pairwise
+from pkgutil import iter_modules
 from types import ModuleType
 
 import asyncpg
@@ -44,8 +45,14 @@ async def room(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterato
 
 def modules(name: str) -> list[ModuleType]:
     """Where a service's statements are. Those of the relay have a session of their own, and a test of their own."""
-    own = [import_module(f"{name}.store"), *([sandbox] if name == "payment_svc" else [])]
-    return [*own, consumers, housekeeping, idempotency]
+    return [*own_modules(name), consumers, housekeeping, idempotency]
+
+
+def own_modules(name: str) -> list[ModuleType]:
+    """Those of it that are the service's own: a store is a module, or a folder of them."""
+    store = import_module(f"{name}.store")
+    parts = [import_module(f"{store.__name__}.{part.name}") for part in iter_modules(getattr(store, "__path__", []))]
+    return [store, *parts, *([sandbox] if name == "payment_svc" else [])]
 
 
 async def test_every_statement_finds_its_rows_by_index(room: tuple[str, asyncpg.Connection]) -> None:
@@ -83,10 +90,9 @@ async def _fill(connection: asyncpg.Connection, name: str, rows: int) -> None:
         await connection.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM generate_series(1, {rows})")
 
 
-def _tables(name: str) -> Iterator[sa.Table]:
-    yield from (schema.inbox, schema.idempotency)
-    for module in modules(name):
-        yield from getattr(module, "metadata", sa.MetaData()).tables.values()
+def _tables(name: str) -> set[sa.Table]:
+    own = (getattr(module, "metadata", sa.MetaData()).tables.values() for module in own_modules(name))
+    return {schema.inbox, schema.idempotency, *chain.from_iterable(own)}
 
 
 def _value(column: sa.Column[object]) -> str:
@@ -110,7 +116,8 @@ async def test_rows_are_changed_in_the_order_in_which_they_are_given(room: tuple
     name, connection = room
     changes = [
         value
-        for value in vars(modules(name)[0]).values()
+        for module in own_modules(name)
+        for value in vars(module).values()
         if isinstance(value, Statement) and value.sql.startswith("UPDATE") and "unnest" in value.sql
     ]
     assert bool(changes) == (name != "customer_svc")

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from product_svc import store
 from product_svc.domain import Hold, HoldKeyReused, ProductArchived, ProductNotFound, Reservation, StockInsufficient
+from product_svc.store import stock
 from stack.servers import Servers
 from tests.service.warehouse import Warehouse, held, warehouse, wish
 from tests.services import eventually
@@ -74,7 +74,7 @@ async def test_a_hold_that_meets_a_sale_adds_to_what_the_sale_leaves(here: Wareh
     sold = held((await here.reserve(wish({product: 4})))[0])
     async with here.units.begin() as work:
         await here.holds.commit(work, [sold.order_id])
-        await work.transaction.fetch(store.STOCKS, ids=[product])  # what waits for the commit is sent before a look
+        await work.transaction.fetch(stock.STOCKS, ids=[product])  # what waits for the commit is sent before a look
         late = asyncio.create_task(there.reserve(wish({product: 6})))
         await eventually(lambda: waiting(here, 1))
     held((await late)[0])

@@ -1,11 +1,10 @@
-"""What the product service can do. Transactions begin and end here."""
+"""Stock set aside for orders: taken in groups, then sold or given back."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
@@ -14,10 +13,8 @@ import structlog
 
 from mesh.errors import MeshError
 from mesh.group_commit import GroupCommit, run_batch
-from mesh.ids import new_id, parse_id
-from mesh.paging import Pages
 from mesh.recent import Recent
-from product_svc import store, wire
+from product_svc import store
 from product_svc.domain import (
     Hold,
     HoldLine,
@@ -25,165 +22,18 @@ from product_svc.domain import (
     HoldState,
     Movement,
     MovementReason,
-    NewProduct,
     Offer,
-    Product,
-    ProductNotFound,
-    ProductState,
     Reservation,
     Shelf,
-    Stock,
-    StockChange,
 )
+from product_svc.usecases.inventory import movement, write_down
 
 if TYPE_CHECKING:
     from mesh.call import Call
     from mesh.events import Received
     from mesh.unit_of_work import UnitOfWork, UnitsOfWork
 
-
 log = structlog.get_logger(__name__)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Catalogue:
-    """Products: made by staff, read by anyone."""
-
-    def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
-        self._units = units
-        self._pages = pages
-        self.reads: GroupCommit[UUID, Product] = GroupCommit("product reads", self._read, rest=0.005)
-
-    async def create_product(self, call: Call, new: NewProduct) -> Product:
-        """Add a product with its first stock. Raises SkuTaken."""
-        now = _now()
-        product = Product(
-            new_id(),
-            new.sku,
-            new.name,
-            new.description,
-            new.price,
-            new.currency,
-            ProductState.ACTIVE,
-            new.initial_stock,
-            now,
-            now,
-            version=1,
-        )
-        stock = Stock(product.id, new.initial_stock, 0, now, version=1)
-        async with self._units.once(call) as work:
-            await store.add_product(work.transaction, product, stock)
-            if new.initial_stock:
-                received = Movement(
-                    new_id(),
-                    product.id,
-                    new.initial_stock,
-                    new.initial_stock,
-                    MovementReason.RECEIPT,
-                    None,
-                    "initial stock",
-                    now,
-                    str(call.caller),
-                )
-                store.add_movements(work.transaction, [received])
-            work.publish(wire.product_created(product), call.trace)
-            work.remember(call, product)
-        return product
-
-    async def get_product(self, product_id: UUID) -> Product:
-        """One product, archived or not. Raises ProductNotFound."""
-        return await self.reads.submit(product_id)
-
-    async def _read(self, batch: Sequence[UUID]) -> list[Product | Exception]:
-        """The batch behind `get_product`: what is asked for while one look is under way is found by the next."""
-        async with self._units.database.reading() as reading:
-            found = await store.get_products(reading, set(batch))
-        return [found.get(product_id) or ProductNotFound(product_id) for product_id in batch]
-
-    async def get_products(self, ids: Sequence[UUID]) -> list[Product]:
-        """These products, in that order. Raises ProductNotFound for the first that is missing."""
-        async with self._units.database.reading() as reading:
-            found = await store.get_products(reading, ids)
-        for product_id in ids:
-            if product_id not in found:
-                raise ProductNotFound(product_id)
-        return [found[product_id] for product_id in ids]
-
-    async def list_products(
-        self, *, query: str, order_by: str, page_size: int, page_token: str
-    ) -> tuple[list[Product], str]:
-        """A page of the active products, and the token of the next one."""
-        scope = f"products\0{query}\0{order_by}"
-        size = self._pages.size(page_size)
-        key, parse = _POSITIONS[order_by.split(" ", maxsplit=1)[0]]
-        position = self._pages.position(scope, page_token)
-        after = (parse(position[0]), parse_id(position[1])) if position else None
-        async with self._units.database.reading() as reading:
-            found = await store.list_products(reading, query=query, order_by=order_by, after=after, most=size + 1)
-        if len(found) <= size:
-            return found, ""
-        last = found[size - 1]
-        return found[:size], self._pages.token(scope, [key(last), str(last.id)])
-
-
-_POSITIONS: dict[str, tuple[Callable[[Product], str], Callable[[str], Any]]] = {
-    "": (lambda product: product.name, str),
-    "createTime": (lambda product: product.create_time.isoformat(), datetime.fromisoformat),
-    "name": (lambda product: product.name, str),
-    "price": (lambda product: str(product.price), Decimal),
-}
-"""How a product's place in each order is written into a page token and read back."""
-
-
-class Inventory:
-    """Stock as staff see and change it."""
-
-    def __init__(self, units: UnitsOfWork, pages: Pages, *, low_stock_threshold: int) -> None:
-        self._units = units
-        self._pages = pages
-        self._threshold = low_stock_threshold
-
-    async def get_stock(self, product_id: UUID) -> Stock:
-        """The stock now. Raises ProductNotFound."""
-        async with self._units.database.reading() as reading:
-            stock = await store.get_stock(reading, product_id)
-        if stock is None:
-            raise ProductNotFound(product_id)
-        return stock
-
-    async def update_stock(self, call: Call, change: StockChange) -> Stock:
-        """Move stock. Raises ProductNotFound, StockInsufficient (what orders hold stays) or StockLimitExceeded."""
-        now = _now()
-        async with self._units.once(call) as work:
-            shelf = Shelf(await store.lock_stocks(work.transaction, [change.product_id]), [])
-            before = shelf.stock(change.product_id)
-            delta = change.delta_from(before)
-            if delta:
-                shelf.put(before.move(delta))
-                moved = _movement(
-                    shelf, change.product_id, delta, change.reason, None, change.note, now, str(call.caller)
-                )
-                _write(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
-            stock = shelf.stock(change.product_id)
-            work.remember(call, stock)
-        return stock
-
-    async def list_movements(self, product_id: UUID, *, page_size: int, page_token: str) -> tuple[list[Movement], str]:
-        """A page of a product's ledger, newest first, and the token of the next one. Raises ProductNotFound."""
-        scope = f"movements\0{product_id}"
-        size = self._pages.size(page_size)
-        position = self._pages.position(scope, page_token)
-        async with self._units.database.reading() as reading:
-            if await store.get_stock(reading, product_id) is None:
-                raise ProductNotFound(product_id)
-            before = parse_id(position[0]) if position else None
-            found = await store.list_movements(reading, product_id, before=before, most=size + 1)
-        if len(found) <= size:
-            return found, ""
-        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
 
 
 class Orders(Protocol):
@@ -256,7 +106,9 @@ class Holds:
         holds = list(made.values())
         store.add_holds(work.transaction, holds)
         # Last, for with that PostgreSQL begins: stock is locked before the holds on it, as by whoever settles them.
-        store.set_aside(work.transaction, ((offers[key], quantity) for key, quantity in taken.items()), _now())
+        store.set_aside(
+            work.transaction, ((offers[key], quantity) for key, quantity in taken.items()), datetime.now(UTC)
+        )
         return _Reserved(results, holds, offers)
 
     async def _by_a_look(self, work: UnitOfWork, batch: Sequence[Reservation]) -> _Reserved:
@@ -273,7 +125,7 @@ class Holds:
             for index in refused:
                 results[index] = _taken(shelf, batch[index], known)
         store.add_holds(work.transaction, shelf.holds)
-        store.write_stocks(work.transaction, shelf.changed, _now())
+        store.write_stocks(work.transaction, shelf.changed, datetime.now(UTC))
         return _Reserved(results, shelf.holds, {})
 
     async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
@@ -313,7 +165,7 @@ class Holds:
         Nothing is released on suspicion: the order service is asked, and what it calls released can never be ordered.
         """
         async with self._units.database.reading() as reading:
-            expired = await store.expired_holds(reading, _now(), most)
+            expired = await store.expired_holds(reading, datetime.now(UTC), most)
         if not expired:
             return False
         wishes = await self._orders.resolve_holds(expired)
@@ -332,7 +184,7 @@ class Holds:
                 log.error("hold not settled", order=str(order_id), exc_info=failure)
                 later.append(order_id)
         async with self._units.begin() as work:
-            await store.postpone_holds(work.transaction, later, _now() + timedelta(minutes=1))
+            await store.postpone_holds(work.transaction, later, datetime.now(UTC) + timedelta(minutes=1))
         return len(expired) == most
 
     async def settle(
@@ -356,7 +208,7 @@ class Holds:
                     states[order_id] = new
                     moves.append((found[order_id], new))
         if moves:
-            now = _now()
+            now = datetime.now(UTC)
             products = {line.product_id for hold, _ in moves for line in hold.lines}
             shelf = Shelf(await store.lock_stocks(work.transaction, products), [])
             movements: list[Movement] = []
@@ -372,7 +224,7 @@ class Holds:
                             movements.append(_settled(shelf, hold, line, quantity, MovementReason.RETURN, now))
                         case _:
                             shelf.put(stock.release(quantity))
-            _write(work, shelf, movements, now, self._threshold, "")
+            write_down(work, shelf, movements, now, self._threshold, "")
             ended = {hold.order_id: hold.state for hold, _ in moves}
             store.write_hold_states(work.transaction, ((key, old, states[key]) for key, old in ended.items()))
         return states
@@ -400,41 +252,9 @@ def _taken(shelf: Shelf, reservation: Reservation, known: dict[bytes, Hold]) -> 
 
 
 ORDER_CONFIRMED, ORDER_CANCELLED = "commerce.order.confirmed", "commerce.order.cancelled"
-
 _SOLD = {HoldState.HELD: HoldState.COMMITTED}
 _GIVEN_BACK = {HoldState.HELD: HoldState.RELEASED, HoldState.COMMITTED: HoldState.RETURNED}
 
 
 def _settled(shelf: Shelf, hold: Hold, line: HoldLine, delta: int, reason: MovementReason, now: datetime) -> Movement:
-    return _movement(shelf, line.product_id, delta, reason, hold.order_id, "", now, "service:order")
-
-
-def _movement(
-    shelf: Shelf,
-    product_id: UUID,
-    delta: int,
-    reason: MovementReason,
-    order_id: UUID | None,
-    note: str,
-    now: datetime,
-    actor: str,
-) -> Movement:
-    on_hand = shelf.stock(product_id).on_hand
-    return Movement(new_id(), product_id, delta, on_hand, reason, order_id, note, now, actor)
-
-
-def _write(
-    work: UnitOfWork, shelf: Shelf, movements: Sequence[Movement], now: datetime, threshold: int, trace: str
-) -> None:
-    """Write what the shelf has become, its ledger, and one event a product that moved."""
-    store.write_stocks(work.transaction, shelf.changed, now)
-    store.add_movements(work.transaction, movements)
-    by_product: dict[UUID, list[Movement]] = {}
-    for movement in movements:
-        by_product.setdefault(movement.product_id, []).append(movement)
-    for product_id, moved in by_product.items():
-        stock = shelf.stock(product_id)
-        work.publish(wire.stock_changed(stock, moved), trace)
-        before = moved[0].on_hand_after - moved[0].delta
-        if stock.on_hand <= threshold < before:
-            work.publish(wire.stock_low(stock, threshold), trace)
+    return movement(shelf, line.product_id, delta, reason, hold.order_id, "", now, "service:order")

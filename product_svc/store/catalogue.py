@@ -1,0 +1,115 @@
+"""Products: what is said of them, and how they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import sqlalchemy as sa
+
+from mesh.database import BulkInsert, Row, Statement, Transaction
+from product_svc.domain import Product, ProductState, SkuTaken, Stock
+from product_svc.store.tables import products, stocks
+
+_ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
+_product_columns = (
+    *(column for column in products.c if column.name != "search"),
+    (stocks.c.on_hand - stocks.c.reserved).label("available"),
+)
+_product = sa.select(*_product_columns).join(stocks, stocks.c.product_id == products.c.id)
+ADD_PRODUCT = BulkInsert(*(column for column in products.c if column.name != "search"))
+ADD_STOCK = BulkInsert(*stocks.c)
+PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
+_ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {
+    "": (products.c.name, False),
+    "createTime": (products.c.create_time, False),
+    "createTime desc": (products.c.create_time, True),
+    "name": (products.c.name, False),
+    "name desc": (products.c.name, True),
+    "price": (products.c.price, False),
+    "price desc": (products.c.price, True),
+}
+
+
+async def add_product(transaction: Transaction, product: Product, stock: Stock) -> None:
+    """Raises SkuTaken."""
+    try:
+        await transaction.insert(
+            ADD_PRODUCT,
+            [
+                (
+                    product.id,
+                    product.sku,
+                    product.name,
+                    product.description,
+                    product.price,
+                    product.currency,
+                    product.state,
+                    product.create_time,
+                    product.update_time,
+                    product.version,
+                )
+            ],
+        )
+    except asyncpg.UniqueViolationError as error:
+        raise SkuTaken(product.sku) from error
+    await transaction.insert(
+        ADD_STOCK, [(stock.product_id, stock.on_hand, stock.reserved, stock.update_time, stock.version)]
+    )
+
+
+async def get_products(reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Product]:
+    """Those that exist, by id."""
+    return {row["id"]: _as_product(row) for row in await reading.fetch(PRODUCTS, ids=list(ids))}
+
+
+async def list_products(
+    reading: Transaction, *, query: str, order_by: str, after: tuple[Any, UUID] | None, most: int
+) -> list[Product]:
+    """Active products that match all words of `query` (each as a prefix), in the given order, after a position."""
+    values: dict[str, Any] = {"most": most}
+    if query:
+        words = "".join(character if character.isalnum() else " " for character in query).split()
+        # A query of punctuation only matches nothing.
+        values["search"] = " & ".join(f"{word}:*" for word in words)
+    if after is not None:
+        values["position"], values["id_there"] = after
+    statement = _listing(order_by, searching=bool(query), continued=after is not None)
+    return [_as_product(row) for row in await reading.fetch(statement, **values)]
+
+
+@cache
+def _listing(order_by: str, *, searching: bool, continued: bool) -> Statement:
+    """The statement of a list in this order, with or without a query, from its beginning or from a position."""
+    column, descending = _ORDERS[order_by]
+    statement = _product.where(products.c.state == sa.literal_column("'ACTIVE'"))
+    if searching:
+        search = sa.func.to_tsquery("simple", sa.bindparam("search", type_=sa.String))
+        statement = statement.where(products.c.search.op("@@")(search))
+    if continued:
+        here = sa.tuple_(column, products.c.id)
+        there = sa.tuple_(sa.bindparam("position", type_=column.type), sa.bindparam("id_there", type_=sa.Uuid))
+        statement = statement.where(here < there if descending else here > there)
+    direction = sa.desc if descending else sa.asc
+    return Statement(
+        statement.order_by(direction(column), direction(products.c.id)).limit(sa.bindparam("most", type_=sa.Integer))
+    )
+
+
+def _as_product(row: Row) -> Product:
+    return Product(
+        row["id"],
+        row["sku"],
+        row["name"],
+        row["description"],
+        row["price"],
+        row["currency"],
+        ProductState(row["state"]),
+        row["available"],
+        row["create_time"],
+        row["update_time"],
+        row["version"],
+    )

@@ -1,0 +1,85 @@
+"""The product service's tables."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+metadata = sa.MetaData()
+TIME = pg.TIMESTAMP(timezone=True)
+AMOUNT = sa.Numeric(28, 9)
+products = sa.Table(
+    "products",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("sku", sa.String, nullable=False, unique=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("description", sa.String, nullable=False),
+    sa.Column("price", AMOUNT, nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("create_time", TIME, nullable=False),
+    sa.Column("update_time", TIME, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column(
+        "search",
+        pg.TSVECTOR,
+        sa.Computed("to_tsvector('simple', sku || ' ' || name || ' ' || description)", persisted=True),
+    ),
+    sa.CheckConstraint("price >= 0", name="price_not_negative"),
+)
+sa.Index("products_search", products.c.search, postgresql_using="gin")
+sa.Index("products_create_time", products.c.create_time, products.c.id)
+sa.Index("products_name", products.c.name, products.c.id)
+sa.Index("products_price", products.c.price, products.c.id)
+stocks = sa.Table(
+    "stocks",
+    metadata,
+    sa.Column("product_id", sa.Uuid, sa.ForeignKey(products.c.id), primary_key=True),
+    sa.Column("on_hand", sa.BigInteger, nullable=False),
+    sa.Column("reserved", sa.BigInteger, nullable=False),
+    sa.Column("update_time", TIME, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    # The last word on overselling: whatever the code does, this does not let it.
+    sa.CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),
+    postgresql_with={"fillfactor": "50"},
+)
+holds = sa.Table(
+    "holds",
+    metadata,
+    sa.Column("order_id", sa.Uuid, primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("customer_id", sa.Uuid, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("expire_time", TIME, nullable=False),
+    sa.Column("create_time", TIME, nullable=False, server_default=sa.func.now()),
+)
+IS_HELD = sa.text("state = 'HELD'")
+# A key holds once at a time; once its hold is settled, the same key may hold anew.
+sa.Index("holds_live_key", holds.c.key, unique=True, postgresql_where=IS_HELD)
+sa.Index("holds_expiring", holds.c.expire_time, postgresql_where=IS_HELD)
+hold_lines = sa.Table(
+    "hold_lines",
+    metadata,
+    sa.Column("order_id", sa.Uuid, primary_key=True),
+    sa.Column("product_id", sa.Uuid, primary_key=True),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("sku", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("unit_price", AMOUNT, nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.CheckConstraint("quantity > 0", name="quantity_positive"),
+)
+movements = sa.Table(
+    "stock_movements",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("product_id", sa.Uuid, nullable=False),
+    sa.Column("delta", sa.BigInteger, nullable=False),
+    sa.Column("on_hand_after", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("order_id", sa.Uuid),
+    sa.Column("note", sa.String, nullable=False),
+    sa.Column("create_time", TIME, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+    sa.CheckConstraint("on_hand_after >= 0", name="on_hand_not_negative"),
+)
+sa.Index("stock_movements_product", movements.c.product_id, movements.c.id)
