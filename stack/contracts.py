@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -199,7 +200,16 @@ def _descriptors_without_text() -> bytes:
 
 def _buf(root: Path, *arguments: str) -> list[str]:
     """Run buf, which reads `buf.yaml`, and return what it found, a line each."""
-    done = subprocess.run([_tool("buf"), *arguments], cwd=root, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="mesh-buf-") as cache:
+        # It has nothing to keep; without a home directory it would keep that among the contracts.
+        done = subprocess.run(
+            [_tool("buf"), *arguments],
+            cwd=root,
+            env={**os.environ, "BUF_CACHE_DIR": cache},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     # 100 is buf's code for findings; they are on stdout. Anything else is a failure to look at all.
     if done.returncode not in (0, 100):
         raise ContractsError(f"buf {arguments[0]}: {done.stderr.strip()}")

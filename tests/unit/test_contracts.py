@@ -340,6 +340,14 @@ def test_an_uncommented_element_fails_the_lint(copy: Path) -> None:
     assert "etag" in finding
 
 
+def test_the_checks_leave_nothing_behind_where_there_is_no_home(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(copy.iterdir())
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert contracts.lint(copy) == []
+    assert sorted(copy.iterdir()) == before
+
+
 def test_generated_code_that_was_edited_or_left_behind_is_found(copy: Path) -> None:
     contracts.generate(copy)
     assert contracts.drift(copy) == []
