@@ -20,9 +20,11 @@ _product_columns = (
     (stocks.c.on_hand - stocks.c.reserved).label("available"),
 )
 _product = sa.select(*_product_columns).join(stocks, stocks.c.product_id == products.c.id)
+
 ADD_PRODUCT = BulkInsert(*(column for column in products.c if column.name != "search"))
 ADD_STOCK = BulkInsert(*stocks.c)
 PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
+
 _ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {
     "": (products.c.name, False),
     "createTime": (products.c.create_time, False),

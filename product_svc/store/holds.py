@@ -19,6 +19,7 @@ class HoldKeyTaken(Overtaken):
 
 
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
+
 ADD_HOLDS = BulkInsert(
     *(column for column in holds.c if column.name != "create_time"), refusals={"holds_live_key": HoldKeyTaken}
 )
@@ -47,6 +48,7 @@ WRITE_HOLDS = Statement(
     ),
     refusals=overtaken(holds.c.state),
 )
+
 # A hold that somebody has locked is being settled: it is passed over, so this waits for nobody.
 _still_held = (
     sa.select(holds.c.order_id)

@@ -13,6 +13,7 @@ from product_svc.domain import Movement, MovementReason, Offer, ProductState, St
 from product_svc.store.tables import TIME, movements, products, stocks
 
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
+
 ADD_MOVEMENTS = BulkInsert(*movements.c)
 STOCKS = Statement(sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)))
 # Rows are locked in primary-key order, everywhere: UPDATE … FROM unnest locks in no stated order, and deadlocks.
@@ -35,6 +36,7 @@ OFFERS = Statement(
     .join(stocks, stocks.c.product_id == products.c.id)
     .where(products.c.id == sa.any_(_ids))
 )
+
 _rows = (
     sa.func.unnest(
         sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
@@ -61,6 +63,7 @@ WRITE_STOCKS = Statement(
         update_time=sa.bindparam("now", type_=TIME),
     )
 )
+
 _taken = (
     sa.func.unnest(
         sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),

@@ -6,6 +6,7 @@ from sqlalchemy.dialects import postgresql as pg
 metadata = sa.MetaData()
 TIME = pg.TIMESTAMP(timezone=True)
 AMOUNT = sa.Numeric(28, 9)
+
 products = sa.Table(
     "products",
     metadata,
@@ -30,6 +31,7 @@ sa.Index("products_search", products.c.search, postgresql_using="gin")
 sa.Index("products_create_time", products.c.create_time, products.c.id)
 sa.Index("products_name", products.c.name, products.c.id)
 sa.Index("products_price", products.c.price, products.c.id)
+
 stocks = sa.Table(
     "stocks",
     metadata,
@@ -42,6 +44,7 @@ stocks = sa.Table(
     sa.CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),
     postgresql_with={"fillfactor": "50"},
 )
+
 holds = sa.Table(
     "holds",
     metadata,
@@ -56,6 +59,7 @@ IS_HELD = sa.text("state = 'HELD'")
 # A key holds once at a time; once its hold is settled, the same key may hold anew.
 sa.Index("holds_live_key", holds.c.key, unique=True, postgresql_where=IS_HELD)
 sa.Index("holds_expiring", holds.c.expire_time, postgresql_where=IS_HELD)
+
 hold_lines = sa.Table(
     "hold_lines",
     metadata,
@@ -68,6 +72,7 @@ hold_lines = sa.Table(
     sa.Column("currency", sa.String(3), nullable=False),
     sa.CheckConstraint("quantity > 0", name="quantity_positive"),
 )
+
 movements = sa.Table(
     "stock_movements",
     metadata,

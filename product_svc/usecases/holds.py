@@ -121,7 +121,8 @@ class Holds:
         results = [_taken(shelf, reservation, known) for reservation in batch]
         if refused := [index for index, result in enumerate(results) if isinstance(result, Exception)]:
             # It may be the earlier attempt that holds what is missing now.
-            known |= await store.live_holds(work.transaction, [batch[index].key for index in refused])
+            if not work.again:
+                known |= await store.live_holds(work.transaction, [batch[index].key for index in refused])
             for index in refused:
                 results[index] = _taken(shelf, batch[index], known)
         store.add_holds(work.transaction, shelf.holds)
@@ -252,6 +253,7 @@ def _taken(shelf: Shelf, reservation: Reservation, known: dict[bytes, Hold]) -> 
 
 
 ORDER_CONFIRMED, ORDER_CANCELLED = "commerce.order.confirmed", "commerce.order.cancelled"
+
 _SOLD = {HoldState.HELD: HoldState.COMMITTED}
 _GIVEN_BACK = {HoldState.HELD: HoldState.RELEASED, HoldState.COMMITTED: HoldState.RETURNED}
 

@@ -105,8 +105,10 @@ async def test_what_is_sold_out_is_not_tried_without_a_look_and_is_sold_again_on
 ) -> None:
     product = await here.product(1)
     held((await here.reserve(wish({product: 1})))[0])
-    _, (refusal,) = await statements(here, wish({product: 1}))
+    # The attempt that fails, one look at the stock under lock, one for an earlier attempt's hold.
+    count, (refusal,) = await statements(here, wish({product: 1}))
     assert isinstance(refusal, StockInsufficient)
+    assert count == 3
     # One look at the offer, one at the stock under lock, one for an earlier attempt's hold.
     count, (refusal,) = await statements(here, wish({product: 1}))
     assert isinstance(refusal, StockInsufficient)

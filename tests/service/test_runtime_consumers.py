@@ -220,6 +220,20 @@ async def test_after_a_batch_events_gather_for_as_long_as_the_consumer_rests(
         assert consumer.batches == 2
 
 
+async def test_a_consumer_that_rests_ends_its_rest_when_it_is_stopped(
+    scratch: Scratch, here: Process, publish: Publisher
+) -> None:
+    async with consuming(here, publish.area, rest=3600) as consumer:
+        await publish("first")
+        await applied(scratch, 1)
+        await publish("second")
+        await eventually(Gate().gathered(consumer, 1))
+    assert consumer._task is not None
+    assert not consumer._task.cancelled(), "it was not waited for until it had to be cut off"
+    async with consuming(here, publish.area):
+        assert await applied(scratch, 2) == ["first", "second"]
+
+
 async def test_after_a_batch_the_next_one_begins_at_once_if_it_is_full(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
