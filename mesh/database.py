@@ -70,6 +70,15 @@ class Statement:
         return [values[name] if name in values else self._defaults[name] for name in self._order]
 
 
+def unnested(
+    columns: Mapping[str, tuple[str, sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]]],
+) -> sa.TableValuedAlias:
+    """Any number of rows for a statement: by parameter, which is an array, the name and type of its column."""
+    arrays = (sa.bindparam(parameter, type_=sa.ARRAY(kind)) for parameter, (_, kind) in columns.items())
+    named = (sa.column(name, kind) for name, kind in columns.values())
+    return sa.func.unnest(*arrays).table_valued(*named, name="row").render_derived()
+
+
 class BulkInsert(Statement):
     """Inserts any number of rows with one statement, one array a column (`unnest`).
 
@@ -84,12 +93,7 @@ class BulkInsert(Statement):
         skip_existing: bool = False,
         refusals: Refusals | None = None,
     ) -> None:
-        arrays = [sa.bindparam(column.name, type_=sa.ARRAY(column.type)) for column in columns]
-        rows = (
-            sa.func.unnest(*arrays)
-            .table_valued(*(sa.column(column.name, column.type) for column in columns), name="row")
-            .render_derived()
-        )
+        rows = unnested({column.name: (column.name, column.type) for column in columns})
         insert = postgresql.insert(columns[0].table).from_select(
             [column.name for column in columns], sa.select(rows), include_defaults=False
         )

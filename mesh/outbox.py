@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql
 
 from mesh import events, tasks
 from mesh.bus import Message
-from mesh.database import SESSION, BulkInsert, Row, Statement
+from mesh.database import SESSION, BulkInsert, Row, Statement, unnested
 from mesh.ids import new_id
 from mesh.position import Gap, Position
 from mesh.schema import outbox as table
@@ -46,13 +46,7 @@ APPEND = BulkInsert(
     table.c.event_id, table.c.type, table.c.aggregate_id, table.c.sequence, table.c.payload, table.c.traceparent
 )
 _most = sa.bindparam("most", type_=sa.Integer)
-_gaps = (
-    sa.func.unnest(
-        sa.bindparam("firsts", type_=sa.ARRAY(sa.BigInteger)), sa.bindparam("lasts", type_=sa.ARRAY(sa.BigInteger))
-    )
-    .table_valued(sa.column("first", sa.BigInteger), sa.column("last", sa.BigInteger), name="gap")
-    .render_derived()
-)
+_gaps = unnested({"firsts": ("first", sa.BigInteger), "lasts": ("last", sa.BigInteger)})
 _behind = sa.select(table).where(table.c.seq > sa.bindparam("through", type_=sa.BigInteger)).order_by(table.c.seq)
 _events = sa.union_all(
     sa.select(_behind.limit(_most).subquery()), sa.select(table).join(_gaps, table.c.seq.between(*_gaps.c))

@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
+from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
 from order_svc.domain import CancelReason, HoldLost, Item, Order, Status
 
 metadata = sa.MetaData()
@@ -85,27 +85,16 @@ LOCK_CANCELLING = Statement(
 )
 STATUSES = Statement(sa.select(orders.c.id, orders.c.status).where(orders.c.id == sa.any_(_ids)))
 
-_rows = (
-    sa.func.unnest(
-        sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
-        sa.bindparam("statuses", type_=sa.ARRAY(sa.String)),
-        sa.bindparam("payment_ids", type_=sa.ARRAY(sa.Uuid)),
-        sa.bindparam("cancel_reasons", type_=sa.ARRAY(sa.String)),
-        sa.bindparam("cancel_notes", type_=sa.ARRAY(sa.String)),
-        sa.bindparam("known_versions", type_=sa.ARRAY(sa.BigInteger)),
-        sa.bindparam("versions", type_=sa.ARRAY(sa.BigInteger)),
-    )
-    .table_valued(
-        sa.column("id", sa.Uuid),
-        sa.column("status", sa.String),
-        sa.column("payment_id", sa.Uuid),
-        sa.column("cancel_reason", sa.String),
-        sa.column("cancel_note", sa.String),
-        sa.column("known_version", sa.BigInteger),
-        sa.column("version", sa.BigInteger),
-        name="row",
-    )
-    .render_derived()
+_rows = unnested(
+    {
+        "ids": ("id", sa.Uuid),
+        "statuses": ("status", sa.String),
+        "payment_ids": ("payment_id", sa.Uuid),
+        "cancel_reasons": ("cancel_reason", sa.String),
+        "cancel_notes": ("cancel_note", sa.String),
+        "known_versions": ("known_version", sa.BigInteger),
+        "versions": ("version", sa.BigInteger),
+    }
 )
 WRITE = Statement(
     sa.update(orders)

@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
+from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
 from mesh.errors import Overtaken
 from payment_svc.domain import Entry, Payment, PaymentStatus
 
@@ -89,15 +89,9 @@ _MUTABLE = (
     "token", "status", "refunded_amount", "provider_reference", "failure_reason", "cancel_requested", "attempts",
     "next_attempt_time", "process_time", "traceparent", "version",
 )  # fmt: skip
-_new = {name: sa.bindparam(f"new_{name}", type_=sa.ARRAY(payments.c[name].type)) for name in ("id", *_MUTABLE)}
-_rows = (
-    sa.func.unnest(*_new.values(), sa.bindparam("known_versions", type_=sa.ARRAY(sa.BigInteger)))
-    .table_valued(
-        *(sa.column(name, payments.c[name].type) for name in _new),
-        sa.column("known_version", sa.BigInteger),
-        name="row",
-    )
-    .render_derived()
+_rows = unnested(
+    {f"new_{name}": (name, payments.c[name].type) for name in ("id", *_MUTABLE)}
+    | {"known_versions": ("known_version", sa.BigInteger)}
 )
 _payment_values = attrgetter(*(column.name for column in payments.c))
 _entry_values = attrgetter(*(column.name for column in entries.c))
@@ -189,7 +183,7 @@ def write_payments(transaction: Transaction, changes: Iterable[tuple[Payment, Pa
     # In primary-key order, as everywhere.
     in_order = sorted(((known, new) for known, new in changes if new != known), key=lambda change: change[0].id)
     if in_order:
-        values = {f"new_{name}": [getattr(new, name) for _, new in in_order] for name in _new}
+        values = {f"new_{name}": [getattr(new, name) for _, new in in_order] for name in ("id", *_MUTABLE)}
         transaction.write(WRITE_PAYMENTS, known_versions=[known.version for known, _ in in_order], **values)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Database, Row, Statement, Transaction
+from mesh.database import BulkInsert, Database, Row, Statement, Transaction, unnested
 from mesh.group_commit import GroupCommit
 from mesh.ids import new_id
 from payment_svc.providers import (
@@ -98,11 +98,7 @@ _LOCK_CHARGES = Statement(
 )
 _REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)))
 _ADD_REFUNDS = BulkInsert(refunds.c.key, refunds.c.charge_key, refunds.c.reference, refunds.c.amount)
-_given_back = (
-    sa.func.unnest(_keys, sa.bindparam("totals", type_=sa.ARRAY(_AMOUNT)))
-    .table_valued(sa.column("key", sa.String), sa.column("total", _AMOUNT), name="row")
-    .render_derived()
-)
+_given_back = unnested({"keys": ("key", sa.String), "totals": ("total", _AMOUNT)})
 _WRITE_REFUNDED = Statement(
     sa.update(charges).where(charges.c.key == _given_back.c.key).values(refunded_amount=_given_back.c.total)
 )

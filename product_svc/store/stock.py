@@ -8,7 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
+from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
 from product_svc.domain import Movement, MovementReason, Offer, ProductState, Stock
 from product_svc.store.tables import TIME, movements, products, stocks
 
@@ -37,21 +37,13 @@ OFFERS = Statement(
     .where(products.c.id == sa.any_(_ids))
 )
 
-_rows = (
-    sa.func.unnest(
-        sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
-        sa.bindparam("on_hands", type_=sa.ARRAY(sa.BigInteger)),
-        sa.bindparam("reserveds", type_=sa.ARRAY(sa.BigInteger)),
-        sa.bindparam("versions", type_=sa.ARRAY(sa.BigInteger)),
-    )
-    .table_valued(
-        sa.column("id", sa.Uuid),
-        sa.column("on_hand", sa.BigInteger),
-        sa.column("reserved", sa.BigInteger),
-        sa.column("version", sa.BigInteger),
-        name="row",
-    )
-    .render_derived()
+_rows = unnested(
+    {
+        "ids": ("id", sa.Uuid),
+        "on_hands": ("on_hand", sa.BigInteger),
+        "reserveds": ("reserved", sa.BigInteger),
+        "versions": ("version", sa.BigInteger),
+    }
 )
 WRITE_STOCKS = Statement(
     sa.update(stocks)
@@ -64,19 +56,12 @@ WRITE_STOCKS = Statement(
     )
 )
 
-_taken = (
-    sa.func.unnest(
-        sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
-        sa.bindparam("quantities", type_=sa.ARRAY(sa.BigInteger)),
-        sa.bindparam("offer_versions", type_=sa.ARRAY(sa.BigInteger)),
-    )
-    .table_valued(
-        sa.column("id", sa.Uuid),
-        sa.column("quantity", sa.BigInteger),
-        sa.column("offer_version", sa.BigInteger),
-        name="row",
-    )
-    .render_derived()
+_taken = unnested(
+    {
+        "ids": ("id", sa.Uuid),
+        "quantities": ("quantity", sa.BigInteger),
+        "offer_versions": ("offer_version", sa.BigInteger),
+    }
 )
 _version_now = sa.select(products.c.version).where(products.c.id == _taken.c.id).scalar_subquery()
 # What is added to a number needs no look at it: this takes its turn with whoever else is at these rows, and the check
