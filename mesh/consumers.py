@@ -178,7 +178,7 @@ class Consumer:
     async def _apply_fresh(self, received: dict[UUID, Received[Any]], work: UnitOfWork) -> int:
         """Apply those that were not applied before; how many that are."""
         inbox_rows = [(event_id, self.name) for event_id in sorted(received)]
-        if work.again:
+        if work.must_look:
             fresh = {row["event_id"] for row in await work.transaction.insert(RECORD_FRESH, inbox_rows)}
             received = {event_id: event for event_id, event in received.items() if event_id in fresh}
         by_type: dict[str, list[Received[Any]]] = {event_type: [] for event_type in self._handlers}
@@ -190,7 +190,7 @@ class Consumer:
         for apply, events_of_it in by_apply.items():
             if events_of_it:
                 await apply(work, events_of_it)
-        if not work.again:
+        if not work.must_look:
             work.caused_by(RECORD, inbox_rows)
         return len(received)
 

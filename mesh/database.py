@@ -171,6 +171,10 @@ class Transaction:
         await self._catch_up()
         return await self._run((statement,), arguments)
 
+    async def peek(self, statement: Statement, **values: Any) -> list[Row]:
+        """All rows as they are now, without what is still to be written; a transaction that only writes stays one."""
+        return await self._run((statement,), statement.arguments(values))
+
     async def fetch_one(self, statement: Statement, **values: Any) -> Row | None:
         """The first row, if there is one."""
         rows = await self.fetch(statement, **values)

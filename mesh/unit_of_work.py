@@ -30,12 +30,12 @@ MOST_OVERTAKEN = 3
 class UnitOfWork:
     """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
 
-    __slots__ = ("_causes", "_events", "_replies", "again", "transaction")
+    __slots__ = ("_causes", "_events", "_replies", "must_look", "transaction")
 
-    def __init__(self, transaction: Transaction, *, again: bool = False) -> None:
+    def __init__(self, transaction: Transaction, *, must_look: bool = False) -> None:
         self.transaction = transaction
-        self.again = again
-        """Whether an attempt before this one has failed: what that took for granted is to be looked up now."""
+        self.must_look = must_look
+        """Whether nothing may be taken for granted: an attempt that did has failed, or there will be none after it."""
         self._events: list[tuple[Event, str]] = []
         self._replies: list[tuple[bytes, bytes]] = []
         self._causes: list[tuple[BulkInsert, Iterable[Sequence[Any]]]] = []
@@ -76,10 +76,10 @@ class UnitsOfWork:
         self._relay = relay
 
     @asynccontextmanager
-    async def begin(self, *, again: bool = False) -> AsyncIterator[UnitOfWork]:
+    async def begin(self, *, must_look: bool = False) -> AsyncIterator[UnitOfWork]:
         """A unit of work that no single call stands behind: a batch, an event, a sweep."""
         async with self.database.transaction() as transaction:
-            work = UnitOfWork(transaction, again=again)
+            work = UnitOfWork(transaction, must_look=must_look)
             yield work
             if work.flush():
                 transaction.on_commit(self._relay.wake)
@@ -89,12 +89,12 @@ class UnitsOfWork:
 
         At first it may take for granted what this process knows, without a look, as long as its statements make the
         transaction fail with Overtaken when that is not so any more. Whatever it fails with may come of that, so it is
-        done `again`, and has to look then. Raises Overtaken when others come first each time.
+        done again, and has to look then (`UnitOfWork.must_look`). Raises Overtaken when others come first each time.
         """
         attempt = 0
         while True:
             try:
-                async with self.begin(again=attempt > 0) as work:
+                async with self.begin(must_look=attempt > 0) as work:
                     return await effect(work)
             except Overtaken:
                 if attempt == MOST_OVERTAKEN:
@@ -115,7 +115,7 @@ class UnitsOfWork:
         Raises Replay when it was carried out before (the chain answers with the stored reply), and
         IdempotencyKeyReused when the key stands for another request. The block must `remember` its result.
         """
-        async with self.begin() as work:
+        async with self.begin(must_look=True) as work:
             if outcome := await idempotency.claim(work.transaction, call):
                 raise outcome
             yield work

@@ -117,7 +117,7 @@ class Payments:
                 new = wire.cancelled(event.payload)
                 traces[new.order_id] = event.traceparent
                 news.append(Payment.called_off(new_id(), new, event.traceparent, now))
-        if traces or work.again:
+        if traces or work.must_look:
             added = await store.add_payments(work.transaction, news)
         else:
             store.add_first_payments(work.transaction, news)
@@ -191,7 +191,7 @@ class Settlements:
         now = _now()
         known = {each.payment.id: each.payment for each in batch}
         # A payment of which nothing was learnt keeps its token, and PostgreSQL shows the row that it refuses.
-        if work.again or any(isinstance(each.outcome, Unsettled) for each in batch):
+        if work.must_look or any(isinstance(each.outcome, Unsettled) for each in batch):
             known = await store.lock_payments(work.transaction, known)
         after = dict(known)
         entries: list[Entry] = []
@@ -200,7 +200,7 @@ class Settlements:
             try:
                 payment, entry = self._applied(work, after[settlement.payment.id], settlement, now)
             except MeshError as contradiction:
-                if not work.again:
+                if not work.must_look:
                     # It may contradict only what is known here.
                     raise Overtaken from contradiction
                 results.append(contradiction)

@@ -276,7 +276,7 @@ class Reservation(NamedTuple):
 
 
 class Shelf:
-    """Stock under lock, worked on in memory: one reservation after the other, all lines of one or none.
+    """Stock worked on in memory: one reservation after the other, all lines of one or none.
 
     A hundred buyers of one product cost one row read and one row written.
     """
@@ -313,6 +313,6 @@ class Shelf:
         return hold
 
     @property
-    def changed(self) -> list[Stock]:
-        """The stocks that differ from what they were, in primary-key order."""
-        return [stock for key, stock in sorted(self._now.items()) if stock != self._before[key]]
+    def changes(self) -> list[tuple[Stock, Stock]]:
+        """The stocks that differ from what they were, as they were and as they are now, in primary-key order."""
+        return [(old, new) for key, new in sorted(self._now.items()) if new != (old := self._before[key])]

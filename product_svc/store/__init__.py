@@ -12,13 +12,14 @@ from product_svc.store.holds import (
 )
 from product_svc.store.stock import (
     add_movements,
+    change_stocks,
     get_offers,
     get_stock,
     list_movements,
     lock_offers,
     lock_stocks,
+    peek_stocks,
     set_aside,
-    write_stocks,
 )
 from product_svc.store.tables import metadata
 
@@ -27,6 +28,7 @@ __all__ = [
     "add_holds",
     "add_movements",
     "add_product",
+    "change_stocks",
     "expired_holds",
     "get_holds",
     "get_offers",
@@ -38,8 +40,8 @@ __all__ = [
     "lock_offers",
     "lock_stocks",
     "metadata",
+    "peek_stocks",
     "postpone_holds",
     "set_aside",
     "write_hold_states",
-    "write_stocks",
 ]

@@ -37,23 +37,27 @@ OFFERS = Statement(
     .where(products.c.id == sa.any_(_ids))
 )
 
-_rows = unnested(
+# What is added to a number needs no look at it: this takes its turn with whoever else is at these rows, and the check
+# on the table is asked whether there was enough.
+_changes = unnested(
     {
         "ids": ("id", sa.Uuid),
         "on_hands": ("on_hand", sa.BigInteger),
         "reserveds": ("reserved", sa.BigInteger),
+        "known_versions": ("known_version", sa.BigInteger),
         "versions": ("version", sa.BigInteger),
     }
 )
-WRITE_STOCKS = Statement(
+CHANGE_STOCKS = Statement(
     sa.update(stocks)
-    .where(stocks.c.product_id == _rows.c.id)
+    .where(stocks.c.product_id == _changes.c.id)
     .values(
-        on_hand=_rows.c.on_hand,
-        reserved=_rows.c.reserved,
-        version=_rows.c.version,
+        on_hand=stocks.c.on_hand + _changes.c.on_hand,
+        reserved=stocks.c.reserved + _changes.c.reserved,
+        version=unless_overtaken(stocks.c.version, _changes.c.known_version, _changes.c.version),
         update_time=sa.bindparam("now", type_=TIME),
-    )
+    ),
+    refusals=overtaken(stocks.c.version),
 )
 
 _taken = unnested(
@@ -64,8 +68,6 @@ _taken = unnested(
     }
 )
 _version_now = sa.select(products.c.version).where(products.c.id == _taken.c.id).scalar_subquery()
-# What is added to a number needs no look at it: this takes its turn with whoever else is at these rows, and the check
-# on the table is asked whether there was enough.
 SET_ASIDE = Statement(
     sa.update(stocks)
     .where(stocks.c.product_id == _taken.c.id)
@@ -81,6 +83,11 @@ async def get_stock(reading: Transaction, product_id: UUID) -> Stock | None:
     """The stock of a product as it is now."""
     row = await reading.fetch_one(STOCKS, ids=[product_id])
     return _as_stock(row) if row else None
+
+
+async def peek_stocks(transaction: Transaction, ids: Iterable[UUID]) -> list[Stock]:
+    """Stock rows as they are now, which nobody keeps from changing."""
+    return [_as_stock(row) for row in await transaction.peek(STOCKS, ids=list(ids))]
 
 
 async def lock_stocks(transaction: Transaction, ids: Iterable[UUID]) -> list[Stock]:
@@ -116,15 +123,19 @@ def set_aside(transaction: Transaction, taken: Iterable[tuple[Offer, int]], now:
     )
 
 
-def write_stocks(transaction: Transaction, changed: Sequence[Stock], now: datetime) -> None:
-    """Write the numbers of locked stock rows."""
-    if changed:
+def change_stocks(transaction: Transaction, changes: Sequence[tuple[Stock, Stock]], now: datetime) -> None:
+    """Add to stock what the second of each pair, in primary-key order, has more than the first, or less.
+
+    Holds that came in between do not matter. The transaction fails with Overtaken when one has moved on hand since.
+    """
+    if changes:
         transaction.write(
-            WRITE_STOCKS,
-            ids=[stock.product_id for stock in changed],
-            on_hands=[stock.on_hand for stock in changed],
-            reserveds=[stock.reserved for stock in changed],
-            versions=[stock.version for stock in changed],
+            CHANGE_STOCKS,
+            ids=[new.product_id for _, new in changes],
+            on_hands=[new.on_hand - old.on_hand for old, new in changes],
+            reserveds=[new.reserved - old.reserved for old, new in changes],
+            known_versions=[old.version for old, _ in changes],
+            versions=[new.version for _, new in changes],
             now=now,
         )
 

@@ -78,7 +78,7 @@ class Holds:
             must_look = len(offers) < len(wanted) or any(wanted[offer.product_id] > left for offer, left in found)
 
         async def reserve(work: UnitOfWork) -> _Reserved:
-            if must_look or work.again:
+            if must_look or work.must_look:
                 return await self._by_a_look(work, batch)
             return self._by_offers(work, batch, offers)
 
@@ -116,17 +116,17 @@ class Holds:
         products = {product_id for reservation in batch for product_id in reservation.quantities}
         shelf = Shelf(*await store.lock_offers(work.transaction, products))
         # Not before the lock: a hold whose release was waited for is not there any more.
-        keys = [reservation.key for reservation in batch] if work.again else []
+        keys = [reservation.key for reservation in batch] if work.must_look else []
         known = await store.live_holds(work.transaction, keys)
         results = [_taken(shelf, reservation, known) for reservation in batch]
         if refused := [index for index, result in enumerate(results) if isinstance(result, Exception)]:
             # It may be the earlier attempt that holds what is missing now.
-            if not work.again:
+            if not work.must_look:
                 known |= await store.live_holds(work.transaction, [batch[index].key for index in refused])
             for index in refused:
                 results[index] = _taken(shelf, batch[index], known)
         store.add_holds(work.transaction, shelf.holds)
-        store.write_stocks(work.transaction, shelf.changed, datetime.now(UTC))
+        store.change_stocks(work.transaction, shelf.changes, datetime.now(UTC))
         return _Reserved(results, shelf.holds, {})
 
     async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
@@ -191,11 +191,11 @@ class Holds:
     async def settle(
         self, work: UnitOfWork, *, confirmed: Sequence[UUID], cancelled: Sequence[UUID]
     ) -> dict[UUID, HoldState]:
-        """`commit` these and `release` those, with one lock on all they need; the states in which they all are now.
+        """`commit` these and `release` those, all at once; the states in which they all are now.
 
         One after the other, in one transaction, the two would lock stock out of order and meet other holds head-on.
-        Holds are not locked but taken to be as this process has made them, or else as they are read here: the
-        transaction fails with Overtaken when one of them has moved since.
+        Holds are not locked but taken to be as this process has made them, or else as they are read here, and so is
+        what is on hand, at first: the transaction fails with Overtaken when one of them has moved since.
         """
         concerned = {*confirmed, *cancelled}
         found = self._recent.take(concerned)
@@ -211,7 +211,8 @@ class Holds:
         if moves:
             now = datetime.now(UTC)
             products = {line.product_id for hold, _ in moves for line in hold.lines}
-            shelf = Shelf(await store.lock_stocks(work.transaction, products), [])
+            look = store.lock_stocks if work.must_look else store.peek_stocks
+            shelf = Shelf(await look(work.transaction, products), [])
             movements: list[Movement] = []
             for hold, new in moves:
                 for line in hold.lines:
@@ -225,9 +226,10 @@ class Holds:
                             movements.append(_settled(shelf, hold, line, quantity, MovementReason.RETURN, now))
                         case _:
                             shelf.put(stock.release(quantity))
-            write_down(work, shelf, movements, now, self._threshold, "")
             ended = {hold.order_id: hold.state for hold, _ in moves}
+            # First, and then the stock, for with these PostgreSQL ends: who wants the stock does not wait for the rest.
             store.write_hold_states(work.transaction, ((key, old, states[key]) for key, old in ended.items()))
+            write_down(work, shelf, movements, now, self._threshold, "")
         return states
 
 

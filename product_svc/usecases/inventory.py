@@ -84,7 +84,7 @@ def write_down(
     work: UnitOfWork, shelf: Shelf, movements: Sequence[Movement], now: datetime, threshold: int, trace: str
 ) -> None:
     """Write what the shelf has become, its ledger, and one event a product that moved."""
-    store.write_stocks(work.transaction, shelf.changed, now)
+    store.change_stocks(work.transaction, shelf.changes, now)
     store.add_movements(work.transaction, movements)
     by_product: dict[UUID, list[Movement]] = {}
     for each in movements:

@@ -21,6 +21,7 @@ from product_svc.domain import (
     ProductNotFound,
     StockInsufficient,
 )
+from product_svc.store.stock import STOCKS
 from product_svc.usecases import ORDER_CONFIRMED
 from stack.servers import Servers
 from tests.service.warehouse import Warehouse, held, warehouse, wish
@@ -135,6 +136,7 @@ async def test_a_released_hold_is_not_adopted_by_a_retry_that_met_its_release(
     first = held((await here.reserve(wish({product: 4}, key=key)))[0])
     async with here.units.begin() as work:
         await here.holds.release(work, [first.order_id])
+        await work.transaction.fetch(STOCKS, ids=[product])  # what waits for the commit is sent before a look
         retry = asyncio.create_task(there.reserve(wish({product: 4}, key=key)))
 
         async def waits() -> bool:

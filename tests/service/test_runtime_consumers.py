@@ -287,7 +287,7 @@ async def test_a_poison_event_is_tried_again_then_parked_and_the_others_of_its_b
         nonlocal attempts
         await gate.record(work, events)
         if any(event.payload.value == "poison" for event in events):
-            attempts += len(events) == 1 and work.again
+            attempts += len(events) == 1 and work.must_look
             raise RuntimeError("cannot\n apply it")
 
     async with consuming(here, publish.area, apply) as consumer:

@@ -100,9 +100,9 @@ async def test_what_was_overtaken_is_done_again_with_a_look(scratch: Scratch, he
     number, looks = await row_with(scratch, "newer"), []
 
     async def effect(work: UnitOfWork) -> str:
-        looks.append(work.again)
+        looks.append(work.must_look)
         work.transaction.add(ADD_EFFECTS, [("beside it",)])
-        work.transaction.write(CHANGE, number=number, known="newer" if work.again else "old", new="new")
+        work.transaction.write(CHANGE, number=number, known="newer" if work.must_look else "old", new="new")
         return "done"
 
     assert await here.units.carry_out(effect) == "done"
@@ -114,8 +114,8 @@ async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_gr
     scratch: Scratch, here: Process
 ) -> None:
     async def effect(work: UnitOfWork) -> None:
-        await do(work, "again" if work.again else "at first")
-        if not work.again:
+        await do(work, "again" if work.must_look else "at first")
+        if not work.must_look:
             raise NotFound("it seems not to be there")
 
     with capture_logs() as lines:
@@ -128,7 +128,7 @@ async def test_what_fails_with_a_look_has_failed(scratch: Scratch, here: Process
     looks = []
 
     async def effect(work: UnitOfWork) -> None:
-        looks.append(work.again)
+        looks.append(work.must_look)
         await do(work, "never")
         raise NotFound("it is not there")
 
@@ -142,7 +142,7 @@ async def test_a_part_that_does_not_answer_is_not_asked_again_at_once(here: Proc
     looks = []
 
     async def effect(work: UnitOfWork) -> None:
-        looks.append(work.again)
+        looks.append(work.must_look)
         raise Unavailable("gone")
 
     with pytest.raises(Unavailable):

@@ -14,6 +14,7 @@ from mesh.database import Database, Statement
 from mesh.errors import Unavailable
 
 LOOK = Statement(sa.select(sa.literal(1).label("one")))
+WRITE = Statement(sa.delete(sa.table("something")))
 
 
 class Connection:
@@ -112,6 +113,15 @@ async def test_a_write_among_single_reads_is_a_fault_and_not_forgotten(database:
 
     with pytest.raises(RuntimeError, match="single reads"):
         await write()
+
+
+async def test_a_peek_sends_nothing_that_waits_and_begins_nothing(database: Database, connection: Connection) -> None:
+    async with database.transaction() as transaction:
+        transaction.write(WRITE)
+        await transaction.peek(LOOK)
+        assert connection.sent == [LOOK.sql]
+    assert connection.sent == [LOOK.sql, WRITE.sql]
+    assert database.statements == 2
 
 
 async def test_whatever_the_server_says_against_opening_is_told_plainly(

@@ -107,7 +107,7 @@ class StockChanged(_message.Message):
     """The product's UUID."""
     @_builtins.property
     def stock(self) -> _inventory_pb2.Stock:
-        """The stock after the change."""
+        """The stock after the change. Holds come and go untold, so that what is reserved may be another number by then."""
 
     @_builtins.property
     def movements(self) -> _containers.RepeatedCompositeFieldContainer[_inventory_pb2.StockMovement]:
