@@ -172,7 +172,10 @@ class Transaction:
         return await self._run((statement,), arguments)
 
     async def peek(self, statement: Statement, **values: Any) -> list[Row]:
-        """All rows as they are now, without what is still to be written; a transaction that only writes stays one."""
+        """All rows as they are now, without what is still to be written, and without BEGIN.
+
+        So a transaction that else only writes stays a single statement. Nothing keeps these rows from changing.
+        """
         return await self._run((statement,), statement.arguments(values))
 
     async def fetch_one(self, statement: Statement, **values: Any) -> Row | None:
