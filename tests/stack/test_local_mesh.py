@@ -236,7 +236,11 @@ def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
 
 def test_a_terminal_that_is_closed_stops_it_cleanly(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    own_terminal = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    # These tests may run under nohup themselves.
+    own_terminal = (
+        "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    )
     with foreground(tmp_path, theirs, own_terminal) as process:
         read_until_ready(ours)
         processes = identities(tmp_path).values()
