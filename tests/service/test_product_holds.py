@@ -138,12 +138,7 @@ async def test_a_released_hold_is_not_adopted_by_a_retry_that_met_its_release(
         await here.holds.release(work, [first.order_id])
         await work.transaction.fetch(STOCKS, ids=[product])  # what waits for the commit is sent before a look
         retry = asyncio.create_task(there.reserve(wish({product: 4}, key=key)))
-
-        async def waits() -> bool:
-            blocked = await here.admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            return bool(blocked)
-
-        await eventually(waits)
+        await eventually(here.waiting)
     second = held((await retry)[0])
     assert second.order_id != first.order_id
     assert await here.stock(product) == (10, 4)

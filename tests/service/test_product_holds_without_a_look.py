@@ -60,7 +60,11 @@ async def test_processes_that_hold_the_same_product_at_the_same_time_do_not_over
     await lock.start()
     await here.admin.execute("SELECT FROM stocks WHERE product_id = $1 FOR UPDATE", product)
     both = [asyncio.create_task(statements(process, wish({product: 2}))) for process in (here, there)]
-    await eventually(lambda: waiting(there, 2))
+
+    async def both_wait() -> bool:
+        return await there.waiting() == 2
+
+    await eventually(both_wait)
     await lock.rollback()
     for count, (result,) in await asyncio.gather(*both):
         assert isinstance(result, Hold)
@@ -76,7 +80,7 @@ async def test_a_hold_that_meets_a_sale_adds_to_what_the_sale_leaves(here: Wareh
         await here.holds.commit(work, [sold.order_id])
         await work.transaction.fetch(stock.STOCKS, ids=[product])  # what waits for the commit is sent before a look
         late = asyncio.create_task(there.reserve(wish({product: 6})))
-        await eventually(lambda: waiting(here, 1))
+        await eventually(here.waiting)
     held((await late)[0])
     assert await here.stock(product) == (6, 6)
     await here.require_balance(product)
@@ -173,14 +177,6 @@ async def test_twins_of_one_batch_that_want_different_things_do_not_both_get_the
     held(first)
     assert isinstance(other, HoldKeyReused)
     assert await here.stock(product) == (10, 3)
-
-
-async def waiting(process: Warehouse, count: int) -> bool:
-    """Whether so many sessions wait for a row."""
-    found: int = await process.admin.fetchval(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-    return found == count
 
 
 def prices(results: Sequence[Hold | Exception]) -> list[Decimal]:

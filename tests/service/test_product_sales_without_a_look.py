@@ -110,7 +110,7 @@ async def test_stock_is_locked_when_all_else_is_written_but_the_holds(here: Ware
     async with here.admin.transaction():
         await here.admin.execute("SELECT FROM stocks WHERE product_id = $1 FOR UPDATE", product)
         sale = asyncio.create_task(sell(here, sold))
-        await eventually(lambda: waits(here))
+        await eventually(here.waiting)
         assert await here.admin.fetchval(drawn) == before + 1, "the event is written"
         await here.admin.execute("SELECT FROM holds WHERE order_id = $1 FOR UPDATE NOWAIT", sold)
     assert await sale == {sold: HoldState.COMMITTED}
@@ -122,7 +122,7 @@ async def test_a_call_that_sells_locks_first_for_it_is_not_done_again(here: Ware
     async with here.admin.transaction():
         await here.admin.execute("UPDATE stocks SET version = version + 1 WHERE product_id = $1", product)
         call = asyncio.create_task(there.commit(sold))
-        await eventually(lambda: waits(here))
+        await eventually(here.waiting)
     assert await call == {sold: HoldState.COMMITTED}
     assert await here.stock(product) == (6, 0)
     await here.require_balance(product)
@@ -172,12 +172,6 @@ async def told(process: Warehouse, product: UUID) -> list[tuple[int, int]]:
         assert event.stock.on_hand == event.movements[-1].on_hand_after
         assert 0 <= event.stock.reserved <= event.stock.on_hand
     return [(movement.delta, movement.on_hand_after) for event in events for movement in event.movements]
-
-
-async def waits(process: Warehouse) -> bool:
-    """Whether somebody waits for a row."""
-    count = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    return bool(await process.admin.fetchval(count))
 
 
 async def idle_in_transaction(process: Warehouse) -> int:

@@ -80,6 +80,13 @@ class Warehouse:
         found = await self.inventory.get_stock(product_id)
         return found.on_hand, found.reserved
 
+    async def waiting(self) -> int:
+        """How many sessions wait for a row that another one has locked."""
+        found: int = await self.admin.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return found
+
     async def require_balance(self, product_id: UUID) -> None:
         """The ledger adds up to what is on hand, the live holds to what is reserved."""
         on_hand, reserved = await self.stock(product_id)
