@@ -29,11 +29,14 @@ SUPERUSER: Final = "postgres"
 _SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": "",
     "max_connections": "200",
-    "shared_buffers": "256MB",
     # Few checkpoints: after each one, every page that is changed is written to the log whole. Not compressed: that took
     # more CPU than it saved in writing.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
+    # Whoever writes pages has the kernel send them to the disk, 256 kB at a time. Else it keeps them for 30 s and then
+    # sends all it has, hundreds of megabytes, and commits wait behind them. The buffers stay as small as they are by
+    # default (128 MB): a page that is new is dirty in the kernel, too, until it leaves them.
+    "backend_flush_after": "256kB",
     # Cleaning up and looking through tables may take a while. By default they took half a core from the orders for
     # seconds, every minute, and were what one order in a hundred waited for.
     "autovacuum_vacuum_cost_delay": "10ms",
