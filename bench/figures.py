@@ -88,7 +88,11 @@ def _ratio(series: Series, name: str, run: str, least: float) -> Figure:
     calibration, ratio = series.runs[run].calibration, series.runs[run].settled_of_transactions
     if calibration is None or ratio is None:
         raise AssertionError("the series measures none without yardsticks")
-    measured = f"{ratio:.3f} R ({settled:,.0f}/s, R = {calibration.transactions:,.0f}/s)"
+    on_uvloop = calibration.transactions_on_uvloop
+    measured = (
+        f"{ratio:.3f} R ({settled:,.0f}/s, R = {calibration.transactions:,.0f}/s;"
+        f" {settled / on_uvloop:.3f} of the {on_uvloop:,.0f}/s of a client on uvloop)"
+    )
     return Figure(name, f"≥ {least:g} R", measured, ratio >= least)
 
 

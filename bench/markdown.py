@@ -46,7 +46,7 @@ def _measured(series: Series, past_orders: int, past_products: int, commit: str)
             "run",
             "accepted/s",
             "settled/s",
-            "R",
+            "R, and on uvloop",
             "placing p50 / p95 / p99 / p99.9",
             "to confirmed p99",
             "outbox lag",
@@ -102,10 +102,11 @@ def _measured(series: Series, past_orders: int, past_products: int, commit: str)
 def _orders(run: Result) -> Sequence[str]:
     orders, latency = run.orders, run.requests["place"].latency
     assert orders is not None, "only runs that have placed some"
+    calibration = run.calibration
     return (
         f"{orders.accepted_per_second:,.0f}",
         f"{orders.settled_per_second:,.0f}",
-        f"{run.calibration.transactions:,.0f}/s" if run.calibration else "",
+        f"{calibration.transactions:,.0f}, {calibration.transactions_on_uvloop:,.0f}/s" if calibration else "",
         " / ".join(f"{each:,.0f}" for each in latency.percentiles.values()) + " ms" if latency else "",
         f"{orders.settling.percentiles['p99']:,.0f} ms" if orders.settling else "",
         f"{1e3 * max(run.outbox_lag_seconds.values()):,.0f} ms",

@@ -79,7 +79,10 @@ def _load(result: Result) -> Table:
     )
     if result.calibration:
         table.add_row("E, bare echo through Envoy", f"{result.calibration.echo_calls:,.0f} calls/s")
-        table.add_row("R, raw one-order transaction", f"{result.calibration.transactions:,.0f}/s")
+        on_uvloop = result.calibration.transactions_on_uvloop
+        table.add_row(
+            "R, raw one-order transaction", f"{result.calibration.transactions:,.0f}/s; {on_uvloop:,.0f}/s on uvloop"
+        )
     table.add_row(
         "driver",
         f"{driver.cpu_microseconds_per_request:.0f} µs of CPU a request, {100 * driver.cpu_share:.0f} % of a core"

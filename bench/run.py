@@ -88,7 +88,7 @@ async def run(target: Target, wish: Wish, watcher: Watcher) -> Result:
         stock = None
         if wish.scenario is Scenario.HOT:
             # About as much as is sold in the time, by the figure to reach or a guess at it.
-            expected = 0.25 * before.transactions if before else 300.0
+            expected = 0.3 * before.transactions if before else 300.0
             stock = wish.stock or int(expected * wish.seconds)
         shop = await Shop.open(
             target,

@@ -45,7 +45,7 @@ async def test_a_load_is_measured_against_the_yardsticks(mesh: RunningMesh) -> N
         await mesh_command("bench", "orders", "--concurrency", "2", "--duration", "1", "--json", state=mesh.state)
     )
     assert told["breaches"] == []
-    assert told["calibration"]["echo_calls"] > 0
+    assert all(rate > 0 for rate in told["calibration"].values())
     # After one the load would write whole pages.
     assert await mesh.sql("order_svc", checkpoints) == before
     ratio = told["orders"]["settled_per_second"] / told["calibration"]["transactions"]
