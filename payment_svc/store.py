@@ -30,7 +30,7 @@ payments = sa.Table(
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("provider", sa.String, nullable=False, comment="empty when called off before one was chosen"),
     sa.Column("token", sa.String, nullable=False, comment="a secret, kept while a charge may need it"),
-    sa.Column("provider_key", sa.String, nullable=False, unique=True),
+    sa.Column("provider_key", sa.String, nullable=False, comment="made of the id, so no two have the same"),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("refunded_amount", _AMOUNT, nullable=False),
     sa.Column("provider_reference", sa.String, nullable=False),

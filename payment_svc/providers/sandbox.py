@@ -59,7 +59,6 @@ charges = sa.Table(
     ),
     comment="What stands under each key. Two approved charges of one order would be a double charge.",
 )
-sa.Index("charges_order", charges.c.order_id)
 
 refunds = sa.Table(
     "refunds",
