@@ -35,7 +35,7 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "checkpoint_timeout": "15min",
     # Whoever writes pages has the kernel send them to the disk, 256 kB at a time. Else it keeps them for 30 s and then
     # sends all it has, hundreds of megabytes, and commits wait behind them. The buffers stay as small as they are by
-    # default (128 MB): a page that is new is dirty in the kernel, too, until it leaves them.
+    # default (128 MB): a page that is new is dirty in the kernel, too, until it leaves them (ADR-0023).
     "backend_flush_after": "256kB",
     # Cleaning up and looking through tables may take a while. By default they took half a core from the orders for
     # seconds, every minute, and were what one order in a hundred waited for.
