@@ -30,7 +30,7 @@ payments = sa.Table(
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("provider", sa.String, nullable=False, comment="empty when called off before one was chosen"),
     sa.Column("token", sa.String, nullable=False, comment="a secret, kept while a charge may need it"),
-    sa.Column("provider_key", sa.String, nullable=False, comment="made of the id, so no two have the same"),
+    sa.Column("provider_key", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("refunded_amount", _AMOUNT, nullable=False),
     sa.Column("provider_reference", sa.String, nullable=False),
@@ -43,6 +43,7 @@ payments = sa.Table(
     sa.Column("traceparent", sa.String, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     # The last word on money: whatever the code does, these do not let it.
+    sa.CheckConstraint("provider_key = 'payment-' || id::text", name="provider_key_of_one_payment"),
     sa.CheckConstraint("amount > 0", name="amount_positive"),
     sa.CheckConstraint("0 <= refunded_amount AND refunded_amount <= amount", name="refunded_within_amount"),
     sa.CheckConstraint(

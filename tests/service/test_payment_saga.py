@@ -689,6 +689,14 @@ async def test_the_ledger_cannot_be_altered(house: House) -> None:
             await house.connection.execute(statement)
 
 
+async def test_the_database_refuses_a_payment_the_key_of_another(house: House) -> None:
+    process, placed = await house.process(), [order(), order()]
+    for each in placed:
+        await process.placed(each)
+    with pytest.raises(asyncpg.CheckViolationError, match="provider_key_of_one_payment"):
+        await house.connection.execute("UPDATE payments SET provider_key = (SELECT min(provider_key) FROM payments)")
+
+
 async def test_the_database_refuses_to_give_back_more_than_was_taken(house: House) -> None:
     process, placed = await house.process(), order()
     await process.placed(placed)

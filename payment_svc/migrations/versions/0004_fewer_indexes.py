@@ -1,4 +1,4 @@
-"""What nobody looks for has no index: keys that are made of the id, and charges of the sandbox by order."""
+"""Charges of the sandbox are not looked for by order; that a key is of one payment needs no index."""
 
 from alembic import op
 
@@ -7,6 +7,6 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
+    op.create_check_constraint("provider_key_of_one_payment", "payments", "provider_key = 'payment-' || id::text")
     op.drop_constraint("payments_provider_key_key", "payments")
-    op.alter_column("payments", "provider_key", comment="made of the id, so no two have the same")
     op.drop_index("charges_order", "charges", schema="sandbox")
