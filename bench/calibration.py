@@ -55,9 +55,9 @@ class Calibration:
 async def calibrate(target: Target, driver: Driver, connections: int, seconds: float) -> Calibration:
     """Measure each for that long, one after the other, while nothing else is under way."""
     return Calibration(
-        await _echo(driver, connections, seconds),
-        await _transactions(target, "asyncio", seconds),
-        await _transactions(target, "uvloop", seconds),
+        echo_calls=await _echo(driver, connections, seconds),
+        transactions=await _transactions(target, "asyncio", seconds),
+        transactions_on_uvloop=await _transactions(target, "uvloop", seconds),
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import asyncpg
 import pytest
+import uvloop
 
-from bench import transactions
+from bench import calibration, transactions
+from bench.driver import Driver
+from bench.target import Target
 from stack.servers import Servers
 from tests.service.runtime import new_database
 
@@ -28,6 +33,23 @@ async def test_nothing_stays_of_transactions_that_fail(servers: Servers, monkeyp
         connection = await asyncpg.connect(url)
         assert await _tables(connection) == []
         await connection.close()
+
+
+async def test_r_is_of_a_client_on_asyncios_own_loop_and_the_other_of_one_on_uvloop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def echo(*_: object) -> float:
+        return 1.0
+
+    async def on(_: object, loop: str, __: float) -> float:
+        made = transactions.LOOPS[loop]()
+        made.close()
+        return 3.0 if isinstance(made, uvloop.Loop) else 2.0
+
+    monkeypatch.setattr(calibration, "_echo", echo)
+    monkeypatch.setattr(calibration, "_transactions", on)
+    measured = await calibration.calibrate(cast("Target", None), cast("Driver", None), 1, 1)
+    assert measured == calibration.Calibration(echo_calls=1.0, transactions=2.0, transactions_on_uvloop=3.0)
 
 
 async def _tables(connection: asyncpg.Connection) -> list[str]:

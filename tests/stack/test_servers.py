@@ -73,6 +73,13 @@ async def test_what_is_committed_is_on_disk(running: Servers) -> None:
     assert shown == ["on", "on", "on", ""]
 
 
+async def test_pages_do_not_gather_in_the_kernel(running: Servers) -> None:
+    url = running.postgres.superuser_url
+    # A page that is new gathers there until it leaves the buffers.
+    shown = [await ask(url, f"SHOW {setting}") for setting in ("backend_flush_after", "shared_buffers")]
+    assert shown == ["256kB", "128MB"]
+
+
 async def test_jetstream_needs_the_password_of_the_mesh(running: Servers) -> None:
     host, port = running.nats.address.removeprefix("nats://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
