@@ -11,7 +11,7 @@ import structlog
 from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from mesh import reflection, tasks
+from mesh import accepting, reflection, tasks
 from mesh.errors import Unavailable
 from mesh.identity import Tokens
 from mesh.interceptors import InFlight, Policy, chain, entry
@@ -69,7 +69,7 @@ class Server:
 
     async def start(self) -> None:
         """Listen, and say SERVING as soon as the checks pass. Raises Unavailable when the address is taken."""
-        server = self._server = grpc.aio.server(options=_OPTIONS)
+        server = self._server = accepting.server(_OPTIONS)
         for name, handlers in self._handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         unregistered = cast("grpc.aio.Server", _Unregistered(server))

@@ -1,0 +1,64 @@
+"""gRPC's server, which asks for many calls ahead instead of one (ADR-0024).
+
+It reaches into gRPC (`grpc._cython`, 1.85), which has no option for this. Versions are pinned, and tests see that calls
+are asked for ahead and that none is lost when the server stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+import grpc.aio
+from grpc._cython import cygrpc
+from grpc.aio._server import Server as GrpcServer
+
+AHEAD = 32
+"""How many calls gRPC may take from the wire before it asks for another one."""
+
+
+def server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
+    """`grpc.aio.server`, for services without methods that are registered one by one."""
+    return cast("grpc.aio.Server", _Server(options))
+
+
+class _Server(GrpcServer):
+    """What `grpc.aio.server` gives, around a core of ours."""
+
+    def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
+        self._loop = cygrpc.get_working_loop()
+        self._server = _Core(self._loop, None, (), (), tuple(options), None)
+
+
+class _Core(cygrpc.AioServer):  # type: ignore[misc]
+    """gRPC's loop awaits one call after the other; here each was asked for long before its turn.
+
+    The core of gRPC answers what it was asked for in that order, so the oldest of them is always the next.
+    """
+
+    def __init__(self, *of_grpc: object) -> None:
+        super().__init__(*of_grpc)
+        self._asked: deque[asyncio.Task[Any]] = deque()
+        self._is_ending = False
+
+    def _make_request_call_future(self, method: bytes | None) -> asyncio.Task[Any]:
+        """The next call. gRPC's loop comes for it as soon as it has given the one before to its handler."""
+        if method is not None:
+            raise NotImplementedError("a registered method has a queue of its own: add generic handlers")
+        while not self._asked or (len(self._asked) < AHEAD and not self._is_ending):
+            self._asked.append(super()._make_request_call_future(None))
+        return self._asked.popleft()
+
+    async def shutdown(self, grace: float | None) -> None:
+        """End as gRPC does, once what was taken ahead is with its handlers."""
+        self._is_ending = True
+        while any(call.done() for call in self._asked):  # noqa: ASYNC110  # gRPC's loop takes one in every second turn
+            await asyncio.sleep(0)
+        ending = asyncio.create_task(super().shutdown(grace))
+        # gRPC answers what it was asked for: that there will be no call. If it takes one in this very moment, nobody
+        # handles it any more, and to forget it tells its caller.
+        await asyncio.gather(*self._asked, return_exceptions=True)
+        self._asked.clear()
+        await ending

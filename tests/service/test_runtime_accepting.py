@@ -1,0 +1,112 @@
+"""The server asks for calls ahead, and loses none of them when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from mesh import accepting
+from tests.services import eventually
+
+METHOD = "/test.Echo/Say"
+
+
+@asynccontextmanager
+async def echoing(handled: Counter[str]) -> AsyncIterator[tuple[Any, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
+    """A server that answers in some turns of the loop, and a client of it."""
+
+    async def say(request: bytes, _: Any) -> bytes:
+        handled["begun"] += 1
+        for _turn in range(5):
+            await asyncio.sleep(0)
+        handled["ended"] += 1
+        return request
+
+    server = accepting.server([])
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Say": grpc.unary_unary_rpc_method_handler(say)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield server, channel.unary_unary(METHOD)
+    await server.stop(None)
+
+
+async def test_as_many_calls_are_asked_for_ahead_before_and_after_calls_have_come() -> None:
+    async with echoing(Counter()) as (server, say):
+        core = server._server
+
+        async def all_asked_for() -> bool:
+            return len(core._asked) == accepting.AHEAD - 1 and not any(call.done() for call in core._asked)
+
+        # Of the one that is missing gRPC waits for the answer.
+        await eventually(all_asked_for)
+        for _ in range(2):
+            answers = await asyncio.gather(*(say(str(number).encode()) for number in range(3 * accepting.AHEAD)))
+            assert answers == [str(number).encode() for number in range(3 * accepting.AHEAD)]
+            await eventually(all_asked_for)
+
+
+async def test_a_server_that_stops_under_load_ends_every_call_that_it_has_taken() -> None:
+    handled: Counter[str] = Counter()
+    ended: Counter[grpc.StatusCode] = Counter()
+
+    async def keep_calling(say: Any) -> None:
+        while True:
+            try:
+                await say(b"hello")
+                ended[grpc.StatusCode.OK] += 1
+            except grpc.aio.AioRpcError as failure:
+                ended[failure.code()] += 1
+                return
+
+    async with echoing(handled) as (server, say):
+        callers = [asyncio.create_task(keep_calling(say)) for _ in range(4 * accepting.AHEAD)]
+
+        async def is_busy() -> bool:
+            return handled["ended"] > 10 * len(callers)
+
+        await eventually(is_busy)
+        # A call that nobody handles would be waited for, for an hour.
+        async with asyncio.timeout(60):
+            await server.stop(3600)
+            await asyncio.gather(*callers)
+    assert handled["begun"] == handled["ended"] == ended[grpc.StatusCode.OK]
+    assert ended.total() - ended[grpc.StatusCode.OK] == len(callers), "each was refused once, and then stopped"
+
+
+async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops() -> None:
+    async with echoing(Counter()) as (server, say):
+        core = server._server
+        take = core._make_request_call_future
+        may_go_on = asyncio.Event()
+
+        def take_slowly(method: None) -> asyncio.Task[Any]:
+            async def later(call: asyncio.Task[Any]) -> Any:
+                await may_go_on.wait()
+                return await call
+
+            return asyncio.create_task(later(take(method)))
+
+        core._make_request_call_future = take_slowly
+        # The first one is what gRPC waited for before.
+        calls = [asyncio.ensure_future(say(b"hello")) for _ in range(6)]
+
+        async def are_taken() -> bool:
+            return [call.done() for call in core._asked].count(True) == 4
+
+        await eventually(are_taken)
+        stopping = asyncio.create_task(server.stop(3600))
+        await asyncio.sleep(0)
+        may_go_on.set()
+        assert await asyncio.gather(*calls) == [b"hello"] * 6
+        await stopping
+
+
+async def test_a_server_that_was_not_started_can_be_stopped() -> None:
+    await accepting.server([]).stop(1)
