@@ -219,7 +219,7 @@ class Relay:
 
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
         """Publish, and move on past what the stream has acknowledged. Raises when that is not all."""
-        stored = await self._bus.publish([self._message(row) for row in rows])
+        stored = await self._bus.publish([self._message(row) async for row in tasks.in_portions(rows)])
         done = rows[:stored]
         if done:
             position = self._position.after(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from mesh import tasks
 from mesh.errors import MeshError, Overtaken
 from mesh.idempotency import Replay
 from mesh.ids import new_id
@@ -196,7 +197,7 @@ class Settlements:
         after = dict(known)
         entries: list[Entry] = []
         results: list[Payment | Exception] = []
-        for settlement in batch:
+        async for settlement in tasks.in_portions(batch):
             try:
                 payment, entry = self._applied(work, after[settlement.payment.id], settlement, now)
             except MeshError as contradiction:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from mesh import tasks
 from mesh.ids import parse_id
 from order_svc import store, wire
 from order_svc.domain import WISHES, CancelReason, Cause, HoldWish, Order, OrderNotFound
@@ -72,7 +73,7 @@ class Saga:
         if others := concerned - known.keys():
             known |= await store.lock(work.transaction, others)
         orders = dict(known)
-        for event in events:
+        async for event in tasks.in_portions(events):
             payment = event.payload.payment
             order_id = parse_id(payment.order_id)
             if order_id not in orders:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from mesh import tasks
 from mesh.errors import MeshError
 from mesh.group_commit import GroupCommit, run_batch
 from mesh.recent import Recent
@@ -214,7 +215,7 @@ class Holds:
             look = store.lock_stocks if work.must_look else store.peek_stocks
             shelf = Shelf(await look(work.transaction, products), [])
             movements: list[Movement] = []
-            for hold, new in moves:
+            async for hold, new in tasks.in_portions(moves):
                 for line in hold.lines:
                     stock, quantity = shelf.stock(line.product_id), line.quantity
                     match new:
@@ -229,7 +230,7 @@ class Holds:
             ended = {hold.order_id: hold.state for hold, _ in moves}
             # First, and then the stock, for with these PostgreSQL ends: who wants the stock does not wait for the rest.
             store.write_hold_states(work.transaction, ((key, old, states[key]) for key, old in ended.items()))
-            write_down(work, shelf, movements, now, self._threshold, "")
+            await write_down(work, shelf, movements, now, self._threshold, "")
         return states
 
 

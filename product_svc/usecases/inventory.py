@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from mesh import tasks
 from mesh.ids import new_id, parse_id
 from product_svc import store, wire
 from product_svc.domain import Movement, MovementReason, ProductNotFound, Shelf, Stock, StockChange
@@ -45,7 +46,7 @@ class Inventory:
                 moved = movement(
                     shelf, change.product_id, delta, change.reason, None, change.note, now, str(call.caller)
                 )
-                write_down(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
+                await write_down(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
             stock = shelf.stock(change.product_id)
             work.remember(call, stock)
         return stock
@@ -80,7 +81,7 @@ def movement(
     return Movement(new_id(), product_id, delta, on_hand, reason, order_id, note, now, actor)
 
 
-def write_down(
+async def write_down(
     work: UnitOfWork, shelf: Shelf, movements: Sequence[Movement], now: datetime, threshold: int, trace: str
 ) -> None:
     """Write what the shelf has become, its ledger, and one event a product that moved."""
@@ -89,7 +90,7 @@ def write_down(
     by_product: dict[UUID, list[Movement]] = {}
     for each in movements:
         by_product.setdefault(each.product_id, []).append(each)
-    for product_id, moved in by_product.items():
+    async for product_id, moved in tasks.in_portions(by_product.items()):
         stock = shelf.stock(product_id)
         work.publish(wire.stock_changed(stock, moved), trace)
         before = moved[0].on_hand_after - moved[0].delta

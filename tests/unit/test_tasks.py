@@ -44,3 +44,24 @@ async def test_an_event_is_waited_for_so_long_and_no_longer() -> None:
     event.set()
     assert await waiting
     assert await tasks.is_set_within(0, event)
+
+
+async def test_others_have_their_turns_after_each_portion_and_nothing_is_left_out() -> None:
+    most = 2 * tasks.PORTION + 5
+    seen: list[int] = []
+    turns: list[int] = []
+
+    async def other() -> None:
+        while len(seen) < most:
+            turns.append(len(seen))
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        async for item in tasks.in_portions(range(most)):
+            seen.append(item)  # noqa: PERF401  # the other one looks at it meanwhile
+
+    await asyncio.gather(work(), other())
+    assert seen == list(range(most))
+    assert set(turns) == {tasks.PORTION, 2 * tasks.PORTION}
+    assert turns.count(tasks.PORTION) > 1, "more than one turn of the loop"
+    assert [item async for item in tasks.in_portions(range(0))] == []
