@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2
+from mesh import tasks
 from mesh.bus import Bus
 from mesh.call import Call, Caller, Kind
 from mesh.database import Database, Statement
@@ -106,7 +107,16 @@ async def databases(folder: Path) -> AsyncIterator[tuple[Database, Database]]:
             await database.stop()
 
 
-async def test_statements_per_order_fall_with_the_batch(databases: tuple[Database, Database]) -> None:
+async def test_statements_per_order_fall_with_the_batch(
+    databases: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_portions, portioned = tasks.in_portions, list[int]()
+
+    def noted(items: Collection[Any]) -> AsyncIterator[Any]:
+        portioned.append(len(items))
+        return in_portions(items)
+
+    monkeypatch.setattr(tasks, "in_portions", noted)
     order_database, product_database = databases
     # Events stay in the outboxes: these relays are not started.
     bus = Bus("nats://127.0.0.1:1", name="test")
@@ -158,6 +168,8 @@ async def test_statements_per_order_fall_with_the_batch(databases: tuple[Databas
     # In a process that has not placed them and holds nothing for them, they are read first.
     one, many = [await statements(count, others_saga, others_holds) for count in (1, 64)]
     assert one == many == {"placing": 3, "confirming": 3, "selling": 4}
+    each_in_portions = [size for count in (1, 1, 64, 1, 64) for size in (count, count, len(wanted))]
+    assert portioned == each_in_portions, "what was paid, what is sold, and the products of it"
     async with order_database.reading() as reading:
         confirmed = await reading.fetch(STATUSES)
     assert [tuple(row) for row in confirmed] == [(Status.CONFIRMED.value, 131)]
