@@ -41,6 +41,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
     def __init__(self, *of_grpc: object) -> None:
         super().__init__(*of_grpc)
         self._asked: deque[asyncio.Task[Any]] = deque()
+        self._is_looping = True
         self._is_ending = False
 
     def _make_request_call_future(self, method: bytes | None) -> asyncio.Task[Any]:
@@ -51,10 +52,18 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
             self._asked.append(super()._make_request_call_future(None))
         return self._asked.popleft()
 
+    async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
+        """gRPC's loop. Once it has ended, or failed, nobody takes what was asked for ahead."""
+        try:
+            await super()._server_main_loop(started)
+        finally:
+            self._is_looping = False
+
     async def shutdown(self, grace: float | None) -> None:
         """End as gRPC does, once what was taken ahead is with its handlers."""
         self._is_ending = True
-        while any(call.done() for call in self._asked):  # noqa: ASYNC110  # gRPC's loop takes one in every second turn
+        # gRPC's loop takes one in every second turn.
+        while self._is_looping and any(call.done() for call in self._asked):  # noqa: ASYNC110
             await asyncio.sleep(0)
         ending = asyncio.create_task(super().shutdown(grace))
         # gRPC answers what it was asked for: that there will be no call. If it takes one in this very moment, nobody

@@ -108,5 +108,30 @@ async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops()
         await stopping
 
 
+async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead() -> None:
+    async with echoing(Counter()) as (server, say):
+        core = server._server
+        take = core._make_request_call_future
+
+        async def fail(call: asyncio.Task[Any]) -> None:
+            await call
+
+            async def are_taken() -> bool:
+                return [call.done() for call in core._asked].count(True) > 2
+
+            await eventually(are_taken)
+            raise RuntimeError("the core has failed")
+
+        core._make_request_call_future = lambda method: asyncio.create_task(fail(take(method)))
+        calls = [asyncio.ensure_future(say(b"hello")) for _ in range(6)]
+
+        async def are_forgotten() -> bool:
+            return not core._asked
+
+        await eventually(are_forgotten)
+        await server.stop(None)
+        await asyncio.wait(calls)
+
+
 async def test_a_server_that_was_not_started_can_be_stopped() -> None:
     await accepting.server([]).stop(1)
