@@ -28,6 +28,8 @@ seconds = min(timeit.repeat(work, "t = {}\\ndef f(x): return x + 1", number=100,
 print(json.dumps([sys.executable, sys.version, seconds]))
 """
 """Fails in a Python that cannot make an environment; tells how long a little work takes it."""
+_ROUNDS = 5
+"""How often each is asked, in turn: whoever else is busy on the machine for a moment must not decide it."""
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def fastest() -> tuple[str, str]:
     name = f"python3.{sys.version_info.minor}"
     folders = os.environ.get("PATH", "").split(os.pathsep)
     programs = [sys.executable, *(str(Path(folder) / name) for folder in folders if folder)]
-    answers = [answer for program in programs if (answer := probe(program))]
+    answers = [answer for _ in range(_ROUNDS) for program in programs if (answer := probe(program))]
     return min(answers, default=(0.0, sys.executable, sys.version))[1:]
 
 

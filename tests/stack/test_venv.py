@@ -87,6 +87,19 @@ def test_the_environment_gets_the_fastest_python_on_the_path(tmp_path: Path, mon
     assert venv.fastest() == ("/fast", "3.11.0")
 
 
+def test_a_moment_in_which_the_machine_was_busy_does_not_decide_which_is_the_fastest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    a_python(
+        tmp_path / "fast",
+        f"""if test -e '{asked}'; then echo '["/fast", "3.11.0", 0.0]'; else echo '["/fast", "3.11.0", 9.0]'; fi""",
+    )
+    a_python(tmp_path / "slow", f"""echo '["/slow", "3.11.0", 0.00001]'; true > '{asked}'""")
+    monkeypatch.setenv("PATH", ":".join(str(tmp_path / name) for name in ("fast", "slow")))
+    assert venv.fastest() == ("/fast", "3.11.0")
+
+
 def test_a_python_off_the_path_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert venv.fastest() == (sys.executable, sys.version)
