@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,14 +59,7 @@ async def measure(extent: Extent, watcher: Watcher) -> Measured:
         runs, points = await _loads(target, extent, watcher)
         events = await drain(target, watcher, count=extent.backlog)
         await fill(target, orders=extent.past_orders, products=extent.past_products, tell=watcher.tell)
-        products = min(10_000, extent.past_products)
-        for name, concurrency in ((figures.GROWN_64, 64), (figures.GROWN_256, 256)):
-            watcher.tell(name)
-            runs[name] = await run(
-                target,
-                Wish(scenario=Scenario.ORDERS, concurrency=concurrency, seconds=extent.past_seconds, products=products),
-                watcher,
-            )
+        runs |= await _compare(target, extent, watcher)
     return Measured(commit, extent, Series(runs, events, starts), points)
 
 
@@ -115,17 +108,24 @@ class Measured:
 @asynccontextmanager
 async def _mesh(watcher: Watcher) -> AsyncIterator[tuple[Path, Starts]]:
     """A mesh with default settings in an empty folder, stopped and removed afterwards; how long it took to start."""
+    watcher.tell("importing each service")
+    imports = await import_times()
+    async with _stopped() as (state, port):
+        watcher.tell("starting a mesh, twice")
+        fresh = await until_first_order(state, port, watcher.tell)
+        await mesh("down", state=state)
+        again = await until_first_order(state, port, watcher.tell)
+        yield state, Starts(fresh=fresh, again=again, imports=imports)
+
+
+@asynccontextmanager
+async def _stopped() -> AsyncIterator[tuple[Path, int]]:
+    """An empty state folder and a free port for a mesh, which is stopped and removed afterwards."""
     (port,) = free_ports(1)
     with _folder() as folder:
         state = folder / "state"
-        watcher.tell("importing each service")
-        imports = await import_times()
         try:
-            watcher.tell("starting a mesh, twice")
-            fresh = await until_first_order(state, port, watcher.tell)
-            await mesh("down", state=state)
-            again = await until_first_order(state, port, watcher.tell)
-            yield state, Starts(fresh=fresh, again=again, imports=imports)
+            yield state, port
         finally:
             await mesh("down", state=state)
 
@@ -170,8 +170,36 @@ async def _loads(target: Target, extent: Extent, watcher: Watcher) -> tuple[dict
     return runs, points
 
 
+async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, Result]:
+    """Loads on a mesh that has a long past, each between two on a young one that is up beside it."""
+    runs: dict[str, Result] = {}
+    wish = Wish(scenario=Scenario.ORDERS, seconds=extent.seconds, calibrated=False)
+    async with _stopped() as (state, port):
+        watcher.tell("starting a young mesh beside the one with a past")
+        await until_first_order(state, port, watcher.tell)
+        young = Target.find(state, {})
+        for grown, (before, after), concurrency in (
+            (figures.GROWN_64, figures.YOUNG_64, 64),
+            (figures.GROWN_256, figures.YOUNG_256, 256),
+        ):
+            long = Wish(
+                scenario=Scenario.ORDERS,
+                concurrency=concurrency,
+                seconds=extent.past_seconds,
+                products=min(10_000, extent.past_products),
+            )
+            for name, target, each in (
+                (before, young, _at(wish, concurrency)),
+                (grown, past, long),
+                (after, young, _at(wish, concurrency)),
+            ):
+                watcher.tell(name)
+                runs[name] = await run(target, each, watcher)
+    return runs
+
+
 def _at(wish: Wish, concurrency: int) -> Wish:
-    return Wish(scenario=wish.scenario, seconds=wish.seconds, concurrency=concurrency)
+    return replace(wish, concurrency=concurrency)
 
 
 def _commit() -> str:
