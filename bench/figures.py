@@ -63,7 +63,8 @@ def figures(series: Series) -> Iterator[Figure]:
     """All of them, in the order of their importance."""
     yield _ratio(series, "settled orders/s at 64 concurrent, 3 lines an order", ORDERS_64, 0.22)
     yield _ratio(series, "the same at 256 concurrent", ORDERS_256, 0.35)
-    yield _of(series, "the same at 256, one hot product bought by all, exactly the stock sold", HOT_256, ORDERS_256)
+    hot = "the same at 256, one hot product bought by all, exactly the stock sold"
+    yield _of(series, hot, HOT_256, (ORDERS_256,), ORDERS_256)
     yield _at_most(
         "p99 of placing at half the 64-concurrent rate, open loop", series.runs[HALF].requests["place"].latency, 60
     )
@@ -72,8 +73,9 @@ def figures(series: Series) -> Iterator[Figure]:
     rate = series.events.events_per_second
     yield Figure("a backlog of events drained", "≥ 4,000/s", f"{series.events.events:,} at {rate:,.0f}/s", rate >= 4000)
     yield _cpu(series)
-    yield _grown(series, "256 concurrent, on the past of a mesh", GROWN_256, YOUNG_256)
-    yield _grown(series, "64 concurrent, on the past of a mesh", GROWN_64, YOUNG_64)
+    young = "a young mesh beside it, before and after"
+    yield _of(series, "256 concurrent, on the past of a mesh", GROWN_256, YOUNG_256, young)
+    yield _of(series, "64 concurrent, on the past of a mesh", GROWN_64, YOUNG_64, young)
     yield _memory(series)
     yield _flat(series.runs[LONG])
     starts = series.starts
@@ -101,17 +103,11 @@ def _ratio(series: Series, name: str, run: str, least: float) -> Figure:
     return Figure(name, f"≥ {least:g} R", measured, ratio >= least)
 
 
-def _of(series: Series, name: str, run: str, other: str) -> Figure:
-    here, there = series.ordered(run).settled_per_second, series.ordered(other).settled_per_second
+def _of(series: Series, name: str, run: str, others: Sequence[str], than: str) -> Figure:
+    here = series.ordered(run).settled_per_second
+    there = mean(series.ordered(other).settled_per_second for other in others)
     ratio = here / there
-    return Figure(name, f"≥ 0.8 of {other}", f"{ratio:.2f} ({here:,.0f}/s)", ratio >= 0.8)
-
-
-def _grown(series: Series, name: str, run: str, young: Sequence[str]) -> Figure:
-    here, there = series.ordered(run).settled_per_second, mean(series.ordered(run).settled_per_second for run in young)
-    ratio = here / there
-    measured = f"{ratio:.2f} ({here:,.0f}/s, {there:,.0f}/s on the young one)"
-    return Figure(name, "≥ 0.8 of a young mesh beside it, before and after", measured, ratio >= 0.8)
+    return Figure(name, f"≥ 0.8 of {than}", f"{ratio:.2f} ({here:,.0f}/s of {there:,.0f}/s)", ratio >= 0.8)
 
 
 def _at_most(name: str, latency: Latency | None, most: float) -> Figure:

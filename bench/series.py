@@ -110,7 +110,7 @@ async def _mesh(watcher: Watcher) -> AsyncIterator[tuple[Path, Starts]]:
     """A mesh with default settings in an empty folder, stopped and removed afterwards; how long it took to start."""
     watcher.tell("importing each service")
     imports = await import_times()
-    async with _stopped() as (state, port):
+    async with _state_folder() as (state, port):
         watcher.tell("starting a mesh, twice")
         fresh = await until_first_order(state, port, watcher.tell)
         await mesh("down", state=state)
@@ -119,7 +119,7 @@ async def _mesh(watcher: Watcher) -> AsyncIterator[tuple[Path, Starts]]:
 
 
 @asynccontextmanager
-async def _stopped() -> AsyncIterator[tuple[Path, int]]:
+async def _state_folder() -> AsyncIterator[tuple[Path, int]]:
     """An empty state folder and a free port for a mesh, which is stopped and removed afterwards."""
     (port,) = free_ports(1)
     with _folder() as folder:
@@ -173,8 +173,9 @@ async def _loads(target: Target, extent: Extent, watcher: Watcher) -> tuple[dict
 async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, Result]:
     """Loads on a mesh that has a long past, each between two on a young one that is up beside it."""
     runs: dict[str, Result] = {}
-    wish = Wish(scenario=Scenario.ORDERS, seconds=extent.seconds, calibrated=False)
-    async with _stopped() as (state, port):
+    short = Wish(scenario=Scenario.ORDERS, seconds=extent.seconds, calibrated=False)
+    long = Wish(scenario=Scenario.ORDERS, seconds=extent.past_seconds, products=min(10_000, extent.past_products))
+    async with _state_folder() as (state, port):
         watcher.tell("starting a young mesh beside the one with a past")
         await until_first_order(state, port, watcher.tell)
         young = Target.find(state, {})
@@ -182,19 +183,9 @@ async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, 
             (figures.GROWN_64, figures.YOUNG_64, 64),
             (figures.GROWN_256, figures.YOUNG_256, 256),
         ):
-            long = Wish(
-                scenario=Scenario.ORDERS,
-                concurrency=concurrency,
-                seconds=extent.past_seconds,
-                products=min(10_000, extent.past_products),
-            )
-            for name, target, each in (
-                (before, young, _at(wish, concurrency)),
-                (grown, past, long),
-                (after, young, _at(wish, concurrency)),
-            ):
+            for name, target, wish in ((before, young, short), (grown, past, long), (after, young, short)):
                 watcher.tell(name)
-                runs[name] = await run(target, each, watcher)
+                runs[name] = await run(target, _at(wish, concurrency), watcher)
     return runs
 
 

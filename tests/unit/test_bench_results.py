@@ -100,7 +100,7 @@ def test_a_mesh_with_a_past_is_compared_with_what_a_young_one_did_before_and_aft
         runs = {**reached.runs, before: result(settled=there + 100), after: result(settled=there - 100)}
         grown = Series({**runs, figures.GROWN_64: result(settled=1000)}, reached.events, reached.starts)
         (figure,) = (each for each in figures.figures(grown) if each.name == "64 concurrent, on the past of a mesh")
-        assert figure.measured == f"{ratio:.2f} (1,000/s, {there:,.0f}/s on the young one)"
+        assert figure.measured == f"{ratio:.2f} (1,000/s of {there:,.0f}/s)"
         assert figure.is_reached == (ratio >= 0.8)
 
 

@@ -1,0 +1,57 @@
+"""The order of what `make bench` measures, where the order is what makes a figure true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import figures, series
+from bench.run import Wish
+from bench.target import Target
+
+
+class Silent:
+    """Tells nobody."""
+
+    def tell(self, text: str) -> None:
+        """Nothing is said."""
+
+    def show(self, *, elapsed: float, seconds: float, answered: int, failed: int, lag: float) -> None:
+        """Nothing is shown."""
+
+
+async def test_a_mesh_with_a_past_is_loaded_between_two_loads_on_a_young_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[tuple[Any, Wish]] = []
+    meshes: list[str] = []
+    young, past = object(), object()
+
+    async def run(target: Any, wish: Wish, _watcher: Any) -> Any:
+        assert meshes == ["up"]
+        loads.append((target, wish))
+        return len(loads)
+
+    async def up(*_: Any) -> float:
+        meshes.append("up")
+        return 1.0
+
+    async def mesh(*arguments: str, **_: Path) -> None:
+        meshes.extend(arguments)
+
+    monkeypatch.setattr(series, "run", run)
+    monkeypatch.setattr(series, "until_first_order", up)
+    monkeypatch.setattr(series, "mesh", mesh)
+    monkeypatch.setattr(Target, "find", lambda *_: young)
+    compare: Any = series._compare
+    runs = await compare(past, series.FULL, Silent())
+    before, after = figures.YOUNG_64
+    assert [*runs][:3] == [before, figures.GROWN_64, after], "as they were carried out"
+    before, after = figures.YOUNG_256
+    assert [*runs][3:] == [before, figures.GROWN_256, after]
+    assert [*runs.values()] == [1, 2, 3, 4, 5, 6]
+    assert [target for target, _ in loads] == [young, past, young] * 2
+    assert [wish.concurrency for _, wish in loads] == [64] * 3 + [256] * 3
+    assert [wish.seconds for _, wish in loads] == [20, 60, 20] * 2
+    assert [wish.products for _, wish in loads] == [300, 10_000, 300] * 2
+    assert meshes == ["up", "down"]
