@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from mesh.database import BulkInsert, Database, Row, Statement, Transaction
 from mesh.errors import AlreadyExists, InvalidArgument, Unavailable, Violation
+from mesh.recent import Recent
 from mesh.schema import idempotency as table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ PURGE = Statement(sa.delete(table).where(table.c.digest == _old.c.digest))
 
 
 class KeyTaken(Exception):
-    """Another transaction has answered one of these keys since they were looked up: look again."""
+    """Another transaction has answered one of these keys: look which."""
 
 
 ANSWER = BulkInsert(*_columns, refusals={"idempotency_pkey": KeyTaken})
@@ -115,8 +116,26 @@ Outcomes = dict[IdempotencyKey, Replay | IdempotencyKeyReused]
 """By key together with its request: the calls that need not, or must not, be carried out."""
 
 
+class Retries:
+    """Tells the calls whose key has come to this process before, as far back as `most` keys.
+
+    For hot paths that would else look each new key up in vain. It makes a retry cheap, never right: one whose first
+    attempt came to another process, or before a restart, is known for a retry only when its row is written (`answer`).
+    """
+
+    def __init__(self, *, most: int = 32_768) -> None:
+        self._keys: Recent[bytes, None] = Recent(most=most)
+
+    def among(self, calls: Sequence[Call]) -> list[Call]:
+        """Those of these calls that are retries. The keys of all of them are known from now on."""
+        digests = [call.key.digest for call in calls if call.key is not None]
+        known = self._keys.take(digests)
+        self._keys.put(dict.fromkeys(digests))
+        return [call for call in calls if call.key is not None and call.key.digest in known]
+
+
 async def find(database: Database, calls: Sequence[Call]) -> Outcomes:
-    """The calls among these that were answered before, in one statement; for hot paths that look before they lock."""
+    """The calls among these that were answered before, in one statement; without keys among them in none."""
     keys = [call.key for call in calls if call.key is not None]
     if not keys:
         return {}
@@ -125,9 +144,9 @@ async def find(database: Database, calls: Sequence[Call]) -> Outcomes:
 
 
 def answer(transaction: Transaction, calls: Sequence[Call]) -> None:
-    """Write the calls' rows with their replies, at the commit: for a batch that was looked for with `find`.
+    """Write the calls' rows with their replies, at the commit: for a batch that claims no keys beforehand.
 
-    The transaction then fails with KeyTaken when another one has answered one of these keys since.
+    The transaction then fails with KeyTaken when another one has answered one of these keys.
     Raises TwinCalls when two of the calls have one key; in `run_batch` that sets them apart.
     """
     transaction.add(ANSWER, _rows(calls))

@@ -1,4 +1,4 @@
-"""What a process has written last, for whoever in it needs the same next: it need not be read again.
+"""What a process has written or seen last, for whoever in it needs the same next: it need not be read again.
 
 Such a value may have been changed by another process since. Whoever writes a successor of it lets the database decide
 (`mesh.database.unless_overtaken`).
@@ -22,7 +22,7 @@ class Recent(Generic[Key, Value]):
         self._values: dict[Key, Value] = {}
 
     def put(self, values: Mapping[Key, Value]) -> None:
-        """Keep these; they must be committed."""
+        """Keep these; what is a row of the database must be committed."""
         self._values |= values
         for key in list(islice(self._values, max(0, len(self._values) - self._most))):
             del self._values[key]

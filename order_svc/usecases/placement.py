@@ -91,6 +91,7 @@ class Placement:
         self._stock = stock
         self._deadline = payment_deadline
         self._hold_margin = hold_margin
+        self._retries = idempotency.Retries()
         self.group: GroupCommit[Placing, order_pb2.Order] = GroupCommit("order placement", self._place, max_batch=256)
 
     async def place(
@@ -121,7 +122,8 @@ class Placement:
 
     async def _place(self, batch: Sequence[Placing]) -> list[order_pb2.Order | Exception]:
         """The batch behind `place`; see `mesh.group_commit`."""
-        answered = await idempotency.find(self._units.database, [placing.call for placing in batch])
+        retries = self._retries.among([placing.call for placing in batch])
+        answered = await idempotency.find(self._units.database, retries)
         results: Results = {}
         fresh: list[tuple[int, Placing]] = []
         firsts: dict[bytes, int] = {}
@@ -144,7 +146,7 @@ class Placement:
         return [results[index] for index in range(len(batch))]
 
     async def _look_again(self, fresh: Sequence[tuple[int, Placing]], results: Results) -> None:
-        """What is refused by now may have been placed meanwhile, by another attempt: its stored reply goes first.
+        """What is refused by now may have been placed, by another attempt: its stored reply goes first.
 
         That attempt's hold may be sold already, so that there was nothing to adopt and no stock for another one.
         """
@@ -212,7 +214,7 @@ class Placement:
         return made
 
     async def _write(self, made: Sequence[Made], results: Results) -> None:
-        """Commit the orders with their events and replies. One whose key was answered meanwhile gets that answer."""
+        """Commit the orders with their events and replies. One whose key is answered already gets that answer."""
         while made:
             try:
                 await self._commit(made)
@@ -227,7 +229,7 @@ class Placement:
                 return
 
     async def _commit(self, made: Sequence[Made]) -> None:
-        """All in one statement. Raises KeyTaken or HoldLost, with nothing done, when another attempt was quicker."""
+        """All in one statement. Raises KeyTaken or HoldLost, with nothing done, when another attempt came first."""
         async with self._units.begin() as work:
             work.answer([each.call for each in made])
             store.add_orders(work.transaction, [each.order for each in made])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
@@ -51,6 +52,28 @@ async def test_a_payment_deadline_outlives_the_process_that_set_it(servers: Serv
             assert order.status == order_pb2.ORDER_STATUS_CANCELLED
             assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_TIMEOUT
             assert (await mesh.unreserved(product)).on_hand == 1
+
+
+@pytest.mark.parametrize("left", [0, 9])
+@pytest.mark.parametrize("sold", [True, False])
+async def test_a_retry_after_a_restart_gets_the_order_of_the_first_attempt(
+    servers: Servers, keys: Keys, left: int, sold: bool
+) -> None:
+    # Its hold is either sold by then, or kept by a payment that takes for ever.
+    async with house(servers, keys, payment={"sandbox_slow_seconds": 20.0}) as mesh:
+        buyer = await mesh.buyer("tok_visa" if sold else "tok_slow")
+        product, key = await mesh.product(1 + left), new_key()
+        placed = await mesh.order(buyer, {product: 1}, key=key)
+        if sold:
+            await mesh.settled(buyer, placed.id)
+            await mesh.unreserved(product)
+        async with order_service_restarted(mesh):
+            assert await mesh.order(buyer, {product: 1}, key=key) == placed
+            assert (await refused(mesh.order(buyer, {product: 2}, key=key))).reason == "IDEMPOTENCY_KEY_REUSED"
+            stock = await mesh.stock(product)
+            assert (stock.on_hand, stock.reserved) == ((left, 0) if sold else (1 + left, 1))
+            orders = await mesh.sql("order_svc", "SELECT FROM orders WHERE customer_id = $1", UUID(buyer.id))
+            assert len(orders) == 1
 
 
 async def test_an_order_whose_cancelling_nobody_heard_of_is_cancelled_all_the_same(

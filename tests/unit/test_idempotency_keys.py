@@ -7,9 +7,9 @@ from google.type.money_pb2 import Money
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.call import ANYBODY, Caller, Kind
+from mesh.call import ANYBODY, Call, Caller, Kind
 from mesh.errors import Code, InvalidArgument
-from mesh.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
+from mesh.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay, Retries
 
 ADA, BOB = Caller(Kind.CUSTOMER, "ada"), Caller(Kind.CUSTOMER, "bob")
 METHOD = "/commerce.order.v1.OrderService/CreateOrder"
@@ -69,3 +69,21 @@ def test_another_request_or_method_under_the_same_key_is_refused(other: Idempote
 
 def test_the_hash_of_a_request_differs_by_key_so_that_a_guess_at_its_content_needs_the_key() -> None:
     assert key("one").request_hash != key("two").request_hash
+
+
+def test_a_call_is_a_retry_if_its_key_has_come_before_whatever_came_with_it() -> None:
+    retries = Retries(most=3)
+
+    def among(*texts: str) -> str:
+        calls = [Call(METHOD, caller=ADA, key=key(text) if text else None) for text in texts]
+        known = retries.among(calls)
+        return "".join(text for text, call in zip(texts, calls, strict=True) if call in known)
+
+    assert among("a", "b", "") == ""
+    assert among("b", "c", "") == "b"
+    assert among("d") == ""
+    assert among("a") == "", "the oldest is forgotten"
+    assert among("b", "c", "d") == "cd", "who has come again is newer"
+    assert among("e", "e") == "", "twins are no retries of each other"
+    other = Call(METHOD, caller=BOB, key=key("e", caller=BOB))
+    assert retries.among([other]) == []
