@@ -22,7 +22,7 @@ class Silent:
         """Nothing is shown."""
 
 
-async def test_a_mesh_with_a_past_is_loaded_between_two_loads_on_a_young_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mesh_with_a_past_is_loaded_in_turn_with_a_young_one(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[tuple[Any, Wish]] = []
     meshes: list[str] = []
     young, past = object(), object()
@@ -45,13 +45,15 @@ async def test_a_mesh_with_a_past_is_loaded_between_two_loads_on_a_young_one(mon
     monkeypatch.setattr(Target, "find", lambda *_: young)
     compare: Any = series._compare
     runs = await compare(past, series.FULL, Silent())
-    before, after = figures.YOUNG_64
-    assert [*runs][:3] == [before, figures.GROWN_64, after], "as they were carried out"
-    before, after = figures.YOUNG_256
-    assert [*runs][3:] == [before, figures.GROWN_256, after]
-    assert [*runs.values()] == [1, 2, 3, 4, 5, 6]
-    assert [target for target, _ in loads] == [young, past, young] * 2
-    assert [wish.concurrency for _, wish in loads] == [64] * 3 + [256] * 3
-    assert [wish.seconds for _, wish in loads] == [20, 60, 20] * 2
-    assert [wish.products for _, wish in loads] == [300, 10_000, 300] * 2
+    for grown, beside, names in (
+        (figures.GROWN_64, figures.YOUNG_64, [*runs][:7]),
+        (figures.GROWN_256, figures.YOUNG_256, [*runs][7:]),
+    ):
+        assert names[::2] == [*beside]
+        assert names[1::2] == [*grown]
+    assert [*runs.values()] == [*range(1, 15)], "as they were carried out"
+    assert [target for target, _ in loads] == [young, past, young, past, young, past, young] * 2
+    assert [wish.concurrency for _, wish in loads] == [64] * 7 + [256] * 7
+    assert {wish.seconds for _, wish in loads} == {20}
+    assert [wish.products for _, wish in loads] == [300, 10_000, 300, 10_000, 300, 10_000, 300] * 2
     assert meshes == ["up", "down"]
