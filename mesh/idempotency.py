@@ -123,7 +123,7 @@ class Retries:
     attempt came to another process, or before a restart, is known for a retry only when its row is written (`answer`).
     """
 
-    def __init__(self, *, most: int = 32_768) -> None:
+    def __init__(self, *, most: int = 16_384) -> None:
         self._keys: Recent[bytes, None] = Recent(most=most)
 
     def among(self, calls: Sequence[Call]) -> list[Call]:
