@@ -138,15 +138,16 @@ class Placement:
                 fresh.append((index, placing))
 
         ready = await self._hold(await self._payable(fresh, results), results)
+        made = self._make(ready, results)
         await self._look_again(fresh, results)
-        await self._write(self._make(ready, results), results)
+        await self._write(made, results)
         for index, first in twins:
             results[index] = _as_twin(batch[index], batch[first], results[first])
         await self._give_back([each.hold.order_id for each in ready if isinstance(results[each.index], Exception)])
         return [results[index] for index in range(len(batch))]
 
     async def _look_again(self, fresh: Sequence[tuple[int, Placing]], results: Results) -> None:
-        """What is refused by now may have been placed, by another attempt: its stored reply goes first.
+        """What is refused may have been placed, by another attempt: its stored reply goes first.
 
         That attempt's hold may be sold already, so that there was nothing to adopt and no stock for another one.
         """

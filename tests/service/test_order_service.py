@@ -237,6 +237,20 @@ async def test_a_retry_in_a_process_that_has_not_seen_the_first_attempt_changes_
     assert here.released == [retry.order_id], "the first attempt's hold was sold, so it got one of its own"
 
 
+async def test_a_retry_whose_goods_have_become_unsellable_together_since_gets_the_order_of_the_first_attempt(
+    database: Database,
+) -> None:
+    customer, key, products = uuid4(), new_key(), {uuid4(): 1, uuid4(): 1}
+    euros, mixed = Stock(currencies=("EUR", "EUR")), Stock(currencies=("EUR", "USD"))
+    (first,) = await placement_of(database, euros)._place([placing(customer, key, products)])
+    assert isinstance(first, order_pb2.Order)
+    retry = placing(customer, key, products)
+    (result,) = await placement_of(database, mixed)._place([retry])
+    assert isinstance(result, Replay)
+    assert order_pb2.CreateOrderResponse.FromString(result.reply).order == first
+    assert mixed.released == [retry.order_id]
+
+
 async def test_twins_of_a_call_that_is_refused_are_refused_like_it(database: Database) -> None:
     stock = Stock()
 
