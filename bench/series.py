@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from bench import figures
@@ -182,12 +183,10 @@ async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, 
             (figures.GROWN_64, figures.YOUNG_64, 64),
             (figures.GROWN_256, figures.YOUNG_256, 256),
         ):
-            for number, name in enumerate(beside):
-                loads = [(name, young, orders)]
-                loads += [(each, past, wide) for each in grown[number : number + 1]]
-                for each, target, wish in loads:
-                    watcher.tell(each)
-                    runs[each] = await run(target, _at(wish, concurrency), watcher)
+            for name in [*chain.from_iterable(zip(beside, grown, strict=False)), beside[-1]]:
+                target, wish = (past, wide) if name in grown else (young, orders)
+                watcher.tell(name)
+                runs[name] = await run(target, _at(wish, concurrency), watcher)
     return runs
 
 
