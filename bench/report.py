@@ -21,7 +21,7 @@ _DISTURBED = 0.2
 
 
 class Progress:
-    """Shows how far a run is, on one line of a terminal; silent anywhere else."""
+    """Shows how far a run is, on one line of a terminal; anywhere else only what was found."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
@@ -36,6 +36,10 @@ class Progress:
         rate = f", {answered / elapsed:,.0f}/s" if elapsed else ""
         behind = f"; outbox {1e3 * lag:,.0f} ms behind"
         self._status.update(f"{elapsed:3.0f} of {seconds:.0f} s: {answered:,} answered{rate}{failures}{behind}")
+
+    def found(self, name: str, result: Result) -> None:
+        """The figures of one of several runs, on a line that stays."""
+        self._status.console.print(f"{escape(name)}: {', '.join(_in_short(result))}", soft_wrap=True)
 
     @classmethod
     @contextmanager
@@ -61,6 +65,21 @@ def drained(result: Drained) -> Table:
     for name, seconds in result.cpu_seconds.items():
         table.add_row(f"CPU of {name}", f"{seconds:.2f} s")
     return table
+
+
+def _in_short(result: Result) -> Iterator[str]:
+    if result.orders:
+        yield f"{result.orders.settled_per_second:,.0f} settled/s"
+    for kind, asked in result.requests.items():
+        p99 = f", p99 {asked.latency.percentiles['p99']:.1f} ms" if asked.latency else ""
+        yield f"{kind} {asked.per_second:,.0f}/s{p99}"
+    if result.orders and result.orders.cost:
+        cost = result.orders.cost
+        yield f"{cost.cpu_ms_total:.2f} ms of CPU an order, the edge {cost.cpu_ms['edge']:.3f}"
+    for what, count in result.failures.items():
+        yield f"[red]{count} {escape(what)}[/red]"
+    if result.breaches:
+        yield "[red]the sums do not hold[/red]"
 
 
 def _load(result: Result) -> Table:

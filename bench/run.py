@@ -51,6 +51,9 @@ class Watcher(Protocol):
     def show(self, *, elapsed: float, seconds: float, answered: int, failed: int, lag: float) -> None:
         """How the load goes: answers so far, and the age in seconds of the oldest unpublished event."""
 
+    def found(self, name: str, result: Result) -> None:
+        """One of several runs is over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:

@@ -141,8 +141,7 @@ async def _loads(target: Target, extent: Extent, watcher: Watcher) -> tuple[dict
     runs: dict[str, Result] = {}
 
     async def load(name: str, wish: Wish) -> Result:
-        watcher.tell(name)
-        result = runs[name] = await run(target, wish, watcher)
+        result = runs[name] = await _run(name, target, wish, watcher)
         return result
 
     orders = Wish(scenario=Scenario.ORDERS, seconds=extent.seconds)
@@ -185,9 +184,15 @@ async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, 
         ):
             for name in [*chain.from_iterable(zip(beside, grown, strict=False)), beside[-1]]:
                 target, wish = (past, wide) if name in grown else (young, orders)
-                watcher.tell(name)
-                runs[name] = await run(target, _at(wish, concurrency), watcher)
+                runs[name] = await _run(name, target, _at(wish, concurrency), watcher)
     return runs
+
+
+async def _run(name: str, target: Target, wish: Wish, watcher: Watcher) -> Result:
+    watcher.tell(name)
+    result = await run(target, wish, watcher)
+    watcher.found(name, result)
+    return result
 
 
 def _at(wish: Wish, concurrency: int) -> Wish:

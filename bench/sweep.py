@@ -19,9 +19,11 @@ async def sweep(target: Target, wish: Wish, capacity: float, watcher: Watcher) -
     """Place orders at each share of `capacity`, that of the closed loop in orders a second."""
     results = []
     for share in SHARES:
-        watcher.tell(f"{100 * share:.0f} % of {capacity:,.0f} orders/s")
+        name = f"{100 * share:.0f} % of {capacity:,.0f} orders/s"
+        watcher.tell(name)
         at_rate = replace(wish, rate=max(1.0, share * capacity), concurrency=None, calibrated=False)
         results.append(await run(target, at_rate, watcher))
+        watcher.found(name, results[-1])
     return results
 
 

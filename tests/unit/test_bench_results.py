@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from bench import figures
 from bench.backlog import Drained
 from bench.calibration import Calibration
@@ -12,6 +14,7 @@ from bench.figures import Series
 from bench.latency import Latency
 from bench.markdown import BEGIN, END, written
 from bench.processes import Memory
+from bench.report import Progress
 from bench.result import Asked, Cost, Driven, Ordered, Result, Terms, rounded
 from bench.scenario import Scenario
 from bench.start import Starts
@@ -20,7 +23,7 @@ MACHINE = dict.fromkeys(
     ("processor", "cores", "memory_gib", "kernel", "python", "postgresql", "fsync", "synchronous_commit", "nats",
      "envoy", "grpcio", "asyncpg"), "1",
 )  # fmt: skip
-PROCESSES = ("mesh", "order", "postgres")
+PROCESSES = ("mesh", "order", "postgres", "edge")
 NAMES = [
     figures.ORDERS_64, figures.ORDERS_256, figures.HOT_256, figures.HALF, figures.MIXED, figures.LONG,
     *figures.GROWN_64, *figures.GROWN_256, *figures.YOUNG_64, *figures.YOUNG_256,
@@ -146,3 +149,16 @@ def test_batches_are_rows_by_call_of_what_was_run_in_between() -> None:
 
 def test_the_yardsticks_are_the_mean_of_two_looks() -> None:
     assert Calibration(2000, 4000, 5000).mean(Calibration(4000, 5000, 7000)) == Calibration(3000, 4500, 6000)
+
+
+def test_what_one_of_several_runs_found_is_told_even_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failed = replace(series().runs[figures.READS], failures={"place: 503": 2}, breaches=["stock is short"])
+    with Progress.on_terminal() as progress:
+        progress.found("64 [concurrent]", result())
+        progress.found("reads", failed)
+    assert capsys.readouterr().err.splitlines() == [
+        "64 [concurrent]: 1,000 settled/s, place 1,000/s, p99 20.0 ms, 1.50 ms of CPU an order, the edge 0.500",
+        "reads: product 3,000/s, p99 10.0 ms, 2 place: 503, the sums do not hold",
+    ]

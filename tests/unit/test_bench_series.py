@@ -12,14 +12,22 @@ from bench.run import Wish
 from bench.target import Target
 
 
-class Silent:
-    """Tells nobody."""
+class Listener:
+    """Keeps the names of what was found."""
+
+    def __init__(self) -> None:
+        self.found_names: list[str] = []
 
     def tell(self, text: str) -> None:
         """Nothing is said."""
 
     def show(self, *, elapsed: float, seconds: float, answered: int, failed: int, lag: float) -> None:
         """Nothing is shown."""
+
+    def found(self, name: str, result: Any) -> None:
+        """A run is over."""
+        self.found_names.append(name)
+        assert result == len(self.found_names)
 
 
 async def test_a_mesh_with_a_past_is_loaded_in_turn_with_a_young_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +52,9 @@ async def test_a_mesh_with_a_past_is_loaded_in_turn_with_a_young_one(monkeypatch
     monkeypatch.setattr(series, "mesh", mesh)
     monkeypatch.setattr(Target, "find", lambda *_: young)
     compare: Any = series._compare
-    runs = await compare(past, series.FULL, Silent())
+    listener = Listener()
+    runs = await compare(past, series.FULL, listener)
+    assert listener.found_names == [*runs], "each is told when it is over"
     for grown, beside, names in (
         (figures.GROWN_64, figures.YOUNG_64, [*runs][:7]),
         (figures.GROWN_256, figures.YOUNG_256, [*runs][7:]),
