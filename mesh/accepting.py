@@ -1,6 +1,6 @@
 """gRPC's server, which asks for many calls ahead instead of one (ADR-0024).
 
-It reaches into gRPC (`grpc._cython`, 1.85), which has no option for this. Versions are pinned, and tests see that calls
+It reaches into gRPC (`grpc._cython`, 1.82), which has no option for this. Versions are pinned, and tests see that calls
 are asked for ahead and that none is lost when the server stops.
 """
 
@@ -20,7 +20,7 @@ AHEAD = 32
 
 
 def server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
-    """`grpc.aio.server`, for services without methods that are registered one by one."""
+    """`grpc.aio.server`, without interceptors and limits."""
     return cast("grpc.aio.Server", _Server(options))
 
 
@@ -44,13 +44,11 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         self._is_looping = True
         self._is_ending = False
 
-    def _make_request_call_future(self, method: bytes | None) -> asyncio.Task[Any]:
+    async def _request_call(self) -> object:
         """The next call. gRPC's loop comes for it as soon as it has given the one before to its handler."""
-        if method is not None:
-            raise NotImplementedError("a registered method has a queue of its own: add generic handlers")
         while not self._asked or (len(self._asked) < AHEAD and not self._is_ending):
-            self._asked.append(super()._make_request_call_future(None))
-        return self._asked.popleft()
+            self._asked.append(asyncio.create_task(super()._request_call()))
+        return await self._asked.popleft()
 
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
         """gRPC's loop. Once it has ended, or failed, nobody takes what was asked for ahead."""
@@ -62,7 +60,6 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
     async def shutdown(self, grace: float | None) -> None:
         """End as gRPC does, once what was taken ahead is with its handlers."""
         self._is_ending = True
-        # gRPC's loop takes one in every second turn.
         while self._is_looping and any(call.done() for call in self._asked):  # noqa: ASYNC110
             await asyncio.sleep(0)
         ending = asyncio.create_task(super().shutdown(grace))

@@ -76,7 +76,7 @@ async def _serve(name: str, settings: Settings, build: Callable[[Settings], Serv
     service = build(settings)
     await service.start()
     # What lives until the end need not be looked at in every collection. What our code makes for a call dies without
-    # one, but each call leaves eleven objects of gRPC's in a cycle (`_find_method_handler`, 1.85). By default they are
+    # one, but each call leaves eleven objects of gRPC's in a cycle (`_find_method_handler`, 1.82). By default they are
     # collected every 60 calls; with 50,000 of them at a time everything stands still for 60 ms, with 2,000 for 3.
     gc.collect()
     gc.freeze()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -72,9 +72,8 @@ class Server:
         server = self._server = accepting.server(_OPTIONS)
         for name, handlers in self._handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-        unregistered = cast("grpc.aio.Server", _Unregistered(server))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, unregistered)
-        reflection.enable(unregistered)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable(server)
         credentials = grpc.ssl_server_credentials(
             [(self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())],
             root_certificates=self._settings.tls_ca.read_bytes(),
@@ -141,20 +140,6 @@ class Server:
     async def _say(self, state: int) -> None:
         for name in ("", *self._handlers):
             await self._health.set(name, state)
-
-
-class _Unregistered:
-    """A server to which services are added as generic ones.
-
-    Generated code registers each method as well. For a registered one gRPC keeps a task of its own that waits for its
-    next call, and at every call goes through all of these tasks (`_server_main_loop`, 1.85).
-    """
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
-
-    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Nothing: the generic handlers do."""
 
 
 def _serialized(reply: Message | bytes) -> bytes:

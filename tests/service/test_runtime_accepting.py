@@ -83,17 +83,15 @@ async def test_a_server_that_stops_under_load_ends_every_call_that_it_has_taken(
 async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops() -> None:
     async with echoing(Counter()) as (server, say):
         core = server._server
-        take = core._make_request_call_future
+        take = core._request_call
         may_go_on = asyncio.Event()
 
-        def take_slowly(method: None) -> asyncio.Task[Any]:
-            async def later(call: asyncio.Task[Any]) -> Any:
-                await may_go_on.wait()
-                return await call
+        async def take_slowly() -> Any:
+            call = await take()
+            await may_go_on.wait()
+            return call
 
-            return asyncio.create_task(later(take(method)))
-
-        core._make_request_call_future = take_slowly
+        core._request_call = take_slowly
         # The first one is what gRPC waited for before.
         calls = [asyncio.ensure_future(say(b"hello")) for _ in range(6)]
 
@@ -111,10 +109,10 @@ async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops()
 async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead() -> None:
     async with echoing(Counter()) as (server, say):
         core = server._server
-        take = core._make_request_call_future
+        take = core._request_call
 
-        async def fail(call: asyncio.Task[Any]) -> None:
-            await call
+        async def fail() -> None:
+            await take()
 
             async def are_taken() -> bool:
                 return [call.done() for call in core._asked].count(True) > 2
@@ -122,7 +120,7 @@ async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead
             await eventually(are_taken)
             raise RuntimeError("the core has failed")
 
-        core._make_request_call_future = lambda method: asyncio.create_task(fail(take(method)))
+        core._request_call = fail
         calls = [asyncio.ensure_future(say(b"hello")) for _ in range(6)]
 
         async def are_forgotten() -> bool:

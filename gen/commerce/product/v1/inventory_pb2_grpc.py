@@ -5,7 +5,7 @@ import warnings
 
 from commerce.product.v1 import inventory_pb2 as commerce_dot_product_dot_v1_dot_inventory__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.82.3'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
