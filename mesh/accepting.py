@@ -1,7 +1,7 @@
-"""gRPC's server, which asks for many calls ahead instead of one (ADR-0024).
+"""gRPC's server, which asks for many calls ahead instead of one (ADR-0024), and whose calls leave nothing (ADR-0027).
 
 It reaches into gRPC (`grpc._cython`, 1.82), which has no option for this. Versions are pinned, and tests see that calls
-are asked for ahead and that none is lost when the server stops.
+are asked for ahead, that none is lost when the server stops, and that none leaves a cycle behind.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grpc.aio
 from grpc._cython import cygrpc
@@ -22,6 +22,30 @@ AHEAD = 32
 def server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
     """`grpc.aio.server`, without interceptors and limits."""
     return cast("grpc.aio.Server", _Server(options))
+
+
+class _Details(NamedTuple):
+    """What a generic handler asks of a call."""
+
+    method: str
+    invocation_metadata: Sequence[tuple[str, str | bytes]]
+
+
+async def _find_method_handler(
+    method: str,
+    metadata: Sequence[tuple[str, str | bytes]],
+    generic_handlers: Sequence[grpc.GenericRpcHandler],
+    _no_interceptors: tuple[()],
+) -> grpc.RpcMethodHandler[Any, Any] | None:
+    """As gRPC's own, but for a closure that refers to itself and keeps the call's metadata until it is collected."""
+    details = cast("grpc.HandlerCallDetails", _Details(method, metadata))
+    for each in generic_handlers:
+        if (handler := each.service(details)) is not None:
+            return handler
+    return None
+
+
+cygrpc._find_method_handler = _find_method_handler  # noqa: SLF001 - gRPC looks it up in its module at each call
 
 
 class _Server(GrpcServer):

@@ -1,14 +1,16 @@
-"""The server asks for calls ahead, and loses none of them when it stops."""
+"""The server asks for calls ahead, loses none of them when it stops, and keeps nothing of them."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import pytest
 
 from mesh import accepting
 from tests.services import eventually
@@ -17,8 +19,10 @@ METHOD = "/test.Echo/Say"
 
 
 @asynccontextmanager
-async def echoing(handled: Counter[str]) -> AsyncIterator[tuple[Any, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
-    """A server that answers in some turns of the loop, and a client of it."""
+async def echoing(
+    handled: Counter[str], method: str = METHOD
+) -> AsyncIterator[tuple[Any, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
+    """A server that answers in some turns of the loop, and a client that calls `method`."""
 
     async def say(request: bytes, _: Any) -> bytes:
         handled["begun"] += 1
@@ -33,7 +37,7 @@ async def echoing(handled: Counter[str]) -> AsyncIterator[tuple[Any, grpc.aio.Un
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield server, channel.unary_unary(METHOD)
+        yield server, channel.unary_unary(method)
     await server.stop(None)
 
 
@@ -129,6 +133,27 @@ async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead
         await eventually(are_forgotten)
         await server.stop(None)
         await asyncio.wait(calls)
+
+
+async def test_calls_leave_nothing_for_the_collector() -> None:
+    async with echoing(Counter()) as (_, say):
+        await say(b"hello")
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                await say(b"hello", metadata=(("who", "me"),))
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("method", ["/test.Echo/Shout", "/test.Silence/Say"])
+async def test_a_method_that_nobody_has_is_not_implemented(method: str) -> None:
+    async with echoing(Counter(), method) as (_, call):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(b"hello")
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_server_that_was_not_started_can_be_stopped() -> None:
