@@ -43,6 +43,8 @@ M = TypeVar("M", bound="Message")
 
 MAX_ATTEMPTS = 8
 """Failures of one event before it is parked."""
+GATHER_S = 0.01
+"""Seconds within which what a relay publishes in one piece has come."""
 MAX_BATCH = 512
 MAX_UNACKNOWLEDGED = 8 * MAX_BATCH
 """Events of one consumer that may be out for delivery in all its processes. More wait in the stream, which also bounds
@@ -84,7 +86,8 @@ Types with the same `apply` come to it together, in that order: for what must lo
 class Consumer:
     """Applies the events of one area to a service. All processes of the service share the work.
 
-    Between two batches it rests for `rest` seconds: the less anybody waits for its effects, the longer it may.
+    Others have `gather` seconds to come after the first event of a batch (ADR-0012): the less anybody waits for its
+    effects, the more.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Consumer:
         *,
         bus: Bus,
         units: UnitsOfWork,
-        rest: float = tasks.REST_S,
+        gather: float = GATHER_S,
     ) -> None:
         self.name = f"{service}-{area}"
         self.applied = 0
@@ -106,7 +109,7 @@ class Consumer:
         self._handlers = handlers
         self._bus = bus
         self._units = units
-        self._rest = rest
+        self._gather = gather
         self._failures: dict[str, int] = {}
         self._stream = stream_of(f"commerce.{area}.")
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
@@ -126,15 +129,13 @@ class Consumer:
         await self._deliveries.hand_back()
 
     async def _run(self) -> None:
-        while batch := await self._deliveries.take(MAX_BATCH):
+        while batch := await self._deliveries.take(MAX_BATCH, gather=self._gather):
             try:
                 await self._consume(batch)
             except Exception:
                 # Whatever it is, the consumer goes on. Effects are kept, acknowledgements may be lost: the events are
                 # delivered again, and those that were applied meet the inbox.
                 log.exception("events not acknowledged", consumer=self.name, count=len(batch))
-            if self._deliveries.in_hand < MAX_BATCH:
-                await self._deliveries.gather(self._rest)
 
     async def _ensure(self) -> None:
         """Make streams and consumer if they are not there: NATS may have come back with an empty store."""

@@ -64,10 +64,15 @@ class Deliveries:
         """Messages that have come and were not taken."""
         return len(self._arrived)
 
-    async def take(self, most: int) -> list[Msg]:
-        """Wait for messages and take `most` of them at most, in the order of the stream. None after `end`."""
+    async def take(self, most: int, *, gather: float) -> list[Msg]:
+        """Wait for messages and take `most` of them at most, in the order of the stream. None after `end`.
+
+        While there are fewer than that, others have `gather` seconds to come and be taken with them.
+        """
         while not self._arrived and not self._ended.is_set():
             await self._keep_asking()
+        if self.in_hand < most:
+            await tasks.is_set_within(gather, self._ended)
         if self._ended.is_set():
             return []
         batch, self._arrived = self._arrived[:most], self._arrived[most:]
@@ -77,10 +82,6 @@ class Deliveries:
             except _TROUBLE as error:
                 self._failed(error)
         return batch
-
-    async def gather(self, seconds: float) -> None:
-        """Let messages come together for so long, or until `end`."""
-        await tasks.is_set_within(seconds, self._ended)
 
     def end(self) -> None:
         """Nothing more is taken."""

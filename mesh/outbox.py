@@ -94,6 +94,8 @@ _SESSION = (
     }
 )
 """The settings of the relay's session. It is never idle for long, since it polls."""
+REST_S = 0.1
+"""Seconds that events gather for, unless a service says otherwise."""
 _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
 """How often partitions are looked after, and how soon again when that was not possible."""
 
@@ -106,9 +108,21 @@ def row(event: Event, traceparent: str) -> tuple[Any, ...]:
 
 
 class Relay:
-    """Publishes a service's outbox. Start one in every process; one of them is active."""
+    """Publishes a service's outbox. Start one in every process; one of them is active.
 
-    def __init__(self, service: str, database: Database, bus: Bus, *, batch: int = 512, poll: float = 1.0) -> None:
+    After a batch that was not full it rests for `rest` seconds (ADR-0012). One that was idle begins at once.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        database: Database,
+        bus: Bus,
+        *,
+        rest: float = REST_S,
+        batch: int = 512,
+        poll: float = 1.0,
+    ) -> None:
         self.published = 0
         """Events published by this process so far."""
         self.active = False
@@ -116,6 +130,7 @@ class Relay:
         self._service = service
         self._database = database
         self._bus = bus
+        self._rest = rest
         self._batch = batch
         self._poll = poll
         self._woken = asyncio.Event()
@@ -187,7 +202,7 @@ class Relay:
                     return
                 if len(rows) < self._batch and not self._stopped.is_set():
                     if rows:
-                        await tasks.is_set_within(tasks.REST_S, self._stopped)
+                        await tasks.is_set_within(self._rest, self._stopped)
                     await tasks.is_set_within(self._poll, self._woken)
         finally:
             self.active = False

@@ -9,14 +9,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-REST_S = 0.1
-"""How long a relay or a consumer lets work gather after a batch that was not full (ADR-0012).
-
-A batch costs much and an item in it little, so what rests between two batches does the same work for less. What was
-idle begins at once. It is for work that nobody waits for in a call.
-"""
-
-
 PORTION = 32
 TURN_S = 0.001
 """How much is done at a time of what nobody waits for, and how long it lets others have their turns then (ADR-0025)."""

@@ -192,6 +192,10 @@ class Rests:
 
         monkeypatch.setattr(tasks, "is_set_within", is_set_within)
 
+    async def is_under_way(self) -> bool:
+        """Whether there is one, or was."""
+        return self.begun > 0
+
     def end(self) -> None:
         """The one under way, and all that follow."""
         self._over.set()

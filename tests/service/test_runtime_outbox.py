@@ -24,8 +24,7 @@ from nats.js.errors import NotFoundError
 from mesh import outbox
 from mesh.bus import Message
 from mesh.events import stream_of
-from mesh.outbox import RETENTION, maintain_partitions
-from mesh.tasks import REST_S
+from mesh.outbox import REST_S, RETENTION, maintain_partitions
 from mesh.trace import Trace
 from stack.servers import Servers
 from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process, scratch_database
