@@ -48,9 +48,10 @@ class Upstream(grpc.GenericRpcHandler):
     async def start(self) -> None:
         """Listen, on the same port as before if it ran before."""
         self._server = server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((self,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(public_services(), server)
+        # Last: it answers whatever it is asked.
+        server.add_generic_rpc_handlers((self,))
         identity = (self.credentials.key.read_bytes(), self.credentials.cert.read_bytes())
         tls = grpc.ssl_server_credentials([identity], self.credentials.ca.read_bytes(), require_client_auth=True)
         port = server.add_secure_port(f"{self.address.host}:{self.address.port}", tls)
