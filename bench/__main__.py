@@ -1,10 +1,10 @@
 """`make bench`: measure the whole series on a mesh of its own, and publish it in this folder."""
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
+from bench.ending import carry_out
 from bench.report import Progress
 from bench.series import FOLDER, FULL, QUICK, measure
 from bench.sweep import require_matplotlib
@@ -22,11 +22,13 @@ def main() -> int:
     try:
         require_matplotlib()
         with Progress.on_terminal() as progress:
-            measured = asyncio.run(measure(QUICK if arguments.quick else FULL, progress))
+            measured = carry_out(measure(QUICK if arguments.quick else FULL, progress))
         measured.publish(arguments.to)
         breaches = measured.breaches
     except StackError as error:
         breaches = [str(error)]
+    except KeyboardInterrupt:
+        breaches = ["interrupted; what it had started is stopped, and nothing was published"]
     for breach in breaches:
         sys.stderr.write(f"bench: {breach}\n")
     if not breaches:

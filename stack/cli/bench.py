@@ -1,6 +1,5 @@
 """`mesh bench`: one load against a running mesh."""
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import typer
 from rich.console import Console
 
 from bench.backlog import Drained, drain
+from bench.ending import carry_out
 from bench.report import Progress, drained, tables
 from bench.result import Result
 from bench.run import Wish, run
@@ -35,12 +35,12 @@ def measure(folder: Path, wish: Wish, *, as_json: bool, picture: Path | None) ->
     if picture is not None:
         require_matplotlib()
     with Progress.on_terminal() as progress:
-        result = asyncio.run(_measured(target, wish, progress))
+        result = carry_out(_measured(target, wish, progress))
     _show(result, as_json=as_json)
     breaches = list(result.breaches)
     if picture is not None and isinstance(result, Result) and result.orders:
         with Progress.on_terminal() as progress:
-            points = asyncio.run(sweep(target, wish, result.orders.settled_per_second, progress))
+            points = carry_out(sweep(target, wish, result.orders.settled_per_second, progress))
         plot(points, picture)
         breaches += [breach for point in points for breach in point.breaches]
     if breaches:
