@@ -137,15 +137,18 @@ async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead
 
 async def test_calls_leave_nothing_for_the_collector() -> None:
     async with echoing(Counter()) as (_, say):
-        await say(b"hello")
-        gc.collect()
+        left = []
         gc.disable()
         try:
-            for _ in range(50):
-                await say(b"hello", metadata=(("who", "me"),))
-            assert gc.collect() < 50
+            for _ in range(3):
+                gc.collect()
+                for _ in range(50):
+                    await say(b"hello", metadata=(("who", "me"),))
+                left.append(gc.collect())
         finally:
             gc.enable()
+    # What others in this process leave meanwhile is not left three times.
+    assert min(left) < 50
 
 
 @pytest.mark.parametrize("method", ["/test.Echo/Shout", "/test.Silence/Say"])
