@@ -26,7 +26,7 @@ from mesh.database import BulkInsert, Database, Statement
 from mesh.events import Event
 from mesh.idempotency import IdempotencyKey
 from mesh.lifecycle import Part
-from mesh.outbox import Relay
+from mesh.outbox import REST_S, Relay
 from mesh.unit_of_work import UnitOfWork, UnitsOfWork
 from stack.servers import Servers
 from stack.servers.postgres import SUPERUSER, with_login
@@ -159,12 +159,18 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    scratch: Scratch, servers: Servers, *, area: str = "test", relaying: bool = False, poll: float = 0.05
+    scratch: Scratch,
+    servers: Servers,
+    *,
+    area: str = "test",
+    relaying: bool = False,
+    rest: float = REST_S,
+    poll: float = 0.05,
 ) -> AsyncIterator[Process]:
     """A process: its own pool, its own connection to NATS; its relay runs when it is `relaying`."""
     database = Database(scratch.url, max_connections=4)
     bus = Bus(servers.nats.url, name=area)
-    relay = Relay(area, database, bus, poll=poll)
+    relay = Relay(area, database, bus, rest=rest, poll=poll)
     async with AsyncExitStack() as parts:
         running: list[Part] = [database, bus, *([relay] if relaying else [])]
         for part in running:

@@ -24,7 +24,7 @@ from nats.js.errors import NotFoundError
 from mesh import outbox
 from mesh.bus import Message
 from mesh.events import stream_of
-from mesh.outbox import REST_S, RETENTION, maintain_partitions
+from mesh.outbox import RETENTION, maintain_partitions
 from mesh.trace import Trace
 from stack.servers import Servers
 from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process, scratch_database
@@ -94,8 +94,8 @@ async def test_events_are_published_in_order_per_aggregate(scratch: Scratch, ser
 async def test_after_a_batch_events_gather_while_the_relay_rests(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    area, rests, batches = new_area(), Rests(monkeypatch, REST_S), list[int]()
-    async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+    area, rests, batches = new_area(), Rests(monkeypatch, 12.5), list[int]()
+    async with process(scratch, servers, area=area, relaying=True, rest=12.5) as here, reader(servers) as client:
         publish = here.bus.publish
 
         async def noted(messages: Sequence[Message]) -> int:
