@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -153,6 +155,13 @@ async def eventually(condition: Callable[[], Awaitable[T | None]], *, within: fl
             return value
         assert loop.time() < end, f"not so within {within} s"
         await asyncio.sleep(0.02)
+
+
+def signal(servers: Servers, name: str, sent: Signals) -> None:
+    """Send a server a signal: SIGKILL ends it as a crash does, SIGSTOP makes it silent until SIGCONT."""
+    identity = servers.supervisor[name].identity
+    assert identity is not None
+    os.kill(identity.pid, sent)
 
 
 def new_key() -> str:

@@ -1,9 +1,17 @@
 """What the tests of services share: each module finds the bus as a new mesh does."""
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import asyncpg
 import nats
 import pytest
 
+from mesh.database import Database
 from stack.servers import Servers
+from tests.service.consuming import Publisher
+from tests.service.payments import House
+from tests.service.runtime import Process, Scratch, new_area, scratch_database
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,3 +25,33 @@ async def _empty_bus(servers: Servers) -> None:
             await context.delete_stream(stream.config.name)
     finally:
         await client.close()
+
+
+@pytest.fixture(scope="module")
+async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
+    """A database with the runtime's tables, for the tests of one module."""
+    async with scratch_database(servers) as made:
+        yield made
+
+
+@pytest.fixture
+async def publish(here: Process, servers: Servers) -> AsyncIterator[Publisher]:
+    """Publishes events of an area of the test's own; `here` is the module's process."""
+    area = new_area()
+    await here.bus.ensure_stream_of(area)
+    client = await nats.connect(servers.nats.url)
+    yield Publisher(client, area)
+    await client.close()
+
+
+@pytest.fixture
+async def house(servers: Servers) -> AsyncIterator[House]:
+    """The payment service's database, over which a test starts processes."""
+    url = servers.postgres.url_for("payment_svc")
+    async with AsyncExitStack() as stack:
+        connection = await asyncpg.connect(url)
+        stack.push_async_callback(connection.close)
+        sandbox_database = Database(url, max_connections=4)
+        await sandbox_database.start()
+        stack.push_async_callback(sandbox_database.stop)
+        yield House(url, connection, stack, sandbox_database)

@@ -26,18 +26,11 @@ from tests.service.runtime import (
     event,
     fail_as,
     process,
-    scratch_database,
 )
 from tests.services import new_key
 
 ECHO = Statement(sa.select(sa.bindparam("number", type_=sa.Integer).label("number")))
 SLEEP = Statement(sa.select(sa.func.pg_sleep(60).label("slept")))
-
-
-@pytest.fixture(scope="module")
-async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
-    async with scratch_database(servers) as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from mesh.housekeeping import INBOX_RETENTION, housekeeping
 from mesh.idempotency import RETENTION
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, process, scratch_database
+from tests.service.runtime import Process, Scratch, process
 from tests.services import eventually
 
 REPLIES = (
@@ -23,12 +23,6 @@ EVENTS = (
     "SELECT gen_random_uuid(), 'test', now() - $1::interval FROM generate_series(1, $2::int)"
 )
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture(scope="module")
-async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
-    async with scratch_database(servers) as made:
-        yield made
 
 
 @pytest.fixture

@@ -16,14 +16,8 @@ from mesh.group_commit import run_batch
 from mesh.idempotency import IdempotencyKeyReused, Outcomes, Replay
 from mesh.unit_of_work import UnitsOfWork
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, call, do, process, scratch_database, text_of
+from tests.service.runtime import Process, Scratch, call, do, process, text_of
 from tests.services import new_key
-
-
-@pytest.fixture(scope="module")
-async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
-    async with scratch_database(servers) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,14 +26,8 @@ from mesh.events import stream_of
 from mesh.outbox import RETENTION, maintain_partitions
 from mesh.trace import Trace
 from stack.servers import Servers
-from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process, scratch_database
-from tests.services import eventually
-
-
-@pytest.fixture(scope="module")
-async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
-    async with scratch_database(servers) as made:
-        yield made
+from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process
+from tests.services import eventually, signal
 
 
 @pytest.fixture(autouse=True)
@@ -336,7 +329,7 @@ async def test_what_is_committed_while_nats_is_down_is_published_when_it_is_back
 
         await commit(range(1, 51))
         await eventually(_is(lambda: here.relay.published > 0))
-        kill(mortal, "nats")
+        signal(mortal, "nats", SIGKILL)
         await commit(range(51, 101))
         await eventually(lambda: _none_unpublished(scratch), within=30)
         async with reader(mortal) as client:
@@ -478,13 +471,6 @@ async def test_what_no_partition_of_a_day_took_goes_when_its_time_is_over(scratc
     await maintain_partitions(scratch.admin, now)
     assert await scratch.count("mesh.outbox_default") == 2
     assert await scratch.count(f"mesh.outbox_default WHERE seq = {unpublished}") == 1
-
-
-def kill(servers: Servers, name: str) -> None:
-    """End a server as a crash does."""
-    identity = servers.supervisor[name].identity
-    assert identity is not None
-    os.kill(identity.pid, SIGKILL)
 
 
 async def _none_unpublished(scratch: Scratch) -> bool:

@@ -15,7 +15,7 @@ from mesh.database import Statement, overtaken, unless_overtaken
 from mesh.errors import Code, NotFound, Overtaken, Unavailable
 from mesh.unit_of_work import MOST_OVERTAKEN, UnitOfWork
 from stack.servers import Servers
-from tests.service.runtime import ADD_EFFECTS, Process, Scratch, do, effects, event, process, scratch_database
+from tests.service.runtime import ADD_EFFECTS, Process, Scratch, do, effects, event, process
 
 CHANGE = Statement(
     sa.update(effects)
@@ -27,12 +27,6 @@ CHANGE = Statement(
     ),
     refusals=overtaken(effects.c.note),
 )
-
-
-@pytest.fixture(scope="module")
-async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
-    async with scratch_database(servers) as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,0 +1,127 @@
+"""Consumers on the real servers: who publishes, who consumes, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from uuid import UUID, uuid4
+
+from google.protobuf.wrappers_pb2 import StringValue
+from nats.aio.client import Client
+
+from mesh import consumers
+from mesh.consumers import Consumer, Handler
+from mesh.events import Received, headers, stream_of
+from mesh.unit_of_work import UnitOfWork
+from tests.service.runtime import Process, Scratch, do
+from tests.services import eventually
+
+Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]
+
+
+class Publisher:
+    """Publishes events of one area as its relay would."""
+
+    def __init__(self, client: Client, area: str) -> None:
+        self.area = area
+        self._js = client.jetstream()
+
+    async def __call__(
+        self, text: str, *, event_id: UUID | None = None, kind: str = "happened", message_id: str | None = None
+    ) -> UUID:
+        event_id, aggregate = event_id or uuid4(), uuid4()
+        header = headers(
+            event_id=event_id,
+            event_type=f"commerce.{self.area}.{kind}",
+            source=self.area,
+            aggregate_id=aggregate,
+            sequence=1,
+            time=datetime.now(UTC),
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )
+        if message_id is not None:
+            header["Nats-Msg-Id"] = message_id
+        await self.raw(f"commerce.{self.area}.{kind}.{aggregate}", StringValue(value=text).SerializeToString(), header)
+        return event_id
+
+    async def raw(self, subject: str, payload: bytes, header: dict[str, str] | None = None) -> None:
+        await self._js.publish(subject, payload, timeout=1, headers=header)
+
+
+async def record(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
+    """The plainest consumer: what it got, in its order."""
+    await do(work, *(event.payload.value for event in events))
+
+
+@asynccontextmanager
+async def consuming(
+    here: Process,
+    area: str,
+    apply: Apply = record,
+    *,
+    service: str = "test",
+    kinds: Sequence[str] = ("happened",),
+    apart: bool = False,
+    gather: float = consumers.GATHER_S,
+) -> AsyncIterator[Consumer]:
+    def applying() -> Apply:
+        # One of its own for each type, so that the types do not come together.
+        return partial(apply) if apart else apply
+
+    handlers = {f"commerce.{area}.{kind}": Handler(StringValue, applying()) for kind in kinds}
+    consumer = Consumer(service, area, handlers, bus=here.bus, units=here.units, gather=gather)
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def applied(scratch: Scratch, count: int, *, within: float = 20) -> list[str]:
+    """The effects, once there are so many."""
+
+    async def enough() -> bool:
+        return await scratch.count("effects") >= count
+
+    await eventually(enough, within=within)
+    return await scratch.notes()
+
+
+async def settled(here: Process, area: str, service: str = "test") -> None:
+    """Until the consumer owes no acknowledgement."""
+
+    async def look() -> bool:
+        info = await here.bus.jetstream.consumer_info(stream_of(f"commerce.{area}."), f"{service}-{area}")
+        return bool(info.num_ack_pending == 0 and info.num_pending == 0)
+
+    await eventually(look)
+
+
+class Gate:
+    """Keeps the first batch from ending, so that all later events gather behind it."""
+
+    def __init__(self) -> None:
+        self._entered, self._opened = asyncio.Event(), asyncio.Event()
+
+    async def record(self, work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
+        self._entered.set()
+        await self._opened.wait()
+        await record(work, events)
+
+    async def shut(self, publish: Publisher) -> None:
+        await publish("gate")
+        async with asyncio.timeout(10):
+            await self._entered.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    @staticmethod
+    def gathered(consumer: Consumer, count: int) -> Callable[[], Awaitable[bool]]:
+        async def look() -> bool:
+            return consumer._deliveries.in_hand == count
+
+        return look

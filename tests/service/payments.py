@@ -1,0 +1,257 @@
+"""The payment service without its wires: its processes over one database, and providers that fail in their ways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from google.type.money_pb2 import Money
+
+from commerce.order.v1 import events_pb2 as order_events
+from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import events_pb2
+from mesh.bus import Bus
+from mesh.database import Database
+from mesh.events import Received
+from mesh.group_commit import GroupCommit
+from mesh.ids import new_id
+from mesh.outbox import Relay
+from mesh.trace import Trace
+from mesh.unit_of_work import UnitsOfWork
+from payment_svc.charger import Charger, Settlement
+from payment_svc.domain import Payment
+from payment_svc.providers import Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Unknown, Voided
+from payment_svc.providers.sandbox import Sandbox
+from payment_svc.store import get_order_payment
+from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments, Settlements
+from tests.services import eventually
+
+LEASE = timedelta(milliseconds=300)
+SLOW = 0.5
+TIMEOUT = 0.8
+AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
+PAYLOADS: dict[str, Any] = {
+    "captured": events_pb2.PaymentCaptured,
+    "declined": events_pb2.PaymentDeclined,
+    "voided": events_pb2.PaymentVoided,
+    "refunded": events_pb2.PaymentRefunded,
+}
+
+
+@dataclass
+class Process:
+    """One process of the payment service, without its wires. `kill` it, and start another over the same database."""
+
+    database: Database
+    sandbox: Sandbox
+    payments: Payments
+    charger: Charger
+
+    async def kill(self) -> None:
+        await self.charger.abandon()
+
+    async def placed(self, *orders: order_events.OrderPlaced) -> None:
+        await self.heard(orders, [])
+
+    async def cancelling(self, *orders: order_events.OrderPlaced) -> None:
+        await self.heard([], orders)
+
+    async def heard(
+        self, placed: Sequence[order_events.OrderPlaced], cancelling: Sequence[order_events.OrderPlaced]
+    ) -> None:
+        """Both in one batch, as the consumer brings them."""
+        news = [received(ORDER_PLACED, each) for each in placed]
+        news += [received(ORDER_CANCELLING, order_events.OrderCancelling(order=each.order)) for each in cancelling]
+        await self.payments._units.carry_out(lambda work: self.payments.on_orders(work, news))
+
+    async def idle(self) -> None:
+        """Until the charger has nothing in hand."""
+        await asyncio.gather(*self.charger._tasks)
+
+
+@dataclass
+class House:
+    """Processes over one database, and what is to be read there."""
+
+    url: str
+    connection: asyncpg.Connection
+    stack: AsyncExitStack
+    sandbox_database: Database
+
+    async def process(self, kind: type[Sandbox] = Sandbox, **limits: Any) -> Process:
+        database = Database(self.url, max_connections=4)
+        await database.start()
+        units = UnitsOfWork(database, Relay("payment", database, Bus("nats://127.0.0.1:1", name="none")))
+        sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
+        settlements = GroupCommit[Settlement, Payment]("settlements", Settlements(units, lease=LEASE).settle)
+        charger = Charger({"sandbox": sandbox}, settlements.submit, **{"timeout": TIMEOUT, **limits})
+        payments = Payments(units, charger, providers={"sandbox"}, lease=LEASE)
+        self.stack.push_async_callback(database.stop)
+        self.stack.push_async_callback(charger.abandon)
+        return Process(database, sandbox, payments, charger)
+
+    async def row(self, order: order_events.OrderPlaced) -> asyncpg.Record:
+        row = await self.connection.fetchrow("SELECT * FROM payments WHERE order_id = $1", UUID(order.order.id))
+        assert row is not None
+        return row
+
+    async def payment(self, order: order_events.OrderPlaced) -> Payment:
+        """The payment as a process would know it."""
+        async with self.sandbox_database.reading() as reading:
+            found = await get_order_payment(reading, UUID(order.order.id))
+        assert found is not None
+        return found
+
+    async def call_off(self, order: order_events.OrderPlaced) -> None:
+        """Call the payment off, as another process would."""
+        change = "UPDATE payments SET cancel_requested = true, version = version + 1 WHERE order_id = $1"
+        await self.connection.execute(change, UUID(order.order.id))
+
+    async def status(self, order: order_events.OrderPlaced) -> str:
+        return str((await self.row(order))["status"])
+
+    async def becomes(self, order: order_events.OrderPlaced, status: str, *, sweeper: Process) -> asyncpg.Record:
+        """The payment once it has `status`, while `sweeper` looks for overdue payments."""
+
+        async def reached() -> asyncpg.Record | None:
+            await sweeper.payments.sweep()
+            row = await self.row(order)
+            return row if row["status"] == status else None
+
+        return await eventually(reached)
+
+    async def charged(self, order: order_events.OrderPlaced) -> list[asyncpg.Record]:
+        """What the sandbox's own record says was charged for the order."""
+        return await self.connection.fetch(
+            "SELECT * FROM sandbox.charges WHERE order_id = $1 AND status = 'APPROVED'", UUID(order.order.id)
+        )
+
+    async def asked(self, order: order_events.OrderPlaced) -> int:
+        """How many requests for a charge reached the sandbox."""
+        order_id = UUID(order.order.id)
+        return int(
+            await self.connection.fetchval("SELECT count(*) FROM sandbox.attempts WHERE order_id = $1", order_id)
+        )
+
+    async def reached(self, order: order_events.OrderPlaced) -> None:
+        """Until the sandbox has the request for the charge."""
+
+        async def asked() -> bool:
+            return await self.asked(order) > 0
+
+        await eventually(asked)
+
+    async def ledger(self, order: order_events.OrderPlaced) -> list[tuple[str, Decimal]]:
+        rows = await self.connection.fetch(
+            "SELECT e.* FROM payment_entries e JOIN payments p ON p.id = e.payment_id "
+            "WHERE order_id = $1 ORDER BY e.id",
+            UUID(order.order.id),
+        )
+        return [(row["type"], row["amount"]) for row in rows]
+
+    async def events(self, order: order_events.OrderPlaced) -> list[tuple[str, int, Any]]:
+        rows = await self.connection.fetch(
+            "SELECT o.* FROM mesh.outbox o JOIN payments p ON p.id = o.aggregate_id WHERE order_id = $1 ORDER BY seq",
+            UUID(order.order.id),
+        )
+        found = []
+        for row in rows:
+            name = row["type"].removeprefix("commerce.payment.")
+            found.append((name, row["sequence"], PAYLOADS[name].FromString(row["payload"])))
+        return found
+
+    async def refunds(self, order: order_events.OrderPlaced) -> list[Decimal]:
+        """What the sandbox's own record says was given back for the order."""
+        rows = await self.connection.fetch(
+            "SELECT r.amount FROM sandbox.refunds r JOIN sandbox.charges c ON c.key = r.charge_key WHERE order_id = $1",
+            UUID(order.order.id),
+        )
+        return [row["amount"] for row in rows]
+
+    async def told(self, order: order_events.OrderPlaced) -> list[str]:
+        return [name for name, _, _ in await self.events(order)]
+
+
+def order(token: str = "tok_visa", provider: str = "sandbox") -> order_events.OrderPlaced:
+    return order_events.OrderPlaced(
+        order=order_pb2.Order(id=str(new_id()), customer_id=str(new_id()), total_amount=AMOUNT),
+        provider=provider,
+        provider_token=token,
+    )
+
+
+def received(event_type: str, payload: Any) -> Received[Any]:
+    return Received(new_id(), event_type, UUID(payload.order.id), 1, Trace.new().traceparent, payload)
+
+
+def tell(process: Process) -> None:
+    """Let a late provider answer."""
+    assert isinstance(process.sandbox, Late)
+    process.sandbox.told.set()
+
+
+def sum_of(ledger: Sequence[tuple[str, Decimal]]) -> Decimal:
+    signs = {"CAPTURE": 1, "REFUND": -1, "VOID": 0}
+    return sum((signs[kind] * amount for kind, amount in ledger), Decimal(0))
+
+
+class Deaf(Sandbox):
+    """Requests for charges do not reach it, and nobody says so."""
+
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+        await asyncio.Event().wait()
+        raise AssertionError(charge)
+
+
+class Dumb(Sandbox):
+    """It gives money back, and its answer is lost."""
+
+    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+        await super().refund(refund)
+        await asyncio.Event().wait()
+        raise AssertionError(refund)
+
+
+class Broken(Sandbox):
+    """It charges, and fails on the way back."""
+
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+        await super().charge(charge)
+        raise ConnectionResetError("in the middle of the answer")
+
+
+class Stingy(Sandbox):
+    """It gives nothing back."""
+
+    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+        return Refused(f"no {refund.amount} for you")
+
+
+class Late(Sandbox):
+    """It answers for charges with `tok_slow` when it is told to."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **{**more, "slow_seconds": 0})
+        self.told = asyncio.Event()
+
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+        outcome = await super().charge(charge)
+        if charge.token == "tok_slow":
+            await self.told.wait()
+        return outcome
+
+
+class LateRefusal(Late):
+    """It declines `tok_slow`."""
+
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+        outcome = await super().charge(replace(charge, token="tok_declined"))
+        await self.told.wait()
+        return outcome

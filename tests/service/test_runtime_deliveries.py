@@ -1,0 +1,274 @@
+"""Deliveries: what a consumer asks NATS for, and what becomes of it when either of them goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP
+
+import nats
+import pytest
+from nats.js.api import ConsumerConfig
+from structlog.testing import capture_logs
+
+from mesh import consumers, deliveries
+from mesh.bus import Bus
+from mesh.consumers import ACK_WAIT_S
+from mesh.events import stream_of
+from stack.servers import Servers
+from tests.service.consuming import Gate, Publisher, applied, consuming, settled
+from tests.service.runtime import Process, Scratch, new_area, process
+from tests.services import eventually, signal
+
+
+@pytest.fixture(scope="module")
+async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    async with process(scratch, servers) as started:
+        await started.bus.connected()
+        yield started
+
+
+@pytest.fixture(autouse=True)
+async def nothing_yet(scratch: Scratch) -> None:
+    await scratch.empty()
+
+
+async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
+    scratch: Scratch, here: Process, publish: Publisher, servers: Servers
+) -> None:
+    gate = Gate()
+    loop = asyncio.get_running_loop()
+    async with process(scratch, servers) as there, consuming(here, publish.area, gate.record) as first:
+        await gate.shut(publish)
+        for number in range(500):
+            await publish(str(number))
+        await eventually(gate.gathered(first, 500))
+        stopping = asyncio.create_task(first.stop())
+        await asyncio.sleep(0)
+        gate.open()
+        await stopping
+        assert first.applied == 1, "the batch under way is finished, and no other one begun"
+        began = loop.time()
+        async with consuming(there, publish.area):
+            assert sorted(await applied(scratch, 501)) == sorted(["gate", *(str(n) for n in range(500))])
+        assert loop.time() - began < ACK_WAIT_S / 2, "without waiting for the time of an acknowledgement to pass"
+
+
+async def test_what_is_on_its_way_to_a_consumer_that_stops_is_handed_back_too(
+    scratch: Scratch, here: Process, publish: Publisher, servers: Servers
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with process(scratch, servers) as there:
+        sending = asyncio.create_task(_send(publish, 3000))
+        for number in range(1, 6):
+            async with consuming(here, publish.area):
+                await applied(scratch, 100 * number)
+        began = loop.time()
+        async with consuming(there, publish.area):
+            await sending
+            assert sorted(await applied(scratch, 3000)) == sorted(str(number) for number in range(3000))
+        assert loop.time() - began < ACK_WAIT_S / 2
+
+
+async def test_a_consumer_that_cannot_hand_back_stops_all_the_same_and_nothing_is_lost(
+    scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "ACK_WAIT_S", 1.0)
+    gate = Gate()
+    async with Servers.started(tmp_path, only={"nats"}) as frozen, process(scratch, frozen) as there:
+        area = new_area()
+        await there.bus.connected()
+        await there.bus.ensure_stream_of(area)
+        client = await nats.connect(frozen.nats.url)
+        publish = Publisher(client, area)
+        async with consuming(there, area, gate.record) as first:
+            await gate.shut(publish)
+            for number in range(20):
+                await publish(str(number))
+            await eventually(gate.gathered(first, 20))
+            signal(frozen, "nats", SIGSTOP)
+            try:
+                gate.open()
+                with capture_logs() as logs:
+                    await first.stop()
+            finally:
+                signal(frozen, "nats", SIGCONT)
+            assert [entry["count"] for entry in logs if entry["event"] == "events not handed back"] == [20]
+        async with consuming(there, area):
+            assert sorted(await applied(scratch, 21)) == sorted(["gate", *(str(number) for number in range(20))])
+            await settled(there, area)
+        await client.close()
+
+
+async def test_a_flush_is_sent_after_what_was_sent_before_it() -> None:
+    wire: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"fake","version":"2.15.1","headers":true,"max_payload":1048576}\r\n')
+        while line := await reader.readline():
+            wire.append(line.strip())
+            if wire[-1] == b"PING":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        bus = Bus(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", name="test")
+        await bus.start()
+        await bus.connected()
+        await bus.signal("topic")
+        await bus._connection.flush()
+        assert wire[-3:] == [b"PUB topic  0", b"", b"PING"]
+        await bus.stop()
+
+
+async def test_a_request_for_events_that_ends_or_is_lost_is_made_again(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[str] = []
+
+    async def send(subject: str, payload: bytes, *, reply: str) -> None:
+        requests.append(reply)
+        if len(requests) != 2:
+            await Bus.send(here.bus, subject, payload, reply=reply)
+
+    monkeypatch.setattr(deliveries, "EXPIRES_S", 0.2)
+    monkeypatch.setattr(here.bus, "send", send)
+    async with consuming(here, publish.area):
+        # The first one ends, the second one is lost, the third one ends.
+        await eventually(lambda: _reached(requests, 4))
+        await publish("late")
+        assert await applied(scratch, 1) == ["late"]
+
+
+async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    requests: list[str] = []
+
+    async def send(subject: str, payload: bytes, *, reply: str) -> None:
+        requests.append(reply)
+        if len(requests) == 2:
+            raise nats.errors.OutboundBufferLimitError
+        await Bus.send(here.bus, subject, payload, reply=reply)
+
+    monkeypatch.setattr(here.bus, "send", send)
+    monkeypatch.setattr(consumers, "MAX_BATCH", 10)  # so it asks for 20, and again once there is room for 10
+    async with consuming(here, publish.area, gate.record) as consumer:
+        await gate.shut(publish)
+        for number in range(15):
+            await publish(str(number))
+        await eventually(gate.gathered(consumer, 15))
+        gate.open()
+        assert sorted(await applied(scratch, 16)) == sorted(["gate", *(str(number) for number in range(15))])
+        assert len(requests) >= 2
+        await publish("after")
+        assert (await applied(scratch, 17))[-1] == "after"
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["while it waits", "while it works"])
+async def test_a_consumer_whose_place_at_the_server_was_deleted_makes_it_again(
+    scratch: Scratch, here: Process, publish: Publisher, idle: bool
+) -> None:
+    gate = Gate()
+    async with consuming(here, publish.area, gate.record) as consumer:
+        await gate.shut(publish)
+        if idle:
+            gate.open()
+            await settled(here, publish.area)
+        await here.bus.jetstream.delete_consumer(stream_of(f"commerce.{publish.area}."), consumer.name)
+        gate.open()
+        await publish("after")
+        assert await applied(scratch, 2) == ["gate", "after"]
+
+
+async def test_a_consumer_that_pushed_goes_on_where_it_was_as_one_that_is_asked(
+    scratch: Scratch, here: Process, publish: Publisher
+) -> None:
+    stream, name = stream_of(f"commerce.{publish.area}."), f"test-{publish.area}"
+    js = here.bus.jetstream
+    await js.add_consumer(
+        stream, durable_name=name, deliver_subject="somewhere", deliver_group=name, ack_policy="explicit"
+    )
+    old = await js.subscribe_bind(stream, ConsumerConfig(deliver_subject="somewhere", deliver_group=name), name)
+    await publish("done")
+    await (await old.next_msg(timeout=5)).ack_sync()
+    await old.unsubscribe()
+    await publish("not done")
+    for _ in range(2):
+        # Once in its place, and once when it is there.
+        async with consuming(here, publish.area):
+            assert await applied(scratch, 1) == ["not done"]
+            await settled(here, publish.area)
+    assert await scratch.count("mesh.inbox") == 1
+
+
+async def test_a_consumer_goes_on_after_nats_was_killed_and_after_it_lost_its_store(
+    scratch: Scratch, tmp_path: Path
+) -> None:
+    area = new_area()
+    async with (
+        Servers.started(tmp_path, only={"nats"}) as mortal,
+        process(scratch, mortal) as there,
+        consuming(there, area),
+    ):
+        await there.bus.connected()
+        client = await nats.connect(
+            mortal.nats.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
+        )
+        publish = Publisher(client, area)
+        await eventually(lambda: _published(publish, "before"))
+        await applied(scratch, 1)
+        signal(mortal, "nats", SIGKILL)
+        await eventually(lambda: _published(publish, "after the kill"))
+        await applied(scratch, 2)
+        # A machine that lost its disk: the streams and consumers are made again by those who need them.
+        shutil.rmtree(tmp_path / "nats" / "store")
+        signal(mortal, "nats", SIGKILL)
+        await eventually(lambda: _published(publish, "after the loss"))
+        assert set(await applied(scratch, 3)) == {"before", "after the kill", "after the loss"}
+        await client.close()
+
+
+async def test_what_is_to_be_done_after_a_reconnection_is_tried_until_it_succeeds(tmp_path: Path) -> None:
+    outcomes: list[Exception | None] = [nats.errors.TimeoutError(), OSError("not yet"), None]
+    done = asyncio.Event()
+
+    async def action() -> None:
+        if outcome := outcomes.pop(0):
+            raise outcome
+        done.set()
+
+    async with Servers.started(tmp_path, only={"nats"}) as mortal:
+        bus = Bus(mortal.nats.url, name="test")
+        bus.on_reconnect(action)
+        await bus.start()
+        await bus.connected()
+        signal(mortal, "nats", SIGKILL)
+        async with asyncio.timeout(20):
+            await done.wait()
+        assert bus._connection.stats["reconnects"] == 1, "and the connection is not given up for it"
+        await bus.stop()
+
+
+async def _send(publish: Publisher, count: int) -> None:
+    for number in range(count):
+        await publish(str(number))
+
+
+async def _published(publish: Publisher, text: str) -> bool:
+    try:
+        await publish(text)
+    except (OSError, TimeoutError, nats.errors.Error):
+        return False
+    return True
+
+
+async def _reached(sequence: Sequence[object], count: int) -> bool:
+    return len(sequence) >= count
+
+
+async def _quiet(_: Exception) -> None:
+    return None
