@@ -95,7 +95,7 @@ _SESSION = (
 )
 """The settings of the relay's session. It is never idle for long, since it polls."""
 REST_S = 0.1
-"""Seconds that events gather for, unless a service says otherwise."""
+"""Seconds that events gather for (ADR-0012)."""
 _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
 """How often partitions are looked after, and how soon again when that was not possible."""
 

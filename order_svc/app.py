@@ -26,9 +26,6 @@ from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.rpc import OrderService
 from order_svc.usecases import Placed, Placement, Reading, Saga
 
-_REST_S = 0.2
-"""Events of orders leave five times a second at most. Payments, confirmations and sales follow that pace (ADR-0012)."""
-
 
 class Settings(ServiceSettings):
     """The order service's settings."""
@@ -51,7 +48,7 @@ def build(settings: Settings) -> Service:
     """Wire the service."""
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url, name="order", replicas=settings.nats_replicas)
-    relay = Relay("order", database, bus, rest=_REST_S)
+    relay = Relay("order", database, bus)
     units = UnitsOfWork(database, relay)
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
