@@ -106,6 +106,13 @@ class _Client(Client):
         await self._send_command(PING_PROTO)
         await self._flush_pending()
 
+    async def _process_pong(self) -> None:
+        # Who asked may have given up. nats-py answers a cancelled future all the same, and the error that this is ends
+        # the reading: nothing is heard on the connection any more, until two of its own pings are missed.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
 
 def _frame(message: Message, reply: str) -> bytes:
     """A message as NATS wants it on the wire. Raises BadSubjectError or BadHeaderError when it would be another one."""
