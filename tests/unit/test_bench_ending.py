@@ -10,7 +10,11 @@ import pytest
 
 MEASUREMENT = """
 import asyncio
+import signal
 from bench.ending import carry_out
+
+# A shell that starts the tests in the background has them ignore it, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def measure():
     try:
@@ -33,5 +37,8 @@ def test_a_measurement_that_is_told_to_end_stops_what_it_has_started(number: sig
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.send_signal(number)
-        assert process.communicate(timeout=30)[0] == "stopped\ninterrupted\n"
+        try:
+            assert process.communicate(timeout=30)[0] == "stopped\ninterrupted\n"
+        finally:
+            process.kill()
         assert process.returncode == 0
