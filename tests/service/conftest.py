@@ -11,7 +11,7 @@ from mesh.database import Database
 from stack.servers import Servers
 from tests.service.consuming import Publisher
 from tests.service.payments import House
-from tests.service.runtime import Process, Scratch, new_area, scratch_database
+from tests.service.runtime import Process, Scratch, new_area, process, scratch_database
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,9 +34,23 @@ async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
         yield made
 
 
+@pytest.fixture(scope="module")
+async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
+    """A process over that database, whose relay does not run; a module may have one of its own kind."""
+    async with process(scratch, servers) as started:
+        await started.bus.connected()
+        yield started
+
+
+@pytest.fixture
+async def nothing_yet(scratch: Scratch) -> None:
+    """Nothing of the tests before is in the database."""
+    await scratch.empty()
+
+
 @pytest.fixture
 async def publish(here: Process, servers: Servers) -> AsyncIterator[Publisher]:
-    """Publishes events of an area of the test's own; `here` is the module's process."""
+    """Publishes events of an area of the test's own; `here` is where they are consumed."""
     area = new_area()
     await here.bus.ensure_stream_of(area)
     client = await nats.connect(servers.nats.url)

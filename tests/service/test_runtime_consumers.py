@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGKILL
 from uuid import uuid4
@@ -22,17 +22,7 @@ from tests.service.consuming import Gate, Publisher, applied, consuming, record,
 from tests.service.runtime import Process, Rests, Scratch, fail_as, process, scratch_database
 from tests.services import eventually, signal
 
-
-@pytest.fixture(scope="module")
-async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
-    async with process(scratch, servers) as started:
-        await started.bus.connected()
-        yield started
-
-
-@pytest.fixture(autouse=True)
-async def nothing_yet(scratch: Scratch) -> None:
-    await scratch.empty()
+pytestmark = pytest.mark.usefixtures("nothing_yet")
 
 
 async def parked(here: Process, area: str, count: int, service: str = "test") -> list[Msg]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
@@ -22,17 +22,7 @@ from tests.service.consuming import Gate, Publisher, applied, consuming, settled
 from tests.service.runtime import Process, Scratch, new_area, process
 from tests.services import eventually, signal
 
-
-@pytest.fixture(scope="module")
-async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
-    async with process(scratch, servers) as started:
-        await started.bus.connected()
-        yield started
-
-
-@pytest.fixture(autouse=True)
-async def nothing_yet(scratch: Scratch) -> None:
-    await scratch.empty()
+pytestmark = pytest.mark.usefixtures("nothing_yet")
 
 
 async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(

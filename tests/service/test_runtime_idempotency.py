@@ -19,6 +19,8 @@ from stack.servers import Servers
 from tests.service.runtime import Process, Scratch, call, do, process, text_of
 from tests.services import new_key
 
+pytestmark = pytest.mark.usefixtures("nothing_yet")
+
 
 @pytest.fixture(scope="module")
 async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
@@ -31,11 +33,6 @@ async def there(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
     """Another process of the same service."""
     async with process(scratch, servers) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-async def nothing_yet(scratch: Scratch) -> None:
-    await scratch.empty()
 
 
 async def change(units: UnitsOfWork, asked: Call, note: str = "done") -> str:

@@ -29,10 +29,7 @@ from stack.servers import Servers
 from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process
 from tests.services import eventually, signal
 
-
-@pytest.fixture(autouse=True)
-async def nothing_yet(scratch: Scratch) -> None:
-    await scratch.empty()
+pytestmark = pytest.mark.usefixtures("nothing_yet")
 
 
 @asynccontextmanager
