@@ -34,10 +34,11 @@ SELECT c.id FROM customers c JOIN payment_methods p ON p.customer_id = c.id
 WHERE c.email LIKE 'bench-%@example.com' AND p.is_default AND p.token = 'tok_visa' ORDER BY c.id LIMIT $1
 """
 
-# The same of products; whoever sells them out makes new ones.
+# The same of products; whoever sells them out makes new ones. They are spread over all that there are, and the same for
+# each load: what is bought now was bought before, however many others there are.
 _PRODUCTS = """
 SELECT p.id, s.on_hand FROM products p JOIN stocks s ON s.product_id = p.id
-WHERE p.sku LIKE 'BENCH-%' AND s.reserved = 0 AND s.on_hand >= $2 ORDER BY random() LIMIT $1
+WHERE p.sku LIKE 'BENCH-%' AND s.reserved = 0 AND s.on_hand >= $2 ORDER BY md5(p.id::text) LIMIT $1
 """
 
 Tell = Callable[[str], None]
