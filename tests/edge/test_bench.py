@@ -10,6 +10,8 @@ from uuid import UUID
 import pytest
 
 from bench.database import HOT_PATHS
+from bench.shop import Shop
+from bench.target import Target
 from tests.running import RunningMesh, mesh_command
 from tests.services import eventually
 
@@ -56,6 +58,15 @@ async def test_exactly_the_stock_of_a_hot_product_is_sold(mesh: RunningMesh) -> 
     told = await bench(mesh, "hot", "--concurrency", "16", "--duration", "5", "--stock", "40")
     assert told["orders"]["confirmed"] == 40
     assert told["sold_out_refusals"] == 16
+
+
+async def test_each_load_buys_the_same_products(mesh: RunningMesh) -> None:
+    await bench(mesh, "orders", "--concurrency", "2", "--duration", "1")
+    target = Target.find(mesh.state, {})
+    # Of the 300 that there are now.
+    first, second = [list((await Shop.open(target, customers=1, products=20, tell=print)).stock) for _ in range(2)]
+    assert len(first) == 20
+    assert first == second
 
 
 async def test_an_open_loop_keeps_its_rate(mesh: RunningMesh) -> None:
