@@ -47,6 +47,11 @@ class Publisher:
         await self.raw(f"commerce.{self.area}.{kind}.{aggregate}", StringValue(value=text).SerializeToString(), header)
         return event_id
 
+    async def numbers(self, numbers: range) -> None:
+        """Publish each, as text, one after the other."""
+        for number in numbers:
+            await self(str(number))
+
     async def raw(self, subject: str, payload: bytes, header: dict[str, str] | None = None) -> None:
         await self._js.publish(subject, payload, timeout=1, headers=header)
 

@@ -79,8 +79,7 @@ async def test_what_arrives_during_a_batch_is_applied_in_the_next_one_in_one_tra
     gate = Gate()
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
-        for number in range(100):
-            await publish(str(number))
+        await publish.numbers(range(100))
         await eventually(gate.gathered(consumer, 100))
         gate.open()
         assert await applied(scratch, 101) == ["gate", *(str(number) for number in range(100))]
@@ -96,8 +95,7 @@ async def test_events_that_come_within_some_time_are_applied_together(
     async with consuming(here, publish.area, gather=12.5) as consumer:
         await publish("first")
         await eventually(gathering.is_under_way)
-        for number in range(20):
-            await publish(str(number))
+        await publish.numbers(range(20))
         await eventually(Gate().gathered(consumer, 21))
         assert consumer.batches == 0
         gathering.end()
@@ -126,8 +124,7 @@ async def test_a_batch_that_is_full_begins_at_once(
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
         gathering = Rests(monkeypatch, consumers.GATHER_S)
-        for number in range(19):
-            await publish(str(number))
+        await publish.numbers(range(19))
         await eventually(gate.gathered(consumer, 19))
         gate.open()
         await applied(scratch, 11)
@@ -177,11 +174,9 @@ async def test_a_poison_event_is_tried_again_then_parked_and_the_others_of_its_b
 
     async with consuming(here, publish.area, apply) as consumer:
         await gate.shut(publish)
-        for number in range(10):
-            await publish(str(number))
+        await publish.numbers(range(10))
         poison = await publish("poison")
-        for number in range(10, 20):
-            await publish(str(number))
+        await publish.numbers(range(10, 20))
         await eventually(gate.gathered(consumer, 21))
         gate.open()
         message = (await parked(here, publish.area, 1))[0]
@@ -280,8 +275,7 @@ async def test_while_the_database_is_down_nothing_is_parked_and_all_is_applied_w
             await publish("before")
             await applied(doomed, 1)
             signal(mortal, "postgres", SIGKILL)
-            for number in range(20):
-                await publish(str(number))
+            await publish.numbers(range(20))
 
             async def back() -> int | None:
                 try:

@@ -32,8 +32,7 @@ async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
     loop = asyncio.get_running_loop()
     async with process(scratch, servers) as there, consuming(here, publish.area, gate.record) as first:
         await gate.shut(publish)
-        for number in range(500):
-            await publish(str(number))
+        await publish.numbers(range(500))
         await eventually(gate.gathered(first, 500))
         stopping = asyncio.create_task(first.stop())
         await asyncio.sleep(0)
@@ -51,7 +50,7 @@ async def test_what_is_on_its_way_to_a_consumer_that_stops_is_handed_back_too(
 ) -> None:
     loop = asyncio.get_running_loop()
     async with process(scratch, servers) as there:
-        sending = asyncio.create_task(_send(publish, 3000))
+        sending = asyncio.create_task(publish.numbers(range(3000)))
         for number in range(1, 6):
             async with consuming(here, publish.area):
                 await applied(scratch, 100 * number)
@@ -75,8 +74,7 @@ async def test_a_consumer_that_cannot_hand_back_stops_all_the_same_and_nothing_i
         publish = Publisher(client, area)
         async with consuming(there, area, gate.record) as first:
             await gate.shut(publish)
-            for number in range(20):
-                await publish(str(number))
+            await publish.numbers(range(20))
             await eventually(gate.gathered(first, 20))
             signal(frozen, "nats", SIGSTOP)
             try:
@@ -148,8 +146,7 @@ async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
     monkeypatch.setattr(consumers, "MAX_BATCH", 10)  # so it asks for 20, and again once there is room for 10
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
-        for number in range(15):
-            await publish(str(number))
+        await publish.numbers(range(15))
         await eventually(gate.gathered(consumer, 15))
         gate.open()
         assert sorted(await applied(scratch, 16)) == sorted(["gate", *(str(number) for number in range(15))])
@@ -241,11 +238,6 @@ async def test_what_is_to_be_done_after_a_reconnection_is_tried_until_it_succeed
             await done.wait()
         assert bus._connection.stats["reconnects"] == 1, "and the connection is not given up for it"
         await bus.stop()
-
-
-async def _send(publish: Publisher, count: int) -> None:
-    for number in range(count):
-        await publish(str(number))
 
 
 async def _published(publish: Publisher, text: str) -> bool:
