@@ -23,37 +23,37 @@ class _OrderErrorReason:
 class _OrderErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ORDER_ERROR_REASON_UNSPECIFIED: _OrderErrorReason.ValueType  # 0
-    """No reason was given."""
+    """The reason is not specified."""
     ORDER_ERROR_REASON_ORDER_NOT_FOUND: _OrderErrorReason.ValueType  # 1
-    """`NOT_FOUND`: there is no such order, or it is not the caller's."""
+    """`NOT_FOUND`: the order does not exist or does not belong to the caller."""
     ORDER_ERROR_REASON_ORDER_ITEM_NOT_FOUND: _OrderErrorReason.ValueType  # 2
-    """`NOT_FOUND`: the order has no such item."""
+    """`NOT_FOUND`: the order has no item with this id."""
     ORDER_ERROR_REASON_ORDER_STATE: _OrderErrorReason.ValueType  # 3
-    """`FAILED_PRECONDITION`: the order's status does not allow it; the metadata hold the `status`."""
+    """`FAILED_PRECONDITION`: the status of the order does not allow the operation. The metadata contains `status`."""
     ORDER_ERROR_REASON_ORDER_EMPTY: _OrderErrorReason.ValueType  # 4
-    """`FAILED_PRECONDITION`: the draft has no items and cannot be placed."""
+    """`FAILED_PRECONDITION`: the draft has no items, so it cannot be placed."""
     ORDER_ERROR_REASON_HOLD_LOST: _OrderErrorReason.ValueType  # 5
-    """`ABORTED`: the stock held for the order was given back before the order was written; the same request
-    can be sent again.
+    """`ABORTED`: the hold of the order was released before the order was committed. The client may send the same
+    request again.
     """
 
 class OrderErrorReason(_OrderErrorReason, metaclass=_OrderErrorReasonEnumTypeWrapper):
-    """OrderErrorReason is the cause of a failure of the order service. It travels as `reason` of
+    """OrderErrorReason is the reason of an error of the order service. It is sent as `reason` of
     `google.rpc.ErrorInfo`, in the domain `commerce`, without the prefix `ORDER_ERROR_REASON_`.
     """
 
 ORDER_ERROR_REASON_UNSPECIFIED: OrderErrorReason.ValueType  # 0
-"""No reason was given."""
+"""The reason is not specified."""
 ORDER_ERROR_REASON_ORDER_NOT_FOUND: OrderErrorReason.ValueType  # 1
-"""`NOT_FOUND`: there is no such order, or it is not the caller's."""
+"""`NOT_FOUND`: the order does not exist or does not belong to the caller."""
 ORDER_ERROR_REASON_ORDER_ITEM_NOT_FOUND: OrderErrorReason.ValueType  # 2
-"""`NOT_FOUND`: the order has no such item."""
+"""`NOT_FOUND`: the order has no item with this id."""
 ORDER_ERROR_REASON_ORDER_STATE: OrderErrorReason.ValueType  # 3
-"""`FAILED_PRECONDITION`: the order's status does not allow it; the metadata hold the `status`."""
+"""`FAILED_PRECONDITION`: the status of the order does not allow the operation. The metadata contains `status`."""
 ORDER_ERROR_REASON_ORDER_EMPTY: OrderErrorReason.ValueType  # 4
-"""`FAILED_PRECONDITION`: the draft has no items and cannot be placed."""
+"""`FAILED_PRECONDITION`: the draft has no items, so it cannot be placed."""
 ORDER_ERROR_REASON_HOLD_LOST: OrderErrorReason.ValueType  # 5
-"""`ABORTED`: the stock held for the order was given back before the order was written; the same request
-can be sent again.
+"""`ABORTED`: the hold of the order was released before the order was committed. The client may send the same
+request again.
 """
 Global___OrderErrorReason: _TypeAlias = OrderErrorReason  # noqa: Y015

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class OrderPlaced(_message.Message):
-    """OrderPlaced says that an order is pending: its stock is held, its payment is due. Its type is
+    """OrderPlaced is published when an order is placed: its stock is held and its payment is due. Its event type is
     `commerce.order.placed`.
     """
 
@@ -36,11 +36,11 @@ class OrderPlaced(_message.Message):
     """The provider's token of the payment method to charge."""
     @_builtins.property
     def order(self) -> _order_pb2.Order:
-        """The order as it was placed."""
+        """The order at the time it was placed."""
 
     @_builtins.property
     def payment_deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the order is cancelled unless it is paid by then."""
+        """When the order is cancelled if it is not paid by then."""
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ Global___OrderPlaced: _TypeAlias = OrderPlaced  # noqa: Y015
 
 @_typing.final
 class OrderConfirmed(_message.Message):
-    """OrderConfirmed says that an order is paid. Its type is `commerce.order.confirmed`."""
+    """OrderConfirmed is published when an order is paid. Its event type is `commerce.order.confirmed`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> _order_pb2.Order:
-        """The order as it is now."""
+        """The order after the change."""
 
     def __init__(
         self,
@@ -84,14 +84,16 @@ Global___OrderConfirmed: _TypeAlias = OrderConfirmed  # noqa: Y015
 
 @_typing.final
 class OrderShipped(_message.Message):
-    """OrderShipped says that an order was handed to the carrier. Its type is `commerce.order.shipped`."""
+    """OrderShipped is published when an order is handed over to the carrier. Its event type is
+    `commerce.order.shipped`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> _order_pb2.Order:
-        """The order as it is now."""
+        """The order after the change."""
 
     def __init__(
         self,
@@ -108,14 +110,14 @@ Global___OrderShipped: _TypeAlias = OrderShipped  # noqa: Y015
 
 @_typing.final
 class OrderDelivered(_message.Message):
-    """OrderDelivered says that an order has arrived. Its type is `commerce.order.delivered`."""
+    """OrderDelivered is published when an order is delivered. Its event type is `commerce.order.delivered`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> _order_pb2.Order:
-        """The order as it is now."""
+        """The order after the change."""
 
     def __init__(
         self,
@@ -132,8 +134,8 @@ Global___OrderDelivered: _TypeAlias = OrderDelivered  # noqa: Y015
 
 @_typing.final
 class OrderCancelling(_message.Message):
-    """OrderCancelling says that an order is to be cancelled once its payment is voided or refunded. Its type is
-    `commerce.order.cancelling`.
+    """OrderCancelling is published when the cancellation of an order begins: the payment service must void or refund
+    its payment. Its event type is `commerce.order.cancelling`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -141,7 +143,7 @@ class OrderCancelling(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> _order_pb2.Order:
-        """The order as it is now."""
+        """The order after the change."""
 
     def __init__(
         self,
@@ -158,8 +160,8 @@ Global___OrderCancelling: _TypeAlias = OrderCancelling  # noqa: Y015
 
 @_typing.final
 class OrderCancelled(_message.Message):
-    """OrderCancelled says that an order is cancelled: whoever holds stock for it gives it back now. Its type is
-    `commerce.order.cancelled`.
+    """OrderCancelled is published when an order is cancelled: the product service must release its hold. Its event
+    type is `commerce.order.cancelled`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -167,7 +169,7 @@ class OrderCancelled(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> _order_pb2.Order:
-        """The order as it is now."""
+        """The order after the change."""
 
     def __init__(
         self,

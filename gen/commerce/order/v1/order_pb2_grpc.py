@@ -26,10 +26,11 @@ if _version_not_supported:
 
 
 class OrderServiceStub:
-    """OrderService is the single writer of every order, and sees it through to a final state.
+    """OrderService manages orders. It is the only writer of an order and moves every placed order to a final
+    status.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     def __init__(self, channel):
@@ -106,20 +107,21 @@ class OrderServiceStub:
 
 
 class OrderServiceServicer:
-    """OrderService is the single writer of every order, and sees it through to a final state.
+    """OrderService manages orders. It is the only writer of an order and moves every placed order to a final
+    status.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     def CreateOrder(self, request, context):
-        """Places an order, or makes a draft of one.
+        """Creates an order and places it, or creates a draft.
 
-        A placed order is answered at once as pending: its stock is held and its payment is under way. Lines of
-        the same product are merged.
+        A placed order is returned with the status `ORDER_STATUS_PENDING`: its stock is held and its payment has
+        begun. Lines with the same product are merged into one.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `CUSTOMER_NOT_FOUND` also when a customer orders for another,
-        `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
+        a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
         `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `HOLD_LOST`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -127,7 +129,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOrder(self, request, context):
-        """Reads an order.
+        """Gets an order.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
         """
@@ -136,9 +138,9 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListOrders(self, request, context):
-        """Lists orders, the newest first: a customer's own, or for staff everyone's.
+        """Lists orders, newest first. Customers see their own orders, staff see all orders.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer asks for the orders of another;
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer names another customer;
         `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -146,7 +148,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddOrderItem(self, request, context):
-        """Adds an item to a draft. An item of the same product grows instead.
+        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
         `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
@@ -166,7 +168,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveOrderItem(self, request, context):
-        """Takes an item out of a draft.
+        """Removes an item from a draft.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
         `ABORTED` / `ETAG_MISMATCH`.
@@ -176,7 +178,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PlaceOrder(self, request, context):
-        """Places a draft, at the prices of now.
+        """Places a draft at the current prices.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
@@ -188,8 +190,9 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelOrder(self, request, context):
-        """Cancels an order that has not been shipped. A draft is cancelled at once; any other is cancelling until
-        its payment is voided or refunded. Cancelling it again changes nothing.
+        """Cancels an order that has not been shipped. A draft is cancelled immediately. Any other order is
+        `ORDER_STATUS_CANCELLING` until its payment is voided or refunded. Cancelling an order again changes
+        nothing.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -199,7 +202,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ShipOrder(self, request, context):
-        """Records that a confirmed order was handed to a carrier.
+        """Records that a confirmed order was handed over to a carrier.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -209,7 +212,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeliverOrder(self, request, context):
-        """Records that a shipped order has arrived.
+        """Records that a shipped order was delivered.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -219,17 +222,18 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchOrder(self, request, context):
-        """Sends an order now, then at each change, and ends once the order is delivered or cancelled.
+        """Streams an order: its current state first, then its state after each change. The stream ends when the
+        order is delivered or cancelled.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` when the server shuts down: the client watches
-        again.
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
+        should call this method again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetOrderTimeline(self, request, context):
-        """Tells what happened to an order, in every service, the oldest first.
+        """Gets the history of an order across all services, oldest first.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
         """
@@ -238,11 +242,11 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveHolds(self, request, context):
-        """Decides what becomes of old holds on stock. An id the order service has never seen is to be released,
-        and from then on no order can be created under it: that makes it safe to release. It ignores an
-        idempotency key: asked again, it says what is true by then.
+        """Decides whether to keep, commit or release expired holds. The decision for an unknown order id is to
+        release, and from then on no order can be created with that id, so the release is safe. An idempotency key
+        is ignored: a repeated call returns the decisions that are current then.
 
-        Errors: none but those of `commerce.errors.v1`.
+        Errors: only those of `commerce.errors.v1`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,10 +329,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrderService:
-    """OrderService is the single writer of every order, and sees it through to a final state.
+    """OrderService manages orders. It is the only writer of an order and moves every placed order to a final
+    status.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     @staticmethod
