@@ -8,7 +8,7 @@ from bench.ending import carry_out
 from bench.report import Progress
 from bench.series import FOLDER, FULL, QUICK, measure
 from bench.sweep import require_matplotlib
-from mesh import telemetry
+from mesh.observe import logs as telemetry
 from stack.errors import StackError
 
 

@@ -29,8 +29,9 @@ from bench.result import rounded
 from bench.run import Watcher
 from bench.target import Target
 from commerce.order.v1 import events_pb2, order_pb2
-from mesh import events, schema
-from mesh.bus import Bus, Message
+from mesh.db import schema
+from mesh.events import cloudevents as events
+from mesh.events.bus import Bus, Message
 from mesh.ids import new_id
 from stack.errors import StackError
 

@@ -1,6 +1,6 @@
 """A consumer of the bench's own events, as a process: what to do in as JSON, how it went out as JSON.
 
-It is wired as those of the services are: the same `mesh.consumers`, an inbox, and one statement over the batch.
+It is wired as those of the services are: the same `mesh.events.consumers`, an inbox, and one statement over the batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import sqlalchemy as sa
 import uvloop
 
 from commerce.order.v1 import events_pb2
-from mesh import telemetry
-from mesh.bus import Bus
-from mesh.consumers import Consumer, Handler
-from mesh.database import BulkInsert, Database
-from mesh.events import Received
-from mesh.outbox import Relay
-from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+from mesh.db.database import BulkInsert, Database
+from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.cloudevents import Received
+from mesh.events.consumers import Consumer, Handler
+from mesh.events.relay import Relay
+from mesh.observe import logs as telemetry
 
 AREA = "bench"
 SERVICE = "bench"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from bench.target import Target
-from mesh.outbox import BY_INDEX
+from mesh.events.relay import BY_INDEX
 from stack.servers import DATABASES
 
 _LOOK = re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)

@@ -20,7 +20,7 @@ from bench.database import Outboxes
 from bench.driver import Tally
 from bench.shop import Shop
 from bench.target import Target
-from mesh.bus import DEAD_LETTERS
+from mesh.events.bus import DEAD_LETTERS
 
 PATIENCE_S = 60.0
 """How long nothing may move before it is given up."""

@@ -10,9 +10,9 @@ from uuid import UUID
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from mesh.call import Kind
-from mesh.identity import ALGORITHM, ISSUER
 from mesh.ids import new_id
+from mesh.rpc.call import Kind
+from mesh.rpc.identity import ALGORITHM, ISSUER
 
 
 class AccessTokens:

@@ -11,15 +11,15 @@ from customer_svc.passwords import Passwords
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
 from customer_svc.usecases import Customers, PaymentMethods, Sessions
-from mesh.bus import Bus
-from mesh.database import Database
-from mesh.housekeeping import housekeeping
+from mesh.db.database import Database
+from mesh.db.housekeeping import housekeeping
+from mesh.db.paging import Pages
+from mesh.db.unit_of_work import UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.relay import Relay
 from mesh.lifecycle import Service
-from mesh.outbox import Relay
-from mesh.paging import Pages
-from mesh.server import Server
+from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, secret_bytes
-from mesh.unit_of_work import UnitsOfWork
 
 
 class Settings(ServiceSettings):

@@ -6,7 +6,7 @@ from commerce.customer.v1 import customer_pb2 as customer
 from commerce.customer.v1 import session_pb2 as session
 from customer_svc import wire
 from customer_svc.usecases import Customers, PaymentMethods, Sessions
-from mesh.call import Call
+from mesh.rpc.call import Call
 
 
 class CustomerService:

@@ -20,7 +20,7 @@ from customer_svc.domain import (
     Wallet,
     same_email,
 )
-from mesh.database import BulkInsert, Row, Statement, Transaction
+from mesh.db.database import BulkInsert, Row, Statement, Transaction
 
 metadata = sa.MetaData()
 _TIME = pg.TIMESTAMP(timezone=True)

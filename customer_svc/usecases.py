@@ -23,17 +23,17 @@ from customer_svc.domain import (
     same_email,
 )
 from customer_svc.providers import card_of
-from mesh import idempotency
+from mesh.db import idempotency
+from mesh.db.paging import Pages
 from mesh.errors import MeshError
 from mesh.ids import new_id, parse_id
-from mesh.paging import Pages
 
 if TYPE_CHECKING:
     from customer_svc.access_tokens import AccessTokens
     from customer_svc.passwords import Passwords
     from customer_svc.session_store import SessionStore
-    from mesh.call import Call, Caller
-    from mesh.unit_of_work import UnitsOfWork
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.call import Call, Caller
 
 
 def _now() -> datetime:

@@ -13,10 +13,10 @@ from customer_svc.domain import (
     PaymentMethodSecret,
     Session,
 )
-from mesh import status, wire
 from mesh.errors import MeshError
-from mesh.events import Event
+from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
+from mesh.rpc import status, wire
 
 
 def named(customer_id: str) -> UUID | None:

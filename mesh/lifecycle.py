@@ -13,8 +13,8 @@ import structlog
 import uvloop
 
 from mesh import settings as settings_module
-from mesh import telemetry
 from mesh.errors import MeshError
+from mesh.observe import logs as telemetry
 from mesh.settings import Settings, SettingsInvalid
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,7 @@
 """The events that the order service applies: subject → use case."""
 
 from commerce.payment.v1 import events_pb2
-from mesh.consumers import Handler, Handlers
+from mesh.events.consumers import Handler, Handlers
 from order_svc.usecases import Saga
 
 

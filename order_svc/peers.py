@@ -8,11 +8,11 @@ from uuid import UUID
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
-from mesh import status, wire
-from mesh.call import Call
-from mesh.clients import Peer
 from mesh.errors import MeshError
 from mesh.ids import parse_id
+from mesh.rpc import status, wire
+from mesh.rpc.call import Call
+from mesh.rpc.clients import Peer
 from order_svc.domain import HeldLine, Hold, PaymentMethod
 
 

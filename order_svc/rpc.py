@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from commerce.order.v1 import order_pb2 as order
-from mesh.call import Call
 from mesh.ids import parse_id
-from mesh.wire import uuid_or_none
+from mesh.rpc.call import Call
+from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.usecases import Placement, Reading, Saga
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
 from order_svc.domain import CancelReason, HoldLost, Item, Order, Status
 
 metadata = sa.MetaData()

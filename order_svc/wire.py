@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from commerce.order.v1 import events_pb2, order_pb2
-from mesh import wire
-from mesh.events import Event
+from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
+from mesh.rpc import wire
 from order_svc.domain import CancelReason, HoldWish, Order, PaymentMethod, Status
 
 if TYPE_CHECKING:

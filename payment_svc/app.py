@@ -6,17 +6,17 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from mesh.bus import Bus
-from mesh.consumers import Consumer
-from mesh.database import Database
-from mesh.group_commit import GroupCommit
-from mesh.housekeeping import housekeeping
+from mesh.batch.group_commit import GroupCommit
+from mesh.db.database import Database
+from mesh.db.housekeeping import housekeeping
+from mesh.db.unit_of_work import UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.consumers import Consumer
+from mesh.events.relay import Relay
 from mesh.jobs import Periodic
 from mesh.lifecycle import Service
-from mesh.outbox import Relay
-from mesh.server import Server
+from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings
-from mesh.unit_of_work import UnitsOfWork
 from payment_svc.charger import Charger, Settlement
 from payment_svc.consumers import order_events
 from payment_svc.domain import Payment

@@ -1,7 +1,7 @@
 """The events that the payment service applies: subject → use case."""
 
 from commerce.order.v1 import events_pb2
-from mesh.consumers import Handler, Handlers
+from mesh.events.consumers import Handler, Handlers
 from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from commerce.payment.v1 import payment_pb2 as payment
-from mesh.call import Call
 from mesh.ids import parse_id
+from mesh.rpc.call import Call
 from payment_svc import wire
 from payment_svc.usecases import Payments
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mesh import tasks
+from mesh.db.idempotency import Replay
 from mesh.errors import MeshError, Overtaken
-from mesh.idempotency import Replay
 from mesh.ids import new_id
 from payment_svc import store, wire
 from payment_svc.domain import (
@@ -30,10 +30,10 @@ from payment_svc.providers import Approved, Declined, Refunded, Unsettled, Voide
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from mesh.call import Call
-    from mesh.database import Transaction
-    from mesh.events import Received
-    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.db.database import Transaction
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.events.cloudevents import Received
+    from mesh.rpc.call import Call
     from payment_svc.charger import Charger, Settlement
 
 ORDER_PLACED, ORDER_CANCELLING = "commerce.order.placed", "commerce.order.cancelling"

@@ -7,9 +7,9 @@ from decimal import Decimal
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2
-from mesh import wire
-from mesh.events import Event
+from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
+from mesh.rpc import wire
 from payment_svc.domain import NewPayment, Payment, PaymentStatus
 
 STATUSES = {

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mesh.bus import Bus
-from mesh.clients import Peer
-from mesh.consumers import Consumer
-from mesh.database import Database
-from mesh.housekeeping import housekeeping
+from mesh.db.database import Database
+from mesh.db.housekeeping import housekeeping
+from mesh.db.paging import Pages
+from mesh.db.unit_of_work import UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.consumers import Consumer
+from mesh.events.relay import Relay
 from mesh.jobs import Periodic
 from mesh.lifecycle import Service
-from mesh.outbox import Relay
-from mesh.paging import Pages
-from mesh.server import Server
+from mesh.rpc.clients import Peer
+from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
-from mesh.unit_of_work import UnitsOfWork
 from product_svc.consumers import order_events
 from product_svc.peers import OrderPeer
 from product_svc.rpc import InventoryService, ProductService

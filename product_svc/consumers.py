@@ -1,7 +1,7 @@
 """The events that the product service applies: subject → use case."""
 
 from commerce.order.v1 import events_pb2
-from mesh.consumers import Handler, Handlers
+from mesh.events.consumers import Handler, Handlers
 from product_svc.usecases import ORDER_CANCELLED, ORDER_CONFIRMED, Holds
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
-from mesh.clients import Peer
 from mesh.ids import parse_id
+from mesh.rpc.clients import Peer
 from product_svc.domain import HoldState
 
 _WISHES = {

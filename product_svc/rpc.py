@@ -6,8 +6,8 @@ from uuid import UUID
 
 from commerce.product.v1 import inventory_pb2 as inventory
 from commerce.product.v1 import product_pb2 as product
-from mesh.call import Call
 from mesh.ids import parse_id
+from mesh.rpc.call import Call
 from product_svc import wire
 from product_svc.domain import HoldState
 from product_svc.usecases import Catalogue, Holds, Inventory

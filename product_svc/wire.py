@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from commerce.product.v1 import events_pb2, inventory_pb2, product_pb2
-from mesh import status, wire
 from mesh.errors import MeshError
-from mesh.events import Event
+from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
+from mesh.rpc import status, wire
 from product_svc.domain import (
     Hold,
     HoldState,

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from mesh.migrations import DatabaseTooNew, upgrade
+from mesh.db.migrations import DatabaseTooNew, upgrade
 from stack.errors import StartFailed, StateTooNew
 from stack.servers import DATABASES, Postgres
 

@@ -22,7 +22,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 from uuid_utils import uuid7
 
-from mesh.identity import ALGORITHM, ISSUER, TRUST_DOMAIN
+from mesh.rpc.identity import ALGORITHM, ISSUER, TRUST_DOMAIN
 from stack.files import write_whole
 
 LOCAL_STAFF = UUID("01900000-0000-7000-8000-000000000001")

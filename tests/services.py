@@ -16,10 +16,11 @@ import grpc
 from google.protobuf.message import Message
 from pydantic import SecretStr
 
-from mesh import migrations, status
+from mesh.db import migrations
 from mesh.errors import MeshError
 from mesh.lifecycle import Service
-from mesh.server import Server
+from mesh.rpc import status
+from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings
 from stack import pki
 from stack.servers import DATABASES, Servers

@@ -12,18 +12,18 @@ from uuid import UUID
 import structlog
 
 from commerce.order.v1 import order_pb2
-from mesh import idempotency
+from mesh.batch.group_commit import GroupCommit
+from mesh.db import idempotency
+from mesh.db.idempotency import IdempotencyKeyReused, Replay
 from mesh.errors import InvalidArgument, MeshError, Unimplemented, Violation
-from mesh.group_commit import GroupCommit
-from mesh.idempotency import IdempotencyKeyReused, Replay
 from mesh.ids import new_id
 from order_svc import store, wire
 from order_svc.domain import CustomerNotFound, Hold, HoldLost, Order, PaymentMethod, Status, merged, placed
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.recent import Recent
-    from mesh.unit_of_work import UnitsOfWork
+    from mesh.db.recent import Recent
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.call import Call
     from order_svc.peers import CustomerPeer, StockPeer
 
 log = structlog.get_logger(__name__)
@@ -121,7 +121,7 @@ class Placement:
         return await self.group.submit(Placing(call, owner, merged(lines), payment_method_id))
 
     async def _place(self, batch: Sequence[Placing]) -> list[order_pb2.Order | Exception]:
-        """The batch behind `place`; see `mesh.group_commit`."""
+        """The batch behind `place`; see `mesh.batch.group_commit`."""
         retries = self._retries.among([placing.call for placing in batch])
         answered = await idempotency.find(self._units.database, retries)
         results: Results = {}

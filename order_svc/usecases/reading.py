@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from mesh.group_commit import GroupCommit
+from mesh.batch.group_commit import GroupCommit
 from mesh.ids import parse_id
 from order_svc import store
 from order_svc.domain import CustomerNotFound, Order, OrderNotFound, Status
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.paging import Pages
-    from mesh.unit_of_work import UnitsOfWork
+    from mesh.db.paging import Pages
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.call import Call
 
 
 class Reading:

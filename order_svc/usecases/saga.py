@@ -15,10 +15,10 @@ from order_svc import store, wire
 from order_svc.domain import WISHES, CancelReason, Cause, HoldWish, Order, OrderNotFound
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.events import Received
-    from mesh.recent import Recent
-    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.db.recent import Recent
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.events.cloudevents import Received
+    from mesh.rpc.call import Call
     from order_svc.usecases.placement import Placed
 
 log = structlog.get_logger(__name__)

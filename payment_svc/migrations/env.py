@@ -1,5 +1,5 @@
 """Alembic's entry; the work is the runtime's."""
 
-from mesh.migrations import run_env
+from mesh.db.migrations import run_env
 
 run_env()

@@ -17,8 +17,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.database import BulkInsert, Database, Row, Statement, Transaction, unnested
-from mesh.group_commit import GroupCommit
+from mesh.batch.group_commit import GroupCommit
+from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction, unnested
 from mesh.ids import new_id
 from payment_svc.providers import (
     Absent,

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import sqlalchemy as sa
 
-from mesh.database import BulkInsert, Row, Statement, Transaction
+from mesh.db.database import BulkInsert, Row, Statement, Transaction
 from product_svc.domain import Product, ProductState, SkuTaken, Stock
 from product_svc.store.tables import products, stocks
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
 from mesh.errors import Overtaken
 from product_svc.domain import Hold, HoldLine, HoldState
 from product_svc.store.tables import IS_HELD, TIME, hold_lines, holds

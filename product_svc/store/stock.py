@@ -8,7 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from mesh.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
 from product_svc.domain import Movement, MovementReason, Offer, ProductState, Stock
 from product_svc.store.tables import TIME, movements, products, stocks
 

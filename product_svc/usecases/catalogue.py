@@ -8,15 +8,15 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mesh.group_commit import GroupCommit
+from mesh.batch.group_commit import GroupCommit
 from mesh.ids import new_id, parse_id
 from product_svc import store, wire
 from product_svc.domain import Movement, MovementReason, NewProduct, Product, ProductNotFound, ProductState, Stock
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.paging import Pages
-    from mesh.unit_of_work import UnitsOfWork
+    from mesh.db.paging import Pages
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.call import Call
 
 
 class Catalogue:

@@ -12,9 +12,9 @@ from uuid import UUID
 import structlog
 
 from mesh import tasks
+from mesh.batch.group_commit import GroupCommit, run_batch
+from mesh.db.recent import Recent
 from mesh.errors import MeshError
-from mesh.group_commit import GroupCommit, run_batch
-from mesh.recent import Recent
 from product_svc import store
 from product_svc.domain import (
     Hold,
@@ -30,9 +30,9 @@ from product_svc.domain import (
 from product_svc.usecases.inventory import movement, write_down
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.events import Received
-    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.events.cloudevents import Received
+    from mesh.rpc.call import Call
 
 log = structlog.get_logger(__name__)
 

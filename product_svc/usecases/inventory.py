@@ -13,9 +13,9 @@ from product_svc import store, wire
 from product_svc.domain import Movement, MovementReason, ProductNotFound, Shelf, Stock, StockChange
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.paging import Pages
-    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.db.paging import Pages
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.rpc.call import Call
 
 
 class Inventory:

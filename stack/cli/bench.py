@@ -15,7 +15,7 @@ from bench.run import Wish, run
 from bench.scenario import Scenario
 from bench.sweep import plot, require_matplotlib, sweep
 from bench.target import Target
-from mesh import telemetry
+from mesh.observe import logs as telemetry
 from stack.errors import StackError
 
 

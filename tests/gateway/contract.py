@@ -10,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pool import Default as DefaultPool
 
 from commerce.access.v1 import access_pb2
-from mesh.reflection import load_contracts
+from mesh.rpc.reflection import load_contracts
 
 A_UUID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 

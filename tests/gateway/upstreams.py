@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gateway.config import Address
-from mesh.reflection import public_services
+from mesh.rpc.reflection import public_services
 from stack.pki import Credentials
 
 Context = grpc.aio.ServicerContext[Any, Any]

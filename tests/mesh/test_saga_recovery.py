@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from commerce.order.v1 import order_pb2, order_pb2_grpc
 from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
-from mesh.call import Caller, Kind
+from mesh.db.idempotency import IdempotencyKey
 from mesh.errors import Aborted
-from mesh.idempotency import IdempotencyKey
+from mesh.rpc.call import Caller, Kind
 from stack.servers import Servers
 from tests.mesh.house import House, house, order_service_restarted
 from tests.services import Keys, eventually, new_key, refused

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
-from mesh import wire
+from mesh.rpc import wire
 from tests.mesh.house import House, all_of
 from tests.services import eventually, new_key, refused
 

@@ -7,7 +7,7 @@ import asyncpg
 import nats
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from stack.servers import Servers
 from tests.service.consuming import Publisher
 from tests.service.payments import House

@@ -12,10 +12,10 @@ from uuid import UUID, uuid4
 from google.protobuf.wrappers_pb2 import StringValue
 from nats.aio.client import Client
 
-from mesh import consumers
-from mesh.consumers import Consumer, Handler
-from mesh.events import Received, headers, stream_of
-from mesh.unit_of_work import UnitOfWork
+from mesh.db.unit_of_work import UnitOfWork
+from mesh.events import consumers
+from mesh.events.cloudevents import Received, headers, stream_of
+from mesh.events.consumers import Consumer, Handler
 from tests.service.runtime import Process, Scratch, do
 from tests.services import eventually
 

@@ -17,14 +17,14 @@ from google.type.money_pb2 import Money
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2
-from mesh.bus import Bus
-from mesh.database import Database
-from mesh.events import Received
-from mesh.group_commit import GroupCommit
+from mesh.batch.group_commit import GroupCommit
+from mesh.db.database import Database
+from mesh.db.unit_of_work import UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.cloudevents import Received
+from mesh.events.relay import Relay
 from mesh.ids import new_id
-from mesh.outbox import Relay
-from mesh.trace import Trace
-from mesh.unit_of_work import UnitsOfWork
+from mesh.observe.trace import Trace
 from payment_svc.charger import Charger, Settlement
 from payment_svc.domain import Payment
 from payment_svc.providers import Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Unknown, Voided

@@ -19,15 +19,16 @@ from google.protobuf.wrappers_pb2 import StringValue
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from mesh import migrations, tasks
-from mesh.bus import Bus
-from mesh.call import Call, Caller, Kind
-from mesh.database import BulkInsert, Database, Statement
-from mesh.events import Event
-from mesh.idempotency import IdempotencyKey
+from mesh import tasks
+from mesh.db import migrations
+from mesh.db.database import BulkInsert, Database, Statement
+from mesh.db.idempotency import IdempotencyKey
+from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.cloudevents import Event
+from mesh.events.relay import REST_S, Relay
 from mesh.lifecycle import Part
-from mesh.outbox import REST_S, Relay
-from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+from mesh.rpc.call import Call, Caller, Kind
 from stack.servers import Servers
 from stack.servers.postgres import SUPERUSER, with_login
 from tests.services import eventually

@@ -10,8 +10,8 @@ from uuid import uuid4
 from pydantic import SecretStr
 
 from commerce.product.v1 import product_pb2
-from mesh.call import Call
-from mesh.server import Check, Server
+from mesh.rpc.call import Call
+from mesh.rpc.server import Check, Server
 from mesh.settings import ServiceSettings
 from tests.services import Client, Keys
 

@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, events_pb2
 from customer_svc.app import Settings, build
-from mesh import status
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.lifecycle import Service
+from mesh.rpc import status
 from stack.servers import Servers
 from tests.services import Client, Keys, new_key, port_of, refused, running, settings_for
 

@@ -17,7 +17,7 @@ import order_svc.store
 import payment_svc.providers.sandbox
 import payment_svc.store
 import product_svc.store
-from mesh import migrations, schema
+from mesh.db import migrations, schema
 from stack.servers import Servers
 from tests.service.runtime import migrate, scratch_database
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from payment_svc.providers import Absent, Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Voided
 from payment_svc.providers.sandbox import Sandbox
 from stack.servers import Servers

@@ -16,10 +16,10 @@ from nats.aio.msg import Msg
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2, payment_pb2_grpc
-from mesh import events
-from mesh.bus import Bus
+from mesh.events import cloudevents as events
+from mesh.events.bus import Bus
 from mesh.ids import new_id
-from mesh.trace import Trace
+from mesh.observe.trace import Trace
 from payment_svc.app import Settings, build
 from stack.servers import Servers
 from tests.services import Client, Keys, new_key, refused, running, settings_for

@@ -17,8 +17,9 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from mesh import consumers, housekeeping, idempotency, migrations, schema
-from mesh.database import SESSION, Statement
+from mesh.db import housekeeping, idempotency, migrations, schema
+from mesh.db.database import SESSION, Statement
+from mesh.events import consumers
 from payment_svc.providers import sandbox
 from stack.servers import Servers
 from tests.service.runtime import kept_plan, new_database

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from commerce.order.v1.events_pb2 import OrderConfirmed
+from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import Unavailable
-from mesh.events import Received
-from mesh.unit_of_work import UnitOfWork
+from mesh.events.cloudevents import Received
 from product_svc.domain import (
     Hold,
     HoldKeyReused,

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from commerce.product.v1.events_pb2 import StockChanged
-from mesh.unit_of_work import UnitOfWork
+from mesh.db.unit_of_work import UnitOfWork
 from product_svc.domain import HoldState
 from stack.servers import Servers
 from tests.service.warehouse import Warehouse, held, warehouse, wish

@@ -16,12 +16,13 @@ from nats.aio.client import Client as Bus
 
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
-from mesh import consumers, status, wire
-from mesh.bus import DEAD_LETTERS
-from mesh.call import Call
 from mesh.errors import Unavailable
-from mesh.events import headers
-from mesh.server import Server
+from mesh.events import consumers
+from mesh.events.bus import DEAD_LETTERS
+from mesh.events.cloudevents import headers
+from mesh.rpc import status, wire
+from mesh.rpc.call import Call
+from mesh.rpc.server import Server
 from product_svc.app import Settings, build
 from stack.servers import Servers
 from tests.service import served

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from mesh import accepting
+from mesh.patches import grpc_aio as accepting
 from tests.services import eventually
 
 METHOD = "/test.Echo/Say"

@@ -17,10 +17,10 @@ import order_svc.app
 import payment_svc.app
 import product_svc.app
 from commerce.access.v1 import access_pb2
-from mesh import status
-from mesh.access import rule_of
 from mesh.lifecycle import Service
-from mesh.reflection import load_contracts, public_services
+from mesh.rpc import status
+from mesh.rpc.access import rule_of
+from mesh.rpc.reflection import load_contracts, public_services
 from stack.servers import Servers
 from tests.services import NOWHERE, Client, Keys, running, settings_for
 

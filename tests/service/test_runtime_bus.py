@@ -14,8 +14,8 @@ import pytest
 from nats.aio.client import Client, ServerVersion
 from structlog.testing import capture_logs
 
-from mesh.bus import Bus, Message, _Client
-from mesh.events import stream_of
+from mesh.events.bus import Bus, Message, _Client
+from mesh.events.cloudevents import stream_of
 from stack.servers import Servers
 from tests.service.runtime import new_area
 from tests.services import eventually

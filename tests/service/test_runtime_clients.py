@@ -11,9 +11,9 @@ from uuid import uuid4
 import pytest
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
-from mesh.call import Call
-from mesh.clients import Peer
 from mesh.errors import DeadlineExceeded, NotFound, Unavailable
+from mesh.rpc.call import Call
+from mesh.rpc.clients import Peer
 from tests.service.served import GET, found, serving, settings
 from tests.services import NOWHERE, Keys, eventually
 

@@ -12,11 +12,11 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from nats.aio.msg import Msg
 
-from mesh import consumers
-from mesh.bus import DEAD_LETTERS, MAX_AGE_S
+from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
-from mesh.events import Received, stream_of
-from mesh.unit_of_work import UnitOfWork
+from mesh.events import consumers
+from mesh.events.bus import DEAD_LETTERS, MAX_AGE_S
+from mesh.events.cloudevents import Received, stream_of
 from stack.servers import Servers
 from tests.service.consuming import Gate, Publisher, applied, consuming, record, settled
 from tests.service.runtime import Process, Rests, Scratch, fail_as, process, scratch_database

@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import BulkInsert, Statement
+from mesh.batch.group_commit import GroupCommit
+from mesh.db.database import BulkInsert, Statement
+from mesh.db.schema import inbox
 from mesh.errors import Code, InvalidArgument, Unavailable
-from mesh.group_commit import GroupCommit
-from mesh.outbox import APPEND, row
-from mesh.schema import inbox
+from mesh.events.relay import APPEND, row
 from stack.servers import Servers
 from tests.service.runtime import (
     ADD_EFFECTS,
@@ -208,7 +208,7 @@ async def test_of_writes_that_are_sent_in_one_none_is_done_when_one_fails(scratc
 
 
 async def test_a_database_that_cannot_be_opened_is_unavailable(here: Process) -> None:
-    from mesh.database import Database
+    from mesh.db.database import Database
 
     with pytest.raises(Unavailable):
         await Database("postgresql://nobody@/nowhere?host=/no/such/folder").start()

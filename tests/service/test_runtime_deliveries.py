@@ -13,10 +13,10 @@ import pytest
 from nats.js.api import ConsumerConfig
 from structlog.testing import capture_logs
 
-from mesh import consumers, deliveries
-from mesh.bus import Bus
-from mesh.consumers import ACK_WAIT_S
-from mesh.events import stream_of
+from mesh.events import consumers, deliveries
+from mesh.events.bus import Bus
+from mesh.events.cloudevents import stream_of
+from mesh.events.consumers import ACK_WAIT_S
 from stack.servers import Servers
 from tests.service.consuming import Gate, Publisher, applied, consuming, settled
 from tests.service.runtime import Process, Scratch, new_area, process

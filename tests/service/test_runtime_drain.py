@@ -19,7 +19,7 @@ from google.type.money_pb2 import Money
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
-from mesh import migrations
+from mesh.db import migrations
 from product_svc.app import Settings, build
 from stack.ports import free_ports
 from stack.servers import Servers

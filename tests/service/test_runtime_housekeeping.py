@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from mesh.housekeeping import INBOX_RETENTION, housekeeping
-from mesh.idempotency import RETENTION
+from mesh.db.housekeeping import INBOX_RETENTION, housekeeping
+from mesh.db.idempotency import RETENTION
 from stack.servers import Servers
 from tests.service.runtime import Process, Scratch, process
 from tests.services import eventually

@@ -20,11 +20,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
-from mesh import outbox
-from mesh.bus import Message
-from mesh.events import stream_of
-from mesh.outbox import RETENTION, maintain_partitions
-from mesh.trace import Trace
+from mesh.events import relay as outbox
+from mesh.events.bus import Message
+from mesh.events.cloudevents import stream_of
+from mesh.events.relay import RETENTION, maintain_partitions
+from mesh.observe.trace import Trace
 from stack.servers import Servers
 from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process
 from tests.services import eventually, signal
@@ -235,7 +235,7 @@ async def test_what_a_stream_did_not_acknowledge_is_sent_again_and_nothing_else(
 
 
 async def test_a_transaction_has_its_id_before_it_draws_a_number(scratch: Scratch) -> None:
-    """The rule that `mesh.position` rests on."""
+    """The rule that `mesh.events.position` rests on."""
     (drawing,) = await scratch.admin.fetchrow(
         "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum "
         "WHERE adrelid = 'mesh.outbox'::regclass AND attname = 'seq'"

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from mesh.database import Statement, overtaken, unless_overtaken
+from mesh.db.database import Statement, overtaken, unless_overtaken
+from mesh.db.unit_of_work import MOST_OVERTAKEN, UnitOfWork
 from mesh.errors import Code, NotFound, Overtaken, Unavailable
-from mesh.unit_of_work import MOST_OVERTAKEN, UnitOfWork
 from stack.servers import Servers
 from tests.service.runtime import ADD_EFFECTS, Process, Scratch, do, effects, event, process
 

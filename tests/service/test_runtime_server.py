@@ -13,14 +13,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
-from mesh import server as server_module
-from mesh.access import AccessUndeclared
-from mesh.call import Call
-from mesh.clients import Peer
+from mesh.db.idempotency import Replay
 from mesh.errors import MeshError, NotFound, Unavailable
-from mesh.idempotency import Replay
-from mesh.reflection import public_services
-from mesh.server import MethodUnknown, Server
+from mesh.rpc import server as server_module
+from mesh.rpc.access import AccessUndeclared
+from mesh.rpc.call import Call
+from mesh.rpc.clients import Peer
+from mesh.rpc.reflection import public_services
+from mesh.rpc.server import MethodUnknown, Server
 from stack import pki
 from tests.service.served import GET, Products, client_of, found, serving, settings
 from tests.services import Keys, eventually, new_key, refused

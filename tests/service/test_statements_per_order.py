@@ -15,17 +15,17 @@ import sqlalchemy as sa
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2
 from mesh import tasks
-from mesh.bus import Bus
-from mesh.call import Call, Caller, Kind
-from mesh.database import Database, Statement
+from mesh.db.database import Database, Statement
+from mesh.db.idempotency import IdempotencyKey
+from mesh.db.paging import Pages
+from mesh.db.recent import Recent
+from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import MeshError
-from mesh.events import Received
-from mesh.idempotency import IdempotencyKey
+from mesh.events.bus import Bus
+from mesh.events.cloudevents import Received
+from mesh.events.relay import Relay
 from mesh.ids import new_id
-from mesh.outbox import Relay
-from mesh.paging import Pages
-from mesh.recent import Recent
-from mesh.unit_of_work import UnitsOfWork
+from mesh.rpc.call import Call, Caller, Kind
 from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders

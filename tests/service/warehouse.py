@@ -12,12 +12,12 @@ from uuid import UUID, uuid4
 import asyncpg
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from mesh.bus import Bus
-from mesh.call import Call, Caller, Kind
-from mesh.database import Database
-from mesh.outbox import Relay
-from mesh.paging import Pages
-from mesh.unit_of_work import UnitsOfWork
+from mesh.db.database import Database
+from mesh.db.paging import Pages
+from mesh.db.unit_of_work import UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.relay import Relay
+from mesh.rpc.call import Call, Caller, Kind
 from product_svc.domain import Hold, HoldState, MovementReason, NewProduct, Reservation, StockChange
 from product_svc.usecases import Catalogue, Holds, Inventory
 from stack.servers import Servers

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from mesh.migrations import head
+from mesh.db.migrations import head
 from stack.errors import StartFailed, StateTooNew
 from stack.migrations import migrate
 from stack.servers import Postgres, Servers

@@ -9,9 +9,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from commerce.access.v1 import access_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
-from mesh.access import AccessUndeclared, require, rule_of
-from mesh.call import ANYBODY, Call, Caller, Kind
 from mesh.errors import MeshError, NotFound
+from mesh.rpc.access import AccessUndeclared, require, rule_of
+from mesh.rpc.call import ANYBODY, Call, Caller, Kind
 
 PUBLIC, CUSTOMER, STAFF, SERVICE = (
     access_pb2.ACCESS_PUBLIC,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from mesh.bus import _Client
+from mesh.events.bus import _Client
 
 _TEXTS = st.text(st.sampled_from("ab-Z\u00e9\u00a0\x1c \t:"), max_size=6).map(str.encode) | st.binary(max_size=4)
 _LINES = st.tuples(_TEXTS, st.sampled_from([b":", b": ", b""]), _TEXTS).map(b"".join)

@@ -8,7 +8,7 @@ from typing import cast
 import asyncpg
 import pytest
 
-from mesh.connections import Connections
+from mesh.db.connections import Connections
 
 
 class Connection:

@@ -15,9 +15,9 @@ import pytest
 
 from customer_svc.access_tokens import AccessTokens
 from customer_svc.passwords import Passwords
-from mesh.call import Caller, Kind
 from mesh.errors import ResourceExhausted, Unauthenticated
-from mesh.identity import Tokens
+from mesh.rpc.call import Caller, Kind
+from mesh.rpc.identity import Tokens
 from stack.pki import make_signing_key
 
 

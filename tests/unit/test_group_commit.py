@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mesh.batch.group_commit import GroupCommit, run_batch
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
-from mesh.group_commit import GroupCommit, run_batch
 
 
 class Bad(Exception):
@@ -104,7 +104,7 @@ async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then
             await rested.wait()
         await turn(0)
 
-    monkeypatch.setattr("mesh.group_commit.asyncio.sleep", sleep)
+    monkeypatch.setattr("mesh.batch.group_commit.asyncio.sleep", sleep)
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, rest=0.005)
     assert await results(submit(group, 1)) == [10], "the answer does not wait for the rest"

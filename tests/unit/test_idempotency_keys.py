@@ -7,9 +7,9 @@ from google.type.money_pb2 import Money
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.call import ANYBODY, Call, Caller, Kind
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay, Retries
 from mesh.errors import Code, InvalidArgument
-from mesh.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay, Retries
+from mesh.rpc.call import ANYBODY, Call, Caller, Kind
 
 ADA, BOB = Caller(Kind.CUSTOMER, "ada"), Caller(Kind.CUSTOMER, "bob")
 METHOD = "/commerce.order.v1.OrderService/CreateOrder"

@@ -9,9 +9,9 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from mesh.call import Caller, Kind
 from mesh.errors import Unauthenticated
-from mesh.identity import CLOCK_SKEW_S, Tokens
+from mesh.rpc.call import Caller, Kind
+from mesh.rpc.identity import CLOCK_SKEW_S, Tokens
 from stack.pki import SigningKey, make_signing_key
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mesh.db.paging import Pages
 from mesh.errors import InvalidArgument
-from mesh.paging import Pages
 
 PAGES = Pages(b"a secret of the tests")
 POSITIONS = st.lists(st.text(max_size=30), min_size=1, max_size=3)

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
-from mesh.identity import peer_name
+from mesh.rpc.identity import peer_name
 
 SAN, CN = "x509_subject_alternative_name", "x509_common_name"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.position import Gap, Position
+from mesh.events.position import Gap, Position
 
 
 def test_a_number_that_is_missing_stays_a_gap_until_all_that_may_bring_it_have_ended() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pool
 
 from customer_svc import rpc as customer_rpc
-from mesh.reflection import load_contracts
+from mesh.rpc.reflection import load_contracts
 from order_svc import rpc as order_rpc
 from payment_svc import rpc as payment_rpc
 from product_svc import rpc as product_rpc

@@ -1,6 +1,6 @@
 """What a process has written last: taken once, and bounded."""
 
-from mesh.recent import Recent
+from mesh.db.recent import Recent
 
 
 def test_what_is_taken_is_there_no_more() -> None:

@@ -9,8 +9,8 @@ from grpc.aio import AioRpcError, Metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh import status
 from mesh.errors import BRANCHES, Code, DeadlineExceeded, Internal, MeshError, NotFound, Unavailable, Violation
+from mesh.rpc import status
 
 TEXT = st.text(max_size=20)
 ERRORS = st.builds(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mesh.trace import Trace
+from mesh.observe.trace import Trace
 
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

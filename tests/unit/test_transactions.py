@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from mesh.connections import Connections
-from mesh.database import Database, Statement
+from mesh.db.connections import Connections
+from mesh.db.database import Database, Statement
 from mesh.errors import Unavailable
 
 LOOK = Statement(sa.select(sa.literal(1).label("one")))

@@ -21,7 +21,7 @@ from commerce.customer.v1 import customer_pb2
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
-from mesh import validation
+from mesh.rpc import validation
 
 Field = descriptor_pb2.FieldDescriptorProto
 Rules = validate_pb2.FieldRules

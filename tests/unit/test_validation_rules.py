@@ -18,7 +18,7 @@ from commerce.customer.v1 import customer_pb2, session_pb2
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
-from mesh import validation
+from mesh.rpc import validation
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 LINE = {"productId": ID, "quantity": 1}

@@ -10,7 +10,7 @@ from google.type.money_pb2 import Money
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh import wire
+from mesh.rpc import wire
 
 steady = settings(derandomize=True, deadline=None)
 AMOUNTS = st.decimals(min_value=-(10**18), max_value=10**18, places=9, allow_nan=False, allow_infinity=False)

@@ -1,6 +1,6 @@
 """Indexes for what has had its time."""
 
-from mesh.migrations import index_ages
+from mesh.db.migrations import index_ages
 
 revision = "0002"
 down_revision = "0001"

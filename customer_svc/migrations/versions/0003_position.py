@@ -1,6 +1,6 @@
 """Events are not marked when they are published."""
 
-from mesh.migrations import publish_by_position
+from mesh.db.migrations import publish_by_position
 
 revision = "0003"
 down_revision = "0002"

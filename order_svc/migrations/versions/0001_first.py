@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from mesh.migrations import create_runtime_tables
+from mesh.db.migrations import create_runtime_tables
 
 revision = "0001"
 down_revision = None

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from mesh.migrations import index_ages
+from mesh.db.migrations import index_ages
 
 revision = "0002"
 down_revision = "0001"

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from mesh.migrations import index_ages
+from mesh.db.migrations import index_ages
 
 revision = "0002"
 down_revision = "0001"

@@ -11,8 +11,8 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from mesh.call import ANYBODY, Caller, Kind
 from mesh.errors import Unauthenticated
+from mesh.rpc.call import ANYBODY, Caller, Kind
 
 if TYPE_CHECKING:
     import grpc

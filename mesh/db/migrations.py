@@ -143,7 +143,7 @@ def publish_by_position() -> None:
     op.alter_column(
         "outbox",
         "seq",
-        # A transaction has its id before it draws a number, and CASE sees to the order: `mesh.position` relies on it.
+        # A transaction has its id before it draws a number, and CASE keeps that order for `mesh.events.position`.
         server_default=sa.text("CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('mesh.outbox_seq') END"),
         schema="mesh",
     )
@@ -192,5 +192,5 @@ def _require_known(versions: Iterable[str]) -> None:
 
 def _config(package: str) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).resolve().parent.parent / package / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).resolve().parents[2] / package / "migrations"))
     return config

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
-    from mesh.bus import Bus
+    from mesh.events.bus import Bus
 
 EXPIRES_S = 10.0
 """How long the server keeps a request."""

@@ -21,14 +21,15 @@ import nats.js.api as js
 import sqlalchemy as sa
 import structlog
 
-from mesh import events, tasks
-from mesh.bus import DEAD_LETTERS
-from mesh.database import BulkInsert, Statement
-from mesh.deliveries import Deliveries
+from mesh import tasks
+from mesh.batch.group_commit import run_batch
+from mesh.db.database import BulkInsert, Statement
+from mesh.db.schema import inbox
 from mesh.errors import NOBODYS_FAULT, Overtaken
-from mesh.events import Received, stream_of
-from mesh.group_commit import run_batch
-from mesh.schema import inbox
+from mesh.events import cloudevents as events
+from mesh.events.bus import DEAD_LETTERS
+from mesh.events.cloudevents import Received, stream_of
+from mesh.events.deliveries import Deliveries
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from nats.aio.msg import Msg
 
-    from mesh.bus import Bus
-    from mesh.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.events.bus import Bus
 
 M = TypeVar("M", bound="Message")
 

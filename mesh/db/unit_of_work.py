@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from mesh import idempotency, outbox
-from mesh.database import BulkInsert, Transaction
+from mesh.db import idempotency
+from mesh.db.database import BulkInsert, Transaction
 from mesh.errors import NOBODYS_FAULT, Overtaken
+from mesh.events import relay as outbox
 
 if TYPE_CHECKING:
-    from mesh.call import Call
-    from mesh.database import Database
-    from mesh.events import Event
-    from mesh.outbox import Relay
-    from mesh.trace import Trace
+    from mesh.db.database import Database
+    from mesh.events.cloudevents import Event
+    from mesh.events.relay import Relay
+    from mesh.observe.trace import Trace
+    from mesh.rpc.call import Call
 
 R = TypeVar("R")
 
@@ -55,7 +56,7 @@ class UnitOfWork:
             self._replies.append((call.key.digest, reply))
 
     def answer(self, calls: Sequence[Call]) -> None:
-        """For a batch whose replies are encoded: store them; see `mesh.idempotency.answer`."""
+        """For a batch whose replies are encoded: store them; see `mesh.db.idempotency.answer`."""
         idempotency.answer(self.transaction, calls)
 
     def flush(self) -> bool:

@@ -6,12 +6,13 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mesh import consumers, idempotency
-from mesh.bus import MAX_AGE_S
+from mesh.db import idempotency
+from mesh.events import consumers
+from mesh.events.bus import MAX_AGE_S
 from mesh.jobs import Periodic
 
 if TYPE_CHECKING:
-    from mesh.database import Database, Statement
+    from mesh.db.database import Database, Statement
 
 INBOX_RETENTION = timedelta(seconds=MAX_AGE_S) + timedelta(days=1)
 """Longer than a stream keeps an event: what can still be delivered can still be recognised."""

@@ -5,7 +5,7 @@ it: connection and lock are lost together, so two relays never publish at once. 
 process, by a core NATS message after a commit in another, and looks by itself every second should both be lost. It is
 not woken by NOTIFY, which serialises all commits of the server.
 
-What is published is not marked: the relay keeps its position (`mesh.position`), stored after each batch.
+What is published is not marked: the relay keeps its position (`mesh.events.position`), stored after each batch.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects import postgresql
 
-from mesh import events, tasks
-from mesh.bus import Message
-from mesh.database import SESSION, BulkInsert, Row, Statement, unnested
+from mesh import tasks
+from mesh.db.database import SESSION, BulkInsert, Row, Statement, unnested
+from mesh.db.schema import outbox as table
+from mesh.db.schema import outbox_position
+from mesh.events import cloudevents as events
+from mesh.events.bus import Message
+from mesh.events.position import Gap, Position
 from mesh.ids import new_id
-from mesh.position import Gap, Position
-from mesh.schema import outbox as table
-from mesh.schema import outbox_position
 
 if TYPE_CHECKING:
-    from mesh.bus import Bus
-    from mesh.database import Database
-    from mesh.events import Event
+    from mesh.db.database import Database
+    from mesh.events.bus import Bus
+    from mesh.events.cloudevents import Event
 
 RETENTION = timedelta(days=7)
 """How long published rows stay, for `mesh events refill` after a stream has lost what it had acknowledged."""

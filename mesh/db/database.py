@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
-from mesh.connections import Connections
+from mesh.db.connections import Connections
 from mesh.errors import InvalidArgument, Overtaken, Unavailable
 
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
@@ -151,7 +151,7 @@ class Transaction:
     next statement that reads or at the commit: one round trip instead of many. A transaction that is nothing but such
     writes is a single statement, without BEGIN and COMMIT.
 
-    Use cases get it from `Database.transaction` or `mesh.unit_of_work.UnitOfWork`, never make it.
+    Use cases get it from `Database.transaction` or `mesh.db.unit_of_work.UnitOfWork`, never make it.
     """
 
     __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_writes", "returned")

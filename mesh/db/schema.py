@@ -28,7 +28,7 @@ outbox = sa.Table(
         "seq",
         sa.BigInteger,
         primary_key=True,
-        # A transaction has its id before it draws a number, and CASE sees to the order: `mesh.position` relies on it.
+        # A transaction has its id before it draws a number, and CASE keeps that order for `mesh.events.position`.
         server_default=sa.text("CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('mesh.outbox_seq') END"),
         comment="commit order within an aggregate",
     ),

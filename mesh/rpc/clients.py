@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from mesh import status
-from mesh.idempotency import HEADER
+from mesh.db.idempotency import HEADER
 from mesh.ids import new_id
-from mesh.trace import Trace
+from mesh.observe.trace import Trace
+from mesh.rpc import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from mesh.call import Call
+    from mesh.rpc.call import Call
     from mesh.settings import ServiceSettings
 
 Reply = TypeVar("Reply", bound="Message")

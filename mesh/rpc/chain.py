@@ -19,8 +19,7 @@ import grpc
 import structlog
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from mesh import access, status, validation
-from mesh.call import ANYBODY, Call, Caller, Kind
+from mesh.db.idempotency import HEADER, IdempotencyKey, Replay
 from mesh.errors import (
     Code,
     DeadlineExceeded,
@@ -31,9 +30,10 @@ from mesh.errors import (
     Unimplemented,
     Violation,
 )
-from mesh.idempotency import HEADER, IdempotencyKey, Replay
-from mesh.identity import OUTSIDERS, Tokens, peer_name
-from mesh.trace import Trace
+from mesh.observe.trace import Trace
+from mesh.rpc import access, status, validation
+from mesh.rpc.call import ANYBODY, Call, Caller, Kind
+from mesh.rpc.identity import OUTSIDERS, Tokens, peer_name
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from commerce.access.v1 import access_pb2
-from mesh.call import Kind
 from mesh.errors import PermissionDenied, Unauthenticated
-from mesh.identity import OUTSIDERS
+from mesh.rpc.call import Kind
+from mesh.rpc.identity import OUTSIDERS
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
-    from mesh.call import Call
+    from mesh.rpc.call import Call
 
 
 class AccessUndeclared(Exception):

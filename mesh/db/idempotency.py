@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from mesh.database import BulkInsert, Database, Row, Statement, Transaction
+from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction
+from mesh.db.recent import Recent
+from mesh.db.schema import idempotency as table
 from mesh.errors import AlreadyExists, InvalidArgument, Unavailable, Violation
-from mesh.recent import Recent
-from mesh.schema import idempotency as table
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from mesh.call import Call, Caller
+    from mesh.rpc.call import Call, Caller
 
 HEADER = "idempotency-key"
 RETENTION = timedelta(hours=24)

@@ -11,12 +11,12 @@ from uuid import UUID
 
 from mesh.errors import NotFound
 from mesh.ids import parse_id
-from mesh.trace import Trace
+from mesh.observe.trace import Trace
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from mesh.idempotency import IdempotencyKey
+    from mesh.db.idempotency import IdempotencyKey
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +66,7 @@ ANYBODY = Caller()
 
 @dataclass(slots=True)
 class Call:
-    """A call under way. The chain of `mesh.interceptors` fills it in, one part a link."""
+    """A call under way. The chain of `mesh.rpc.chain` fills it in, one part a link."""
 
     method: str
     """The full name, `/commerce.order.v1.OrderService/CreateOrder`."""

@@ -17,7 +17,7 @@ import structlog
 from nats.aio.client import PING_PROTO, Client
 
 from mesh import tasks
-from mesh.events import stream_of
+from mesh.events.cloudevents import stream_of
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 import commerce
 from commerce.access.v1 import access_pb2
-from mesh.access import rule_of
+from mesh.rpc.access import rule_of
 
 if TYPE_CHECKING:
     import grpc

@@ -11,10 +11,12 @@ import structlog
 from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from mesh import accepting, reflection, tasks
+from mesh import tasks
 from mesh.errors import Unavailable
-from mesh.identity import Tokens
-from mesh.interceptors import InFlight, Policy, chain, entry
+from mesh.patches import grpc_aio as accepting
+from mesh.rpc import reflection
+from mesh.rpc.chain import InFlight, Policy, chain, entry
+from mesh.rpc.identity import Tokens
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor

@@ -1,0 +1,1 @@
+"""Work that arrives together, committed together."""

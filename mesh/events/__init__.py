@@ -1,0 +1,1 @@
+"""Events: the bus, the relay that publishes the outbox, and the consumers that apply them."""
