@@ -202,7 +202,7 @@ def test_every_reason_in_the_code_is_declared() -> None:
 
 def test_every_reason_that_a_comment_names_is_declared() -> None:
     codes = {"NOT_FOUND", "ALREADY_EXISTS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNAUTHENTICATED"}
-    codes |= {"PERMISSION_DENIED", "UNAVAILABLE", "ABORTED"}
+    codes |= {"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "ABORTED"}
     for path in (contracts.ROOT / "proto").rglob("*.proto"):
         for errors in re.findall(r"// Errors: .*?(?=\n *rpc )", path.read_text("utf-8"), re.DOTALL):
             named = set(re.findall(r"`([A-Z_]+)`", errors))
@@ -223,6 +223,14 @@ def test_every_comment_is_made_of_full_sentences(commented: list[descriptor_pb2.
             if comment := location.leading_comments.strip():
                 assert comment.endswith((".", ":")), f"{file.name}: {comment}"
                 assert comment[0].isupper() or comment[0] == "`", f"{file.name}: {comment}"
+
+
+def test_every_method_comment_names_its_errors(commented: list[descriptor_pb2.FileDescriptorProto]) -> None:
+    for file in commented:
+        comments = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
+        for i, service in enumerate(file.service):
+            for j, method in enumerate(service.method):
+                assert re.search(r"^ Errors: ", comments[6, i, 2, j], re.MULTILINE), f"{service.name}.{method.name}"
 
 
 def test_the_word_a_field_comment_begins_with_is_its_declared_behaviour(

@@ -26,11 +26,10 @@ if _version_not_supported:
 
 
 class CustomerServiceStub:
-    """CustomerService keeps the customers and what belongs to them.
+    """CustomerService manages customers, their payment methods and their addresses.
 
-    Wherever a request takes the id of a customer, `me` stands for the caller. Every method may answer with
-    the reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an
-    idempotency key.
+    Where a request contains the id of a customer, `me` stands for the caller. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     def __init__(self, channel):
@@ -112,15 +111,14 @@ class CustomerServiceStub:
 
 
 class CustomerServiceServicer:
-    """CustomerService keeps the customers and what belongs to them.
+    """CustomerService manages customers, their payment methods and their addresses.
 
-    Wherever a request takes the id of a customer, `me` stands for the caller. Every method may answer with
-    the reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an
-    idempotency key.
+    Where a request contains the id of a customer, `me` stands for the caller. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     def CreateCustomer(self, request, context):
-        """Signs a customer up.
+        """Creates a customer.
 
         Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
         """
@@ -129,7 +127,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCustomer(self, request, context):
-        """Reads a customer.
+        """Gets a customer.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
         """
@@ -138,7 +136,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCustomers(self, request, context):
-        """Lists the customers, the newest first.
+        """Lists all customers, newest first.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -147,7 +145,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCustomer(self, request, context):
-        """Changes a customer's email, name or phone.
+        """Updates the email address, the name or the phone number of a customer.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ALREADY_EXISTS` / `EMAIL_TAKEN`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -157,8 +155,8 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCustomer(self, request, context):
-        """Erases a customer's personal data, their payment methods, addresses and sessions. Their orders and
-        payments stay, under an id that no longer leads to a person.
+        """Deletes the personal data, payment methods, addresses and sessions of a customer. The customer's orders and
+        payments remain, with an id that no longer identifies a person.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
         """
@@ -167,17 +165,17 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportCustomer(self, request, context):
-        """Reads all that the mesh holds about a customer.
+        """Exports all data that the mesh stores about a customer.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service
-        that holds a part of it does not answer: there is no partial export.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that
+        stores a part of the data does not answer, since a partial export is never returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCustomerOrders(self, request, context):
-        """Lists a customer's orders, the newest first, as the order service holds them.
+        """Lists the orders of a customer, newest first. The orders are read from the order service.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -186,7 +184,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddPaymentMethod(self, request, context):
-        """Keeps a payment method, made from a payment provider's token. The first one becomes the default.
+        """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`.
         """
@@ -195,7 +193,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPaymentMethods(self, request, context):
-        """Lists a customer's payment methods, the newest first.
+        """Lists the payment methods of a customer, newest first.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -204,7 +202,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeletePaymentMethod(self, request, context):
-        """Forgets a payment method. When it was the default, the newest of the others becomes the default.
+        """Deletes a payment method. If it was the default, the newest remaining one becomes the default.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
         """
@@ -213,7 +211,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddAddress(self, request, context):
-        """Keeps a postal address.
+        """Adds a postal address.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
         """
@@ -222,7 +220,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAddresses(self, request, context):
-        """Lists a customer's postal addresses, the newest first.
+        """Lists the postal addresses of a customer, newest first.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -231,7 +229,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAddress(self, request, context):
-        """Forgets a postal address.
+        """Deletes a postal address.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `ADDRESS_NOT_FOUND`.
         """
@@ -240,10 +238,10 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolvePaymentMethods(self, request, context):
-        """Finds how many customers pay, in one call: for each query the named payment method, or the default.
+        """Gets the payment methods of many customers in one call: for each query, the named or the default one.
 
-        Each result stands or fails alone. Errors of a result: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`,
-        `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+        Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
+        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,11 +329,10 @@ def add_CustomerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CustomerService:
-    """CustomerService keeps the customers and what belongs to them.
+    """CustomerService manages customers, their payment methods and their addresses.
 
-    Wherever a request takes the id of a customer, `me` stands for the caller. Every method may answer with
-    the reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an
-    idempotency key.
+    Where a request contains the id of a customer, `me` stands for the caller. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     @staticmethod

@@ -23,45 +23,45 @@ class _CustomerErrorReason:
 class _CustomerErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CustomerErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CUSTOMER_ERROR_REASON_UNSPECIFIED: _CustomerErrorReason.ValueType  # 0
-    """No reason was given."""
+    """The reason is not specified."""
     CUSTOMER_ERROR_REASON_CUSTOMER_NOT_FOUND: _CustomerErrorReason.ValueType  # 1
-    """`NOT_FOUND`: there is no such customer, or it is not the caller."""
+    """`NOT_FOUND`: the customer does not exist or is not the caller."""
     CUSTOMER_ERROR_REASON_PAYMENT_METHOD_NOT_FOUND: _CustomerErrorReason.ValueType  # 2
-    """`NOT_FOUND`: the customer has no such payment method."""
+    """`NOT_FOUND`: the customer has no payment method with this id."""
     CUSTOMER_ERROR_REASON_ADDRESS_NOT_FOUND: _CustomerErrorReason.ValueType  # 3
-    """`NOT_FOUND`: the customer has no such address."""
+    """`NOT_FOUND`: the customer has no address with this id."""
     CUSTOMER_ERROR_REASON_EMAIL_TAKEN: _CustomerErrorReason.ValueType  # 4
-    """`ALREADY_EXISTS`: another customer has this email address, in whatever case it is written."""
+    """`ALREADY_EXISTS`: another customer has this email address, regardless of case."""
     CUSTOMER_ERROR_REASON_CREDENTIALS_INVALID: _CustomerErrorReason.ValueType  # 5
     """`UNAUTHENTICATED`: no customer has this email address and password."""
     CUSTOMER_ERROR_REASON_SESSION_REVOKED: _CustomerErrorReason.ValueType  # 6
-    """`UNAUTHENTICATED`: the refresh token is unknown, expired, signed out, or was used before."""
+    """`UNAUTHENTICATED`: the refresh token is unknown, expired or revoked, or it was already used."""
     CUSTOMER_ERROR_REASON_PAYMENT_METHOD_MISSING: _CustomerErrorReason.ValueType  # 7
-    """`FAILED_PRECONDITION`: a payment is due and the customer has no payment method."""
+    """`FAILED_PRECONDITION`: a payment method is needed and the customer has none."""
     CUSTOMER_ERROR_REASON_PROVIDER_TOKEN_UNKNOWN: _CustomerErrorReason.ValueType  # 8
     """`INVALID_ARGUMENT`: the payment provider does not know this token."""
 
 class CustomerErrorReason(_CustomerErrorReason, metaclass=_CustomerErrorReasonEnumTypeWrapper):
-    """CustomerErrorReason is the cause of a failure of the customer service. It travels as `reason` of
+    """CustomerErrorReason is the reason of an error of the customer service. It is sent as `reason` of
     `google.rpc.ErrorInfo`, in the domain `commerce`, without the prefix `CUSTOMER_ERROR_REASON_`.
     """
 
 CUSTOMER_ERROR_REASON_UNSPECIFIED: CustomerErrorReason.ValueType  # 0
-"""No reason was given."""
+"""The reason is not specified."""
 CUSTOMER_ERROR_REASON_CUSTOMER_NOT_FOUND: CustomerErrorReason.ValueType  # 1
-"""`NOT_FOUND`: there is no such customer, or it is not the caller."""
+"""`NOT_FOUND`: the customer does not exist or is not the caller."""
 CUSTOMER_ERROR_REASON_PAYMENT_METHOD_NOT_FOUND: CustomerErrorReason.ValueType  # 2
-"""`NOT_FOUND`: the customer has no such payment method."""
+"""`NOT_FOUND`: the customer has no payment method with this id."""
 CUSTOMER_ERROR_REASON_ADDRESS_NOT_FOUND: CustomerErrorReason.ValueType  # 3
-"""`NOT_FOUND`: the customer has no such address."""
+"""`NOT_FOUND`: the customer has no address with this id."""
 CUSTOMER_ERROR_REASON_EMAIL_TAKEN: CustomerErrorReason.ValueType  # 4
-"""`ALREADY_EXISTS`: another customer has this email address, in whatever case it is written."""
+"""`ALREADY_EXISTS`: another customer has this email address, regardless of case."""
 CUSTOMER_ERROR_REASON_CREDENTIALS_INVALID: CustomerErrorReason.ValueType  # 5
 """`UNAUTHENTICATED`: no customer has this email address and password."""
 CUSTOMER_ERROR_REASON_SESSION_REVOKED: CustomerErrorReason.ValueType  # 6
-"""`UNAUTHENTICATED`: the refresh token is unknown, expired, signed out, or was used before."""
+"""`UNAUTHENTICATED`: the refresh token is unknown, expired or revoked, or it was already used."""
 CUSTOMER_ERROR_REASON_PAYMENT_METHOD_MISSING: CustomerErrorReason.ValueType  # 7
-"""`FAILED_PRECONDITION`: a payment is due and the customer has no payment method."""
+"""`FAILED_PRECONDITION`: a payment method is needed and the customer has none."""
 CUSTOMER_ERROR_REASON_PROVIDER_TOKEN_UNKNOWN: CustomerErrorReason.ValueType  # 8
 """`INVALID_ARGUMENT`: the payment provider does not know this token."""
 Global___CustomerErrorReason: _TypeAlias = CustomerErrorReason  # noqa: Y015

@@ -20,14 +20,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CustomerCreated(_message.Message):
-    """CustomerCreated says that a customer has signed up. Its type is `commerce.customer.created`."""
+    """CustomerCreated is published when a customer is created. Its event type is `commerce.customer.created`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def customer(self) -> _customer_pb2.Customer:
-        """The customer as it was made."""
+        """The new customer."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ Global___CustomerCreated: _TypeAlias = CustomerCreated  # noqa: Y015
 
 @_typing.final
 class CustomerUpdated(_message.Message):
-    """CustomerUpdated says that a customer has changed. Its type is `commerce.customer.updated`."""
+    """CustomerUpdated is published when a customer changes. Its event type is `commerce.customer.updated`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def customer(self) -> _customer_pb2.Customer:
-        """The customer as it is after the change."""
+        """The customer after the change."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ Global___CustomerUpdated: _TypeAlias = CustomerUpdated  # noqa: Y015
 
 @_typing.final
 class CustomerErased(_message.Message):
-    """CustomerErased says that a customer's personal data are gone and must go everywhere. It holds none of
-    them itself. Its type is `commerce.customer.erased`.
+    """CustomerErased is published when the personal data of a customer is erased. Consumers must erase their copies.
+    The event itself contains no personal data. Its event type is `commerce.customer.erased`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -77,7 +77,7 @@ class CustomerErased(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     ERASE_TIME_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
-    """The UUID of the customer who was erased."""
+    """The UUID of the erased customer."""
     @_builtins.property
     def erase_time(self) -> _timestamp_pb2.Timestamp:
         """When the customer was erased."""

@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Session(_message.Message):
-    """Session is what a customer holds while signed in."""
+    """Session contains the tokens of a signed-in customer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -28,11 +28,11 @@ class Session(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     access_token: _builtins.str
-    """Output only. A signed JWT, sent as `Authorization: Bearer …`."""
+    """Output only. The access token: a signed JWT, sent as `Authorization: Bearer …`."""
     refresh_token: _builtins.str
-    """Output only. The secret that gets the next session, once."""
+    """Output only. The refresh token: a secret that can be exchanged once for the next session."""
     customer_id: _builtins.str
-    """Output only. The UUID of the customer who is signed in."""
+    """Output only. The UUID of the signed-in customer."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the access token expires."""
@@ -111,7 +111,7 @@ class RefreshSessionRequest(_message.Message):
 
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
-    """Required. The refresh token of the session to go on with."""
+    """Required. The refresh token of the session to refresh."""
     def __init__(
         self,
         *,
@@ -134,7 +134,7 @@ class RefreshSessionResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___Session:
-        """The session that takes the place of the one before."""
+        """The session that replaces the previous one."""
 
     def __init__(
         self,

@@ -28,9 +28,8 @@ if _version_not_supported:
 class SessionServiceStub:
     """SessionService signs customers in and out.
 
-    A reply of this service holds secrets and is never stored; an idempotency key sent with a request is
-    checked for its form and has no other effect. Every method may answer with the reasons of
-    `commerce.errors.v1` besides those it names.
+    The replies of this service contain secrets, so they are never stored: the format of an idempotency key is
+    validated, but the key has no effect. Every method may also return the errors of `commerce.errors.v1`.
     """
 
     def __init__(self, channel):
@@ -59,37 +58,37 @@ class SessionServiceStub:
 class SessionServiceServicer:
     """SessionService signs customers in and out.
 
-    A reply of this service holds secrets and is never stored; an idempotency key sent with a request is
-    checked for its form and has no other effect. Every method may answer with the reasons of
-    `commerce.errors.v1` besides those it names.
+    The replies of this service contain secrets, so they are never stored: the format of an idempotency key is
+    validated, but the key has no effect. Every method may also return the errors of `commerce.errors.v1`.
     """
 
     def CreateSession(self, request, context):
         """Signs a customer in.
 
-        Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which does not tell an unknown email address from a
-        wrong password; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+        Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
+        wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
+        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshSession(self, request, context):
-        """Trades a refresh token for a new access token and a new refresh token. A refresh token works once: when
-        one is used again, every token that descends from the same sign-in is revoked.
+        """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
+        is used again, all refresh tokens of the same sign-in are revoked.
 
-        Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions
-        cannot be kept.
+        Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
+        does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Signs a customer out: every refresh token of the same sign-in is revoked. An access token that is
-        already out stays valid until it expires. A token that is not known any more is signed out already.
+        """Signs a customer out: revokes all refresh tokens of the same sign-in. Access tokens remain valid until they
+        expire. Signing out with an unknown refresh token succeeds and changes nothing.
 
-        Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+        Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,9 +123,8 @@ def add_SessionServiceServicer_to_server(servicer, server):
 class SessionService:
     """SessionService signs customers in and out.
 
-    A reply of this service holds secrets and is never stored; an idempotency key sent with a request is
-    checked for its form and has no other effect. Every method may answer with the reasons of
-    `commerce.errors.v1` besides those it names.
+    The replies of this service contain secrets, so they are never stored: the format of an idempotency key is
+    validated, but the key has no effect. Every method may also return the errors of `commerce.errors.v1`.
     """
 
     @staticmethod

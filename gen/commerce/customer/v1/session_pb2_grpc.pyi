@@ -29,9 +29,8 @@ GRPC_VERSION: str
 class SessionServiceStub:
     """SessionService signs customers in and out.
 
-    A reply of this service holds secrets and is never stored; an idempotency key sent with a request is
-    checked for its form and has no other effect. Every method may answer with the reasons of
-    `commerce.errors.v1` besides those it names.
+    The replies of this service contain secrets, so they are never stored: the format of an idempotency key is
+    validated, but the key has no effect. Every method may also return the errors of `commerce.errors.v1`.
     """
 
     @_typing.overload
@@ -41,59 +40,59 @@ class SessionServiceStub:
     CreateSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.CreateSessionRequest, _session_pb2.CreateSessionResponse]
     """Signs a customer in.
 
-    Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which does not tell an unknown email address from a
-    wrong password; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+    Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
+    wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
+    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
     """
     RefreshSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _session_pb2.RefreshSessionResponse]
-    """Trades a refresh token for a new access token and a new refresh token. A refresh token works once: when
-    one is used again, every token that descends from the same sign-in is revoked.
+    """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
+    is used again, all refresh tokens of the same sign-in are revoked.
 
-    Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions
-    cannot be kept.
+    Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
+    does not answer.
     """
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
-    """Signs a customer out: every refresh token of the same sign-in is revoked. An access token that is
-    already out stays valid until it expires. A token that is not known any more is signed out already.
+    """Signs a customer out: revokes all refresh tokens of the same sign-in. Access tokens remain valid until they
+    expire. Signing out with an unknown refresh token succeeds and changes nothing.
 
-    Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+    Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
     """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
     """SessionService signs customers in and out.
 
-    A reply of this service holds secrets and is never stored; an idempotency key sent with a request is
-    checked for its form and has no other effect. Every method may answer with the reasons of
-    `commerce.errors.v1` besides those it names.
+    The replies of this service contain secrets, so they are never stored: the format of an idempotency key is
+    validated, but the key has no effect. Every method may also return the errors of `commerce.errors.v1`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSession: _aio.UnaryUnaryMultiCallable[_session_pb2.CreateSessionRequest, _session_pb2.CreateSessionResponse]  # type: ignore[assignment]
     """Signs a customer in.
 
-    Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which does not tell an unknown email address from a
-    wrong password; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+    Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
+    wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
+    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
     """
     RefreshSession: _aio.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _session_pb2.RefreshSessionResponse]  # type: ignore[assignment]
-    """Trades a refresh token for a new access token and a new refresh token. A refresh token works once: when
-    one is used again, every token that descends from the same sign-in is revoked.
+    """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
+    is used again, all refresh tokens of the same sign-in are revoked.
 
-    Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions
-    cannot be kept.
+    Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
+    does not answer.
     """
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
-    """Signs a customer out: every refresh token of the same sign-in is revoked. An access token that is
-    already out stays valid until it expires. A token that is not known any more is signed out already.
+    """Signs a customer out: revokes all refresh tokens of the same sign-in. Access tokens remain valid until they
+    expire. Signing out with an unknown refresh token succeeds and changes nothing.
 
-    Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+    Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """SessionService signs customers in and out.
 
-    A reply of this service holds secrets and is never stored; an idempotency key sent with a request is
-    checked for its form and has no other effect. Every method may answer with the reasons of
-    `commerce.errors.v1` besides those it names.
+    The replies of this service contain secrets, so they are never stored: the format of an idempotency key is
+    validated, but the key has no effect. Every method may also return the errors of `commerce.errors.v1`.
     """
 
     @_abc_1.abstractmethod
@@ -104,8 +103,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_pb2.CreateSessionResponse, _abc.Awaitable[_session_pb2.CreateSessionResponse]]:
         """Signs a customer in.
 
-        Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which does not tell an unknown email address from a
-        wrong password; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+        Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
+        wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
+        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """
 
     @_abc_1.abstractmethod
@@ -114,11 +114,11 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.RefreshSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.RefreshSessionResponse, _abc.Awaitable[_session_pb2.RefreshSessionResponse]]:
-        """Trades a refresh token for a new access token and a new refresh token. A refresh token works once: when
-        one is used again, every token that descends from the same sign-in is revoked.
+        """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
+        is used again, all refresh tokens of the same sign-in are revoked.
 
-        Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions
-        cannot be kept.
+        Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
+        does not answer.
         """
 
     @_abc_1.abstractmethod
@@ -127,10 +127,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.DeleteSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.DeleteSessionResponse, _abc.Awaitable[_session_pb2.DeleteSessionResponse]]:
-        """Signs a customer out: every refresh token of the same sign-in is revoked. An access token that is
-        already out stays valid until it expires. A token that is not known any more is signed out already.
+        """Signs a customer out: revokes all refresh tokens of the same sign-in. Access tokens remain valid until they
+        expire. Signing out with an unknown refresh token succeeds and changes nothing.
 
-        Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` while sessions cannot be kept.
+        Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

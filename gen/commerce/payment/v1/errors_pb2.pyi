@@ -23,37 +23,37 @@ class _PaymentErrorReason:
 class _PaymentErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYMENT_ERROR_REASON_UNSPECIFIED: _PaymentErrorReason.ValueType  # 0
-    """No reason was given."""
+    """The reason is not specified."""
     PAYMENT_ERROR_REASON_PAYMENT_NOT_FOUND: _PaymentErrorReason.ValueType  # 1
-    """`NOT_FOUND`: there is no such payment, or it is not the caller's, or the order has none yet."""
+    """`NOT_FOUND`: the payment does not exist, does not belong to the caller, or the order has no payment yet."""
     PAYMENT_ERROR_REASON_PAYMENT_STATE: _PaymentErrorReason.ValueType  # 2
-    """`FAILED_PRECONDITION`: the payment's status does not allow it; the metadata hold the `status`."""
+    """`FAILED_PRECONDITION`: the status of the payment does not allow the operation. The metadata contains `status`."""
     PAYMENT_ERROR_REASON_REFUND_EXCEEDS_PAYMENT: _PaymentErrorReason.ValueType  # 3
-    """`FAILED_PRECONDITION`: more is to be refunded than is left of the payment; the metadata hold
+    """`FAILED_PRECONDITION`: the refund exceeds the remaining amount of the payment. The metadata contains
     `requested` and `refundable`.
     """
     PAYMENT_ERROR_REASON_PROVIDER_NOT_FOUND: _PaymentErrorReason.ValueType  # 4
-    """`NOT_FOUND`: there is no such payment provider."""
+    """`NOT_FOUND`: the payment provider does not exist."""
     PAYMENT_ERROR_REASON_WEBHOOK_SIGNATURE_INVALID: _PaymentErrorReason.ValueType  # 5
-    """`UNAUTHENTICATED`: the webhook is not signed by the provider, or was signed too long ago."""
+    """`UNAUTHENTICATED`: the webhook has no valid signature of the provider, or the signature is too old."""
 
 class PaymentErrorReason(_PaymentErrorReason, metaclass=_PaymentErrorReasonEnumTypeWrapper):
-    """PaymentErrorReason is the cause of a failure of the payment service. It travels as `reason` of
+    """PaymentErrorReason is the reason of an error of the payment service. It is sent as `reason` of
     `google.rpc.ErrorInfo`, in the domain `commerce`, without the prefix `PAYMENT_ERROR_REASON_`.
     """
 
 PAYMENT_ERROR_REASON_UNSPECIFIED: PaymentErrorReason.ValueType  # 0
-"""No reason was given."""
+"""The reason is not specified."""
 PAYMENT_ERROR_REASON_PAYMENT_NOT_FOUND: PaymentErrorReason.ValueType  # 1
-"""`NOT_FOUND`: there is no such payment, or it is not the caller's, or the order has none yet."""
+"""`NOT_FOUND`: the payment does not exist, does not belong to the caller, or the order has no payment yet."""
 PAYMENT_ERROR_REASON_PAYMENT_STATE: PaymentErrorReason.ValueType  # 2
-"""`FAILED_PRECONDITION`: the payment's status does not allow it; the metadata hold the `status`."""
+"""`FAILED_PRECONDITION`: the status of the payment does not allow the operation. The metadata contains `status`."""
 PAYMENT_ERROR_REASON_REFUND_EXCEEDS_PAYMENT: PaymentErrorReason.ValueType  # 3
-"""`FAILED_PRECONDITION`: more is to be refunded than is left of the payment; the metadata hold
+"""`FAILED_PRECONDITION`: the refund exceeds the remaining amount of the payment. The metadata contains
 `requested` and `refundable`.
 """
 PAYMENT_ERROR_REASON_PROVIDER_NOT_FOUND: PaymentErrorReason.ValueType  # 4
-"""`NOT_FOUND`: there is no such payment provider."""
+"""`NOT_FOUND`: the payment provider does not exist."""
 PAYMENT_ERROR_REASON_WEBHOOK_SIGNATURE_INVALID: PaymentErrorReason.ValueType  # 5
-"""`UNAUTHENTICATED`: the webhook is not signed by the provider, or was signed too long ago."""
+"""`UNAUTHENTICATED`: the webhook has no valid signature of the provider, or the signature is too old."""
 Global___PaymentErrorReason: _TypeAlias = PaymentErrorReason  # noqa: Y015

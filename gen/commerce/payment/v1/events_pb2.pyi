@@ -20,14 +20,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PaymentCaptured(_message.Message):
-    """PaymentCaptured says that the money of an order was taken. Its type is `commerce.payment.captured`."""
+    """PaymentCaptured is published when the money for an order is captured. Its event type is
+    `commerce.payment.captured`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment(self) -> _payment_pb2.Payment:
-        """The payment as it is now."""
+        """The payment after the change."""
 
     def __init__(
         self,
@@ -44,8 +46,8 @@ Global___PaymentCaptured: _TypeAlias = PaymentCaptured  # noqa: Y015
 
 @_typing.final
 class PaymentDeclined(_message.Message):
-    """PaymentDeclined says that the provider refused to take the money of an order; the payment tells why. Its
-    type is `commerce.payment.declined`.
+    """PaymentDeclined is published when the provider declines the payment of an order. The reason is in the payment.
+    Its event type is `commerce.payment.declined`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -53,7 +55,7 @@ class PaymentDeclined(_message.Message):
     PAYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment(self) -> _payment_pb2.Payment:
-        """The payment as it is now."""
+        """The payment after the change."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ Global___PaymentDeclined: _TypeAlias = PaymentDeclined  # noqa: Y015
 
 @_typing.final
 class PaymentVoided(_message.Message):
-    """PaymentVoided says that a payment was called off before money was taken. Its type is
+    """PaymentVoided is published when a payment is voided before money is captured. Its event type is
     `commerce.payment.voided`.
     """
 
@@ -79,7 +81,7 @@ class PaymentVoided(_message.Message):
     PAYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment(self) -> _payment_pb2.Payment:
-        """The payment as it is now."""
+        """The payment after the change."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ Global___PaymentVoided: _TypeAlias = PaymentVoided  # noqa: Y015
 
 @_typing.final
 class PaymentRefunded(_message.Message):
-    """PaymentRefunded says that money was given back. Its type is `commerce.payment.refunded`."""
+    """PaymentRefunded is published when money is refunded. Its event type is `commerce.payment.refunded`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -104,11 +106,11 @@ class PaymentRefunded(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment(self) -> _payment_pb2.Payment:
-        """The payment as it is now."""
+        """The payment after the change."""
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """How much was given back this time."""
+        """The amount of this refund."""
 
     def __init__(
         self,

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class PaymentServiceStub:
-    """PaymentService charges orders through payment providers, and keeps a ledger of every movement of money.
+    """PaymentService charges orders through payment providers and records every movement of money in a ledger.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     def __init__(self, channel):
@@ -76,25 +76,26 @@ class PaymentServiceStub:
 
 
 class PaymentServiceServicer:
-    """PaymentService charges orders through payment providers, and keeps a ledger of every movement of money.
+    """PaymentService charges orders through payment providers and records every movement of money in a ledger.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     def ProcessPayment(self, request, context):
-        """Charges an order, once: asked again for the same order, it answers with the same payment. A declined
-        payment is an answer, not an error; while the outcome is unknown the payment stays pending.
+        """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
+        declined payment is a normal response, not an error. While the outcome is unknown, the payment has the status
+        `PAYMENT_STATUS_PENDING`.
 
-        Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order was
-        charged another amount, or is cancelled.
+        Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
+        payment with a different amount or is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayment(self, request, context):
-        """Reads a payment.
+        """Gets a payment.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
         """
@@ -103,7 +104,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOrderPayment(self, request, context):
-        """Reads the payment of an order.
+        """Gets the payment of an order.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
         """
@@ -112,7 +113,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPayments(self, request, context):
-        """Lists payments, the newest first.
+        """Lists payments, newest first.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -121,7 +122,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefundPayment(self, request, context):
-        """Gives back a part of a captured payment, or all that is left of it.
+        """Refunds a captured payment, in part or in full.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE`,
         `REFUND_EXCEEDS_PAYMENT`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
@@ -131,7 +132,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPaymentEntries(self, request, context):
-        """Lists the movements of money of a payment, the oldest first.
+        """Lists the ledger entries of a payment, oldest first.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -140,8 +141,8 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReceiveWebhook(self, request, context):
-        """Takes a payment provider's notice. Its signature, in the header the provider uses for it, is checked
-        over the raw body; the notice is stored before it is answered, and applied once.
+        """Receives a webhook of a payment provider. The signature, which is in the provider's own header, is verified
+        over the raw body. The webhook is stored before the response is sent, and it is applied once.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
         """
@@ -196,10 +197,10 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService:
-    """PaymentService charges orders through payment providers, and keeps a ledger of every movement of money.
+    """PaymentService charges orders through payment providers and records every movement of money in a ledger.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     @staticmethod

@@ -23,41 +23,41 @@ class _ProductErrorReason:
 class _ProductErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProductErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRODUCT_ERROR_REASON_UNSPECIFIED: _ProductErrorReason.ValueType  # 0
-    """No reason was given."""
+    """The reason is not specified."""
     PRODUCT_ERROR_REASON_PRODUCT_NOT_FOUND: _ProductErrorReason.ValueType  # 1
-    """`NOT_FOUND`: there is no such product; the metadata name it as `productId`."""
+    """`NOT_FOUND`: the product does not exist. The metadata contains `productId`."""
     PRODUCT_ERROR_REASON_SKU_TAKEN: _ProductErrorReason.ValueType  # 2
     """`ALREADY_EXISTS`: another product has this SKU."""
     PRODUCT_ERROR_REASON_PRODUCT_ARCHIVED: _ProductErrorReason.ValueType  # 3
-    """`FAILED_PRECONDITION`: the product is archived and can be neither changed nor ordered; the metadata name
-    it as `productId`.
+    """`FAILED_PRECONDITION`: the product is archived, so it can be neither changed nor ordered. The metadata
+    contains `productId`.
     """
     PRODUCT_ERROR_REASON_STOCK_INSUFFICIENT: _ProductErrorReason.ValueType  # 4
-    """`FAILED_PRECONDITION`: there is less stock than asked for; the metadata hold `productId`, `requested`
-    and `available`.
+    """`FAILED_PRECONDITION`: less stock is available than was requested. The metadata contains `productId`,
+    `requested` and `available`.
     """
     PRODUCT_ERROR_REASON_STOCK_LIMIT_EXCEEDED: _ProductErrorReason.ValueType  # 5
-    """`FAILED_PRECONDITION`: a product's stock would pass 1,000,000,000."""
+    """`FAILED_PRECONDITION`: the stock of the product would exceed 1,000,000,000."""
 
 class ProductErrorReason(_ProductErrorReason, metaclass=_ProductErrorReasonEnumTypeWrapper):
-    """ProductErrorReason is the cause of a failure of the product service. It travels as `reason` of
+    """ProductErrorReason is the reason of an error of the product service. It is sent as `reason` of
     `google.rpc.ErrorInfo`, in the domain `commerce`, without the prefix `PRODUCT_ERROR_REASON_`.
     """
 
 PRODUCT_ERROR_REASON_UNSPECIFIED: ProductErrorReason.ValueType  # 0
-"""No reason was given."""
+"""The reason is not specified."""
 PRODUCT_ERROR_REASON_PRODUCT_NOT_FOUND: ProductErrorReason.ValueType  # 1
-"""`NOT_FOUND`: there is no such product; the metadata name it as `productId`."""
+"""`NOT_FOUND`: the product does not exist. The metadata contains `productId`."""
 PRODUCT_ERROR_REASON_SKU_TAKEN: ProductErrorReason.ValueType  # 2
 """`ALREADY_EXISTS`: another product has this SKU."""
 PRODUCT_ERROR_REASON_PRODUCT_ARCHIVED: ProductErrorReason.ValueType  # 3
-"""`FAILED_PRECONDITION`: the product is archived and can be neither changed nor ordered; the metadata name
-it as `productId`.
+"""`FAILED_PRECONDITION`: the product is archived, so it can be neither changed nor ordered. The metadata
+contains `productId`.
 """
 PRODUCT_ERROR_REASON_STOCK_INSUFFICIENT: ProductErrorReason.ValueType  # 4
-"""`FAILED_PRECONDITION`: there is less stock than asked for; the metadata hold `productId`, `requested`
-and `available`.
+"""`FAILED_PRECONDITION`: less stock is available than was requested. The metadata contains `productId`,
+`requested` and `available`.
 """
 PRODUCT_ERROR_REASON_STOCK_LIMIT_EXCEEDED: ProductErrorReason.ValueType  # 5
-"""`FAILED_PRECONDITION`: a product's stock would pass 1,000,000,000."""
+"""`FAILED_PRECONDITION`: the stock of the product would exceed 1,000,000,000."""
 Global___ProductErrorReason: _TypeAlias = ProductErrorReason  # noqa: Y015

@@ -22,14 +22,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ProductCreated(_message.Message):
-    """ProductCreated says that a product was added to the catalogue. Its type is `commerce.product.created`."""
+    """ProductCreated is published when a product is created. Its event type is `commerce.product.created`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRODUCT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def product(self) -> _product_pb2.Product:
-        """The product as it was made."""
+        """The new product."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ Global___ProductCreated: _TypeAlias = ProductCreated  # noqa: Y015
 
 @_typing.final
 class ProductUpdated(_message.Message):
-    """ProductUpdated says that a product has changed. Its type is `commerce.product.updated`."""
+    """ProductUpdated is published when a product changes. Its event type is `commerce.product.updated`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRODUCT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def product(self) -> _product_pb2.Product:
-        """The product as it is after the change."""
+        """The product after the change."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ Global___ProductUpdated: _TypeAlias = ProductUpdated  # noqa: Y015
 
 @_typing.final
 class ProductArchived(_message.Message):
-    """ProductArchived says that a product was taken off sale. Its type is `commerce.product.archived`."""
+    """ProductArchived is published when a product is archived. Its event type is `commerce.product.archived`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRODUCT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def product(self) -> _product_pb2.Product:
-        """The product as it is now."""
+        """The product after the change."""
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ Global___ProductArchived: _TypeAlias = ProductArchived  # noqa: Y015
 
 @_typing.final
 class StockChanged(_message.Message):
-    """StockChanged says that the number on hand of a product has changed. A hold alone changes nothing on hand
-    and is not told. Its type is `commerce.product.stock_changed`.
+    """StockChanged is published when the quantity on hand of a product changes. Making or releasing a hold changes
+    only the reserved quantity and publishes no event. Its event type is `commerce.product.stock_changed`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -107,11 +107,11 @@ class StockChanged(_message.Message):
     """The product's UUID."""
     @_builtins.property
     def stock(self) -> _inventory_pb2.Stock:
-        """The stock after the change. Holds come and go untold, so that what is reserved may be another number by then."""
+        """The stock after the change. `reserved` is approximate, since holds change it without an event."""
 
     @_builtins.property
     def movements(self) -> _containers.RepeatedCompositeFieldContainer[_inventory_pb2.StockMovement]:
-        """The changes that led to it, oldest first, as the stock ledger holds them: what was committed together is told together."""
+        """The stock movements that were committed together and led to this stock, oldest first."""
 
     def __init__(
         self,
@@ -130,8 +130,8 @@ Global___StockChanged: _TypeAlias = StockChanged  # noqa: Y015
 
 @_typing.final
 class StockLow(_message.Message):
-    """StockLow says that what is on hand of a product has fallen to its threshold or below. It is told once
-    for each fall. Its type is `commerce.product.stock_low`.
+    """StockLow is published when the quantity on hand of a product falls to its threshold or below it. It is published
+    once each time the threshold is crossed. Its event type is `commerce.product.stock_low`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -142,10 +142,10 @@ class StockLow(_message.Message):
     product_id: _builtins.str
     """The product's UUID."""
     threshold: _builtins.int
-    """The number at which stock counts as low."""
+    """The quantity on hand at which stock is low."""
     @_builtins.property
     def stock(self) -> _inventory_pb2.Stock:
-        """The stock after the fall."""
+        """The stock after the change."""
 
     def __init__(
         self,

@@ -29,29 +29,29 @@ class _StockMovementReason:
 class _StockMovementReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StockMovementReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STOCK_MOVEMENT_REASON_UNSPECIFIED: _StockMovementReason.ValueType  # 0
-    """The reason is not known."""
+    """The reason is not specified."""
     STOCK_MOVEMENT_REASON_RECEIPT: _StockMovementReason.ValueType  # 1
-    """Goods came in."""
+    """Goods were received."""
     STOCK_MOVEMENT_REASON_ADJUSTMENT: _StockMovementReason.ValueType  # 2
-    """The count was put right."""
+    """The quantity was corrected."""
     STOCK_MOVEMENT_REASON_SALE: _StockMovementReason.ValueType  # 3
-    """An order was sold. Only the mesh itself records it."""
+    """Goods were sold to an order. Only the mesh records this reason."""
     STOCK_MOVEMENT_REASON_RETURN: _StockMovementReason.ValueType  # 4
-    """Sold goods came back."""
+    """Sold goods were returned."""
 
 class StockMovementReason(_StockMovementReason, metaclass=_StockMovementReasonEnumTypeWrapper):
-    """StockMovementReason is why the number on hand changed."""
+    """StockMovementReason is the reason for a change of the quantity on hand."""
 
 STOCK_MOVEMENT_REASON_UNSPECIFIED: StockMovementReason.ValueType  # 0
-"""The reason is not known."""
+"""The reason is not specified."""
 STOCK_MOVEMENT_REASON_RECEIPT: StockMovementReason.ValueType  # 1
-"""Goods came in."""
+"""Goods were received."""
 STOCK_MOVEMENT_REASON_ADJUSTMENT: StockMovementReason.ValueType  # 2
-"""The count was put right."""
+"""The quantity was corrected."""
 STOCK_MOVEMENT_REASON_SALE: StockMovementReason.ValueType  # 3
-"""An order was sold. Only the mesh itself records it."""
+"""Goods were sold to an order. Only the mesh records this reason."""
 STOCK_MOVEMENT_REASON_RETURN: StockMovementReason.ValueType  # 4
-"""Sold goods came back."""
+"""Sold goods were returned."""
 Global___StockMovementReason: _TypeAlias = StockMovementReason  # noqa: Y015
 
 class _HoldState:
@@ -61,38 +61,38 @@ class _HoldState:
 class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     HOLD_STATE_UNSPECIFIED: _HoldState.ValueType  # 0
-    """The state is not known."""
+    """The state is not specified."""
     HOLD_STATE_HELD: _HoldState.ValueType  # 1
-    """The stock is kept for the order."""
+    """The stock is held for the order."""
     HOLD_STATE_COMMITTED: _HoldState.ValueType  # 2
     """The stock was sold to the order."""
     HOLD_STATE_RELEASED: _HoldState.ValueType  # 3
-    """The stock was given back before it was sold."""
+    """The hold was released before the stock was sold."""
     HOLD_STATE_RETURNED: _HoldState.ValueType  # 4
-    """The stock was sold, and came back when the order was cancelled."""
+    """The stock was sold and then returned because the order was cancelled."""
     HOLD_STATE_ABSENT: _HoldState.ValueType  # 5
     """The order has no hold."""
 
 class HoldState(_HoldState, metaclass=_HoldStateEnumTypeWrapper):
-    """HoldState is what has become of an order's hold on stock."""
+    """HoldState is the state of a hold."""
 
 HOLD_STATE_UNSPECIFIED: HoldState.ValueType  # 0
-"""The state is not known."""
+"""The state is not specified."""
 HOLD_STATE_HELD: HoldState.ValueType  # 1
-"""The stock is kept for the order."""
+"""The stock is held for the order."""
 HOLD_STATE_COMMITTED: HoldState.ValueType  # 2
 """The stock was sold to the order."""
 HOLD_STATE_RELEASED: HoldState.ValueType  # 3
-"""The stock was given back before it was sold."""
+"""The hold was released before the stock was sold."""
 HOLD_STATE_RETURNED: HoldState.ValueType  # 4
-"""The stock was sold, and came back when the order was cancelled."""
+"""The stock was sold and then returned because the order was cancelled."""
 HOLD_STATE_ABSENT: HoldState.ValueType  # 5
 """The order has no hold."""
 Global___HoldState: _TypeAlias = HoldState  # noqa: Y015
 
 @_typing.final
 class Stock(_message.Message):
-    """Stock is how much of a product there is."""
+    """Stock is the stock of one product."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -104,14 +104,14 @@ class Stock(_message.Message):
     product_id: _builtins.str
     """The product's UUID."""
     on_hand: _builtins.int
-    """How many are in the warehouse."""
+    """The quantity in the warehouse."""
     reserved: _builtins.int
-    """How many of those are held for orders that are not settled yet."""
+    """The part of it that is held for orders that are neither confirmed nor cancelled."""
     available: _builtins.int
-    """How many can be sold now: those on hand less those reserved."""
+    """The quantity that can be sold now: `on_hand` minus `reserved`."""
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When a number last changed."""
+        """When a quantity last changed."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ Global___Stock: _TypeAlias = Stock  # noqa: Y015
 
 @_typing.final
 class StockMovement(_message.Message):
-    """StockMovement is one change of the number on hand of a product. It is never altered."""
+    """StockMovement is one change of the quantity on hand of a product. Movements never change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -150,20 +150,20 @@ class StockMovement(_message.Message):
     product_id: _builtins.str
     """The product's UUID."""
     delta: _builtins.int
-    """By how many the number on hand changed; negative when it fell."""
+    """The change of the quantity on hand. Negative when it decreased."""
     on_hand_after: _builtins.int
-    """How many were on hand after it."""
+    """The quantity on hand after the movement."""
     reason: Global___StockMovementReason.ValueType
-    """Why it changed."""
+    """The reason for the movement."""
     order_id: _builtins.str
-    """The UUID of the order that was sold or came back; empty otherwise."""
+    """The UUID of the order, for a sale to an order or a return from one. Empty otherwise."""
     note: _builtins.str
-    """What the person who made it noted."""
+    """The note of the person who made the movement."""
     actor: _builtins.str
-    """Who made it: `staff:` with their id, or `service:` with its name."""
+    """Who made the movement: `staff:` followed by an id, or `service:` followed by a service name."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When the movement was made."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ Global___StockMovement: _TypeAlias = StockMovement  # noqa: Y015
 
 @_typing.final
 class ReservationLine(_message.Message):
-    """ReservationLine asks for a quantity of one product."""
+    """ReservationLine requests a quantity of one product."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -197,7 +197,7 @@ class ReservationLine(_message.Message):
     product_id: _builtins.str
     """Required. The product's UUID."""
     quantity: _builtins.int
-    """Required. How many, 1 to 10,000."""
+    """Required. The quantity, 1 to 10,000."""
     def __init__(
         self,
         *,
@@ -214,7 +214,7 @@ Global___ReservationLine: _TypeAlias = ReservationLine  # noqa: Y015
 
 @_typing.final
 class Reservation(_message.Message):
-    """Reservation asks for one order's hold."""
+    """Reservation requests the hold of one order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -224,20 +224,18 @@ class Reservation(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """Required. The UUID the order is to have, unless the key already has a hold."""
+    """Required. The proposed UUID of the order. If the key already has a hold, the order id of that hold is used."""
     hold_key: _builtins.bytes
-    """Required. What makes this hold one with its retries: a digest of the caller's identity and idempotency
-    key, 16 to 64 bytes.
-    """
+    """Required. Identifies the hold across retries: a digest of the caller and the idempotency key, 16 to 64 bytes."""
     customer_id: _builtins.str
-    """Required. The UUID of the customer who orders."""
+    """Required. The UUID of the customer who places the order."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationLine]:
-        """Required. What to hold, 1 to 100 lines, each product once."""
+        """Required. The lines to hold, 1 to 100. No two lines have the same product."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Required. When the hold may be given back, once the order service has been asked."""
+        """Required. When the hold expires. An expired hold is released only if the order service decides so."""
 
     def __init__(
         self,
@@ -258,7 +256,7 @@ Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
 
 @_typing.final
 class HoldLine(_message.Message):
-    """HoldLine is one product of a hold, with its name and price at the time the hold was made."""
+    """HoldLine is one line of a hold, with the name and the price of the product when the hold was made."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -270,14 +268,14 @@ class HoldLine(_message.Message):
     product_id: _builtins.str
     """The product's UUID."""
     sku: _builtins.str
-    """The product's stock keeping unit."""
+    """The product's stock keeping unit (SKU)."""
     name: _builtins.str
-    """What the product is called."""
+    """The product's name."""
     quantity: _builtins.int
-    """How many are held."""
+    """The held quantity."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
-        """The price of one."""
+        """The price of one piece."""
 
     def __init__(
         self,
@@ -298,7 +296,7 @@ Global___HoldLine: _TypeAlias = HoldLine  # noqa: Y015
 
 @_typing.final
 class Hold(_message.Message):
-    """Hold is stock that is kept for one order."""
+    """Hold is the stock that is held for one order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -306,14 +304,14 @@ class Hold(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """The order's UUID: the one proposed, or the one a former call with the same key proposed."""
+    """The order's UUID: the proposed one, or that of an earlier call with the same key."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldLine]:
-        """What is held, in the order of the reservation's lines."""
+        """The held lines, in the order of the reservation's lines."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the hold may be given back, once the order service has been asked."""
+        """When the hold expires. An expired hold is released only if the order service decides so."""
 
     def __init__(
         self,
@@ -332,7 +330,7 @@ Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class ReservationResult(_message.Message):
-    """ReservationResult answers one `Reservation`."""
+    """ReservationResult is the result of one `Reservation`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -340,11 +338,11 @@ class ReservationResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hold(self) -> Global___Hold:
-        """The hold."""
+        """The hold, if it was made."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why there is none."""
+        """The error, if no hold was made."""
 
     def __init__(
         self,
@@ -364,7 +362,7 @@ Global___ReservationResult: _TypeAlias = ReservationResult  # noqa: Y015
 
 @_typing.final
 class HoldResult(_message.Message):
-    """HoldResult says what has become of an order's hold."""
+    """HoldResult is the state of the hold of one order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -373,7 +371,7 @@ class HoldResult(_message.Message):
     order_id: _builtins.str
     """The order's UUID."""
     state: Global___HoldState.ValueType
-    """The state the hold is in now."""
+    """The current state of the hold."""
     def __init__(
         self,
         *,
@@ -448,11 +446,11 @@ class UpdateStockRequest(_message.Message):
     product_id: _builtins.str
     """Required. The product's UUID."""
     delta: _builtins.int
-    """By how many, up or down; not 0."""
+    """The difference, which must not be 0."""
     set: _builtins.int
-    """To how many."""
+    """The new quantity on hand."""
     reason: Global___StockMovementReason.ValueType
-    """Required. Why: a receipt, an adjustment or a return."""
+    """Required. The reason: a receipt, an adjustment or a return."""
     note: _builtins.str
     """Optional. A note for the ledger, at most 500 characters."""
     def __init__(
@@ -483,7 +481,7 @@ class UpdateStockResponse(_message.Message):
     STOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stock(self) -> Global___Stock:
-        """The stock as it is now."""
+        """The current stock."""
 
     def __init__(
         self,
@@ -510,9 +508,9 @@ class ListStockMovementsRequest(_message.Message):
     product_id: _builtins.str
     """Required. The product's UUID."""
     page_size: _builtins.int
-    """Optional. The most movements to return, at most 500; 50 when it is 0."""
+    """Optional. The maximum number of movements to return, at most 500. If 0, at most 50 movements are returned."""
     page_token: _builtins.str
-    """Optional. The `next_page_token` of the page before."""
+    """Optional. The `next_page_token` of the previous page."""
     def __init__(
         self,
         *,
@@ -537,7 +535,7 @@ class ListStockMovementsResponse(_message.Message):
     STOCK_MOVEMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """The token of the next page; empty on the last one."""
+    """The token of the next page. Empty on the last page."""
     @_builtins.property
     def stock_movements(self) -> _containers.RepeatedCompositeFieldContainer[Global___StockMovement]:
         """The movements of this page."""
@@ -587,7 +585,7 @@ class WatchStockResponse(_message.Message):
     STOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stock(self) -> Global___Stock:
-        """The stock as it is now."""
+        """The current stock."""
 
     def __init__(
         self,
@@ -611,7 +609,7 @@ class ReserveStockRequest(_message.Message):
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
-        """Required. The holds to make, 1 to 1,000 of them."""
+        """Required. The holds to make, 1 to 1,000."""
 
     def __init__(
         self,
@@ -635,7 +633,7 @@ class ReserveStockResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationResult]:
-        """A result for each reservation, in the order of the reservations."""
+        """One result for each reservation, in the order of the reservations."""
 
     def __init__(
         self,
@@ -659,7 +657,7 @@ class CommitStockRequest(_message.Message):
     ORDER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. The UUIDs of the orders, 1 to 1,000 of them, each once."""
+        """Required. The UUIDs of the orders: 1 to 1,000, without repetition."""
 
     def __init__(
         self,
@@ -683,7 +681,7 @@ class CommitStockResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldResult]:
-        """A result for each order, in the order of the request."""
+        """One result for each order, in the order of the request."""
 
     def __init__(
         self,
@@ -707,7 +705,7 @@ class ReleaseStockRequest(_message.Message):
     ORDER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. The UUIDs of the orders, 1 to 1,000 of them, each once."""
+        """Required. The UUIDs of the orders: 1 to 1,000, without repetition."""
 
     def __init__(
         self,
@@ -731,7 +729,7 @@ class ReleaseStockResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldResult]:
-        """A result for each order, in the order of the request."""
+        """One result for each order, in the order of the request."""
 
     def __init__(
         self,

@@ -26,12 +26,11 @@ if _version_not_supported:
 
 
 class InventoryServiceStub:
-    """InventoryService keeps the stock of every product and the holds that orders have on it.
+    """InventoryService manages the stock of every product and the holds of orders on it.
 
-    Stock is two numbers, `0 <= reserved <= on_hand`. An order first holds what it needs, then either turns
-    the hold into a sale (`CommitStock`) or gives it back (`ReleaseStock`). Every method may answer with the
-    reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an idempotency
-    key.
+    Stock consists of two quantities, `0 <= reserved <= on_hand`. `ReserveStock` makes the hold of an order.
+    `CommitStock` turns the hold into a sale, `ReleaseStock` gives the stock back. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     def __init__(self, channel):
@@ -78,16 +77,15 @@ class InventoryServiceStub:
 
 
 class InventoryServiceServicer:
-    """InventoryService keeps the stock of every product and the holds that orders have on it.
+    """InventoryService manages the stock of every product and the holds of orders on it.
 
-    Stock is two numbers, `0 <= reserved <= on_hand`. An order first holds what it needs, then either turns
-    the hold into a sale (`CommitStock`) or gives it back (`ReleaseStock`). Every method may answer with the
-    reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an idempotency
-    key.
+    Stock consists of two quantities, `0 <= reserved <= on_hand`. `ReserveStock` makes the hold of an order.
+    `CommitStock` turns the hold into a sale, `ReleaseStock` gives the stock back. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     def GetStock(self, request, context):
-        """Reads a product's stock.
+        """Gets the stock of a product.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
         """
@@ -96,17 +94,17 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateStock(self, request, context):
-        """Changes how many of a product are on hand, by a difference or to a count, and records why.
+        """Changes the quantity on hand of a product, either by a difference or to a new value, and records the reason.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT` when fewer would
-        be on hand than are reserved, `STOCK_LIMIT_EXCEEDED`.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_LIMIT_EXCEEDED`, and
+        `STOCK_INSUFFICIENT` when the quantity on hand would be less than the reserved quantity.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListStockMovements(self, request, context):
-        """Lists every change of what is on hand of a product, the newest first.
+        """Lists the changes of the quantity on hand of a product, newest first.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -115,41 +113,44 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchStock(self, request, context):
-        """Sends a product's stock now, then at each change.
+        """Streams the stock of a product: its current state first, then its state after each change.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down: the client watches
-        again.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
+        should call this method again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReserveStock(self, request, context):
-        """Holds stock for many orders in one call: for each of them all its lines, or none.
+        """Makes holds for many orders in one call. For each order, either all lines are held or none.
 
-        A hold belongs to its `hold_key`. Asked again with the same key, the service answers with the hold it
-        made before, under the order id it had then, unless that hold was sold or released in between: then it
-        makes a new one. It ignores an idempotency key, which would say no more. Each result stands or fails alone. Errors of a result: `NOT_FOUND` /
+        A hold is identified by its `hold_key`, so an idempotency key is ignored. A repeated reservation with the same
+        key returns the existing hold with the order id of the first attempt. If that hold was committed or released in
+        the meantime, a new hold is made.
+
+        Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
         `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `STOCK_INSUFFICIENT`;
-        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key holds other lines.
+        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CommitStock(self, request, context):
-        """Turns the holds of many orders into sales. A hold that is no longer held stays as it is.
+        """Commits the holds of many orders: turns them into sales. A hold that is already committed or released does not
+        change.
 
-        Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+        Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseStock(self, request, context):
-        """Gives back what many orders hold. A hold that was already sold is returned to stock.
+        """Releases the holds of many orders. The stock of a hold that is already committed is returned.
 
-        Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+        Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,12 +203,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InventoryService:
-    """InventoryService keeps the stock of every product and the holds that orders have on it.
+    """InventoryService manages the stock of every product and the holds of orders on it.
 
-    Stock is two numbers, `0 <= reserved <= on_hand`. An order first holds what it needs, then either turns
-    the hold into a sale (`CommitStock`) or gives it back (`ReleaseStock`). Every method may answer with the
-    reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an idempotency
-    key.
+    Stock consists of two quantities, `0 <= reserved <= on_hand`. `ReserveStock` makes the hold of an order.
+    `CommitStock` turns the hold into a sale, `ReleaseStock` gives the stock back. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     @staticmethod

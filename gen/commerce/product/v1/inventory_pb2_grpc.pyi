@@ -27,12 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryServiceStub:
-    """InventoryService keeps the stock of every product and the holds that orders have on it.
+    """InventoryService manages the stock of every product and the holds of orders on it.
 
-    Stock is two numbers, `0 <= reserved <= on_hand`. An order first holds what it needs, then either turns
-    the hold into a sale (`CommitStock`) or gives it back (`ReleaseStock`). Every method may answer with the
-    reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an idempotency
-    key.
+    Stock consists of two quantities, `0 <= reserved <= on_hand`. `ReserveStock` makes the hold of an order.
+    `CommitStock` turns the hold into a sale, `ReleaseStock` gives the stock back. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     @_typing.overload
@@ -40,107 +39,111 @@ class InventoryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InventoryServiceAsyncStub: ...
     GetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]
-    """Reads a product's stock.
+    """Gets the stock of a product.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
     """
     UpdateStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.UpdateStockRequest, _inventory_pb2.UpdateStockResponse]
-    """Changes how many of a product are on hand, by a difference or to a count, and records why.
+    """Changes the quantity on hand of a product, either by a difference or to a new value, and records the reason.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT` when fewer would
-    be on hand than are reserved, `STOCK_LIMIT_EXCEEDED`.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_LIMIT_EXCEEDED`, and
+    `STOCK_INSUFFICIENT` when the quantity on hand would be less than the reserved quantity.
     """
     ListStockMovements: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListStockMovementsRequest, _inventory_pb2.ListStockMovementsResponse]
-    """Lists every change of what is on hand of a product, the newest first.
+    """Lists the changes of the quantity on hand of a product, newest first.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     WatchStock: _grpc.UnaryStreamMultiCallable[_inventory_pb2.WatchStockRequest, _inventory_pb2.WatchStockResponse]
-    """Sends a product's stock now, then at each change.
+    """Streams the stock of a product: its current state first, then its state after each change.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down: the client watches
-    again.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
+    should call this method again.
     """
     ReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]
-    """Holds stock for many orders in one call: for each of them all its lines, or none.
+    """Makes holds for many orders in one call. For each order, either all lines are held or none.
 
-    A hold belongs to its `hold_key`. Asked again with the same key, the service answers with the hold it
-    made before, under the order id it had then, unless that hold was sold or released in between: then it
-    makes a new one. It ignores an idempotency key, which would say no more. Each result stands or fails alone. Errors of a result: `NOT_FOUND` /
+    A hold is identified by its `hold_key`, so an idempotency key is ignored. A repeated reservation with the same
+    key returns the existing hold with the order id of the first attempt. If that hold was committed or released in
+    the meantime, a new hold is made.
+
+    Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
     `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `STOCK_INSUFFICIENT`;
-    `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key holds other lines.
+    `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines.
     """
     CommitStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CommitStockRequest, _inventory_pb2.CommitStockResponse]
-    """Turns the holds of many orders into sales. A hold that is no longer held stays as it is.
+    """Commits the holds of many orders: turns them into sales. A hold that is already committed or released does not
+    change.
 
-    Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+    Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
     """
     ReleaseStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseStockRequest, _inventory_pb2.ReleaseStockResponse]
-    """Gives back what many orders hold. A hold that was already sold is returned to stock.
+    """Releases the holds of many orders. The stock of a hold that is already committed is returned.
 
-    Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+    Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
     """
 
 @_typing.type_check_only
 class InventoryServiceAsyncStub(InventoryServiceStub):
-    """InventoryService keeps the stock of every product and the holds that orders have on it.
+    """InventoryService manages the stock of every product and the holds of orders on it.
 
-    Stock is two numbers, `0 <= reserved <= on_hand`. An order first holds what it needs, then either turns
-    the hold into a sale (`CommitStock`) or gives it back (`ReleaseStock`). Every method may answer with the
-    reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an idempotency
-    key.
+    Stock consists of two quantities, `0 <= reserved <= on_hand`. `ReserveStock` makes the hold of an order.
+    `CommitStock` turns the hold into a sale, `ReleaseStock` gives the stock back. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]  # type: ignore[assignment]
-    """Reads a product's stock.
+    """Gets the stock of a product.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
     """
     UpdateStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.UpdateStockRequest, _inventory_pb2.UpdateStockResponse]  # type: ignore[assignment]
-    """Changes how many of a product are on hand, by a difference or to a count, and records why.
+    """Changes the quantity on hand of a product, either by a difference or to a new value, and records the reason.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT` when fewer would
-    be on hand than are reserved, `STOCK_LIMIT_EXCEEDED`.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_LIMIT_EXCEEDED`, and
+    `STOCK_INSUFFICIENT` when the quantity on hand would be less than the reserved quantity.
     """
     ListStockMovements: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ListStockMovementsRequest, _inventory_pb2.ListStockMovementsResponse]  # type: ignore[assignment]
-    """Lists every change of what is on hand of a product, the newest first.
+    """Lists the changes of the quantity on hand of a product, newest first.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     WatchStock: _aio.UnaryStreamMultiCallable[_inventory_pb2.WatchStockRequest, _inventory_pb2.WatchStockResponse]  # type: ignore[assignment]
-    """Sends a product's stock now, then at each change.
+    """Streams the stock of a product: its current state first, then its state after each change.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down: the client watches
-    again.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
+    should call this method again.
     """
     ReserveStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]  # type: ignore[assignment]
-    """Holds stock for many orders in one call: for each of them all its lines, or none.
+    """Makes holds for many orders in one call. For each order, either all lines are held or none.
 
-    A hold belongs to its `hold_key`. Asked again with the same key, the service answers with the hold it
-    made before, under the order id it had then, unless that hold was sold or released in between: then it
-    makes a new one. It ignores an idempotency key, which would say no more. Each result stands or fails alone. Errors of a result: `NOT_FOUND` /
+    A hold is identified by its `hold_key`, so an idempotency key is ignored. A repeated reservation with the same
+    key returns the existing hold with the order id of the first attempt. If that hold was committed or released in
+    the meantime, a new hold is made.
+
+    Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
     `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `STOCK_INSUFFICIENT`;
-    `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key holds other lines.
+    `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines.
     """
     CommitStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.CommitStockRequest, _inventory_pb2.CommitStockResponse]  # type: ignore[assignment]
-    """Turns the holds of many orders into sales. A hold that is no longer held stays as it is.
+    """Commits the holds of many orders: turns them into sales. A hold that is already committed or released does not
+    change.
 
-    Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+    Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
     """
     ReleaseStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseStockRequest, _inventory_pb2.ReleaseStockResponse]  # type: ignore[assignment]
-    """Gives back what many orders hold. A hold that was already sold is returned to stock.
+    """Releases the holds of many orders. The stock of a hold that is already committed is returned.
 
-    Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+    Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
     """
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """InventoryService keeps the stock of every product and the holds that orders have on it.
+    """InventoryService manages the stock of every product and the holds of orders on it.
 
-    Stock is two numbers, `0 <= reserved <= on_hand`. An order first holds what it needs, then either turns
-    the hold into a sale (`CommitStock`) or gives it back (`ReleaseStock`). Every method may answer with the
-    reasons of `commerce.errors.v1` besides those it names; every method but the reads takes an idempotency
-    key.
+    Stock consists of two quantities, `0 <= reserved <= on_hand`. `ReserveStock` makes the hold of an order.
+    `CommitStock` turns the hold into a sale, `ReleaseStock` gives the stock back. Every method may also return the
+    errors of `commerce.errors.v1`. Every method that changes something accepts an idempotency key.
     """
 
     @_abc_1.abstractmethod
@@ -149,7 +152,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.GetStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.GetStockResponse, _abc.Awaitable[_inventory_pb2.GetStockResponse]]:
-        """Reads a product's stock.
+        """Gets the stock of a product.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
         """
@@ -160,10 +163,10 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.UpdateStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.UpdateStockResponse, _abc.Awaitable[_inventory_pb2.UpdateStockResponse]]:
-        """Changes how many of a product are on hand, by a difference or to a count, and records why.
+        """Changes the quantity on hand of a product, either by a difference or to a new value, and records the reason.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT` when fewer would
-        be on hand than are reserved, `STOCK_LIMIT_EXCEEDED`.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `STOCK_LIMIT_EXCEEDED`, and
+        `STOCK_INSUFFICIENT` when the quantity on hand would be less than the reserved quantity.
         """
 
     @_abc_1.abstractmethod
@@ -172,7 +175,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ListStockMovementsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ListStockMovementsResponse, _abc.Awaitable[_inventory_pb2.ListStockMovementsResponse]]:
-        """Lists every change of what is on hand of a product, the newest first.
+        """Lists the changes of the quantity on hand of a product, newest first.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -183,10 +186,10 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.WatchStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inventory_pb2.WatchStockResponse], _abc.AsyncIterator[_inventory_pb2.WatchStockResponse]]:
-        """Sends a product's stock now, then at each change.
+        """Streams the stock of a product: its current state first, then its state after each change.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down: the client watches
-        again.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
+        should call this method again.
         """
 
     @_abc_1.abstractmethod
@@ -195,13 +198,15 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReserveStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ReserveStockResponse, _abc.Awaitable[_inventory_pb2.ReserveStockResponse]]:
-        """Holds stock for many orders in one call: for each of them all its lines, or none.
+        """Makes holds for many orders in one call. For each order, either all lines are held or none.
 
-        A hold belongs to its `hold_key`. Asked again with the same key, the service answers with the hold it
-        made before, under the order id it had then, unless that hold was sold or released in between: then it
-        makes a new one. It ignores an idempotency key, which would say no more. Each result stands or fails alone. Errors of a result: `NOT_FOUND` /
+        A hold is identified by its `hold_key`, so an idempotency key is ignored. A repeated reservation with the same
+        key returns the existing hold with the order id of the first attempt. If that hold was committed or released in
+        the meantime, a new hold is made.
+
+        Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
         `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `STOCK_INSUFFICIENT`;
-        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key holds other lines.
+        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines.
         """
 
     @_abc_1.abstractmethod
@@ -210,9 +215,10 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.CommitStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.CommitStockResponse, _abc.Awaitable[_inventory_pb2.CommitStockResponse]]:
-        """Turns the holds of many orders into sales. A hold that is no longer held stays as it is.
+        """Commits the holds of many orders: turns them into sales. A hold that is already committed or released does not
+        change.
 
-        Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+        Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
         """
 
     @_abc_1.abstractmethod
@@ -221,9 +227,9 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReleaseStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ReleaseStockResponse, _abc.Awaitable[_inventory_pb2.ReleaseStockResponse]]:
-        """Gives back what many orders hold. A hold that was already sold is returned to stock.
+        """Releases the holds of many orders. The stock of a hold that is already committed is returned.
 
-        Errors: none but those of `commerce.errors.v1`; each result tells the state the hold is in.
+        Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
         """
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class ProductServiceStub:
-    """ProductService keeps the catalogue.
+    """ProductService manages the catalogue.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     def __init__(self, channel):
@@ -71,14 +71,14 @@ class ProductServiceStub:
 
 
 class ProductServiceServicer:
-    """ProductService keeps the catalogue.
+    """ProductService manages the catalogue.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     def CreateProduct(self, request, context):
-        """Adds a product to the catalogue.
+        """Creates a product.
 
         Errors: `ALREADY_EXISTS` / `SKU_TAKEN`.
         """
@@ -87,7 +87,7 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetProduct(self, request, context):
-        """Reads a product, also an archived one.
+        """Gets a product. Archived products are returned too.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
         """
@@ -96,16 +96,16 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetProducts(self, request, context):
-        """Reads many products, all or none.
+        """Gets several products in one call. If one of them does not exist, the call fails.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND` when one of them is missing.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListProducts(self, request, context):
-        """Lists the products that are for sale.
+        """Lists the active products.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -114,8 +114,8 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProduct(self, request, context):
-        """Changes a product's name, description or price. Orders already placed keep the price they were placed
-        at.
+        """Updates the name, the description or the price of a product. Orders that are already placed keep their
+        prices.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -125,7 +125,8 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveProduct(self, request, context):
-        """Takes a product off sale for good. Its stock and its orders stay. Archiving it again changes nothing.
+        """Archives a product: it can no longer be ordered. Its stock and its orders remain. Archiving a product again
+        changes nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
         """
@@ -175,10 +176,10 @@ def add_ProductServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProductService:
-    """ProductService keeps the catalogue.
+    """ProductService manages the catalogue.
 
-    Every method may answer with the reasons of `commerce.errors.v1` besides those it names; every method but
-    the reads takes an idempotency key.
+    Every method may also return the errors of `commerce.errors.v1`. Every method that changes something
+    accepts an idempotency key.
     """
 
     @staticmethod
