@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
@@ -68,7 +67,8 @@ _customer = sa.select(*(column for column in customers.c if column.name != "pass
 _customer_id = sa.bindparam("customer", type_=sa.Uuid)
 _payment_method = sa.select(*(column for column in payment_methods.c if column.name != "token"))
 
-ADD_CUSTOMER = BulkInsert(*customers.c)
+# A taken email address is no error for PostgreSQL, which would write the address to its log.
+ADD_CUSTOMER = BulkInsert(*customers.c, returning=[customers.c.id], skip_existing=True)
 CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id))
 LOCK_CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id).with_for_update())
 WRITE_CUSTOMER = Statement(
@@ -127,10 +127,8 @@ async def add_customer(transaction: Transaction, customer: Customer, password_ha
         customer.update_time,
         customer.version,
     )
-    try:
-        await transaction.insert(ADD_CUSTOMER, [row])
-    except asyncpg.UniqueViolationError as error:
-        raise EmailTaken from error
+    if not await transaction.insert(ADD_CUSTOMER, [row]):
+        raise EmailTaken
 
 
 async def get_customer(reading: Transaction, customer_id: UUID) -> Customer | None:

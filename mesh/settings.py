@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _require_url(secret: SecretStr) -> SecretStr:
+    """Refuse what a client would only refuse later, in words that show a part of it."""
+    try:
+        parts = urlsplit(secret.get_secret_value())
+        if parts.hostname and parts.port != 0:
+            return secret
+    except ValueError:
+        pass
+    raise ValueError("is not a URL like nats://user:password@host:port, with what is special in it as %XX")
 
 
 Target = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
@@ -29,8 +41,8 @@ class ServiceSettings(BaseSettings):
     """The service's own database, as a libpq URL."""
     database_connections: int = Field(default=16, ge=3, le=500)
     """The most connections that the process opens."""
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Where NATS is."""
+    nats_url: Annotated[SecretStr, AfterValidator(_require_url)] = SecretStr("nats://127.0.0.1:4222")
+    """Where NATS is, `nats://user:password@host:port`."""
     nats_replicas: int = Field(default=1, ge=1, le=5)
     """Copies of each stream in the NATS cluster."""
     tls_ca: FilePath

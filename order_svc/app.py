@@ -47,7 +47,7 @@ class Settings(ServiceSettings):
 def build(settings: Settings) -> Service:
     """Wire the service."""
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
-    bus = Bus(settings.nats_url, name="order", replicas=settings.nats_replicas)
+    bus = Bus(settings.nats_url.get_secret_value(), name="order", replicas=settings.nats_replicas)
     relay = Relay("order", database, bus)
     units = UnitsOfWork(database, relay)
     customers = Peer("customer", settings.customer_target, settings)

@@ -49,7 +49,7 @@ def build(settings: Settings) -> Service:
     """Wire the service."""
     url = settings.database_url.get_secret_value()
     database = Database(url, max_connections=settings.database_connections)
-    bus = Bus(settings.nats_url, name="payment", replicas=settings.nats_replicas)
+    bus = Bus(settings.nats_url.get_secret_value(), name="payment", replicas=settings.nats_replicas)
     relay = Relay("payment", database, bus)
     units = UnitsOfWork(database, relay)
 

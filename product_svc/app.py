@@ -40,7 +40,7 @@ class Settings(ServiceSettings):
 def build(settings: Settings) -> Service:
     """Wire the service."""
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
-    bus = Bus(settings.nats_url, name="product", replicas=settings.nats_replicas)
+    bus = Bus(settings.nats_url.get_secret_value(), name="product", replicas=settings.nats_replicas)
     relay = Relay("product", database, bus)
     units = UnitsOfWork(database, relay)
     pages = Pages(secret_bytes(settings.page_secret))

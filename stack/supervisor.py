@@ -254,7 +254,8 @@ class Supervisor:
         changed: Callable[[], None] = lambda: None,
         died: Callable[[Death], None] = lambda _: None,
     ) -> None:
-        self._logs = logs
+        self.logs = logs
+        """The folder of the programs' log files."""
         self._pace = pace or Pace()
         self._changed = changed
         self._died = died
@@ -262,7 +263,7 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._tasks.append(asyncio.create_task(self._rotate_logs()))
         return self
 
@@ -289,7 +290,7 @@ class Supervisor:
         group = [
             Supervised(
                 program,
-                self._logs / f"{program.name}.log",
+                self.logs / f"{program.name}.log",
                 self._pace,
                 changed=self._changed,
                 recovered=self._doubt_all,

@@ -65,7 +65,7 @@ def settings_for(kind: type[S], name: str, servers: Servers, keys: Keys, **more:
             "listen": "127.0.0.1:0",
             "database_url": SecretStr(servers.postgres.url_for(f"{name}_svc")),
             "database_connections": 8,
-            "nats_url": servers.nats.url,
+            "nats_url": SecretStr(servers.nats.url),
             "tls_ca": peer.ca,
             "tls_cert": peer.cert,
             "tls_key": peer.key,

@@ -339,6 +339,10 @@ class Database:
         except _LOST as error:
             log.warning("database lost", error=repr(error))
             raise Unavailable("the database does not answer") from error
+        except asyncpg.PostgresError as error:
+            # The detail shows the row that an error is about, and whoever logs the error would log it, too.
+            error.detail = None
+            raise
 
 
 SESSION = {

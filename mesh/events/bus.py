@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 import nats.errors
 import nats.js.api as js
@@ -140,6 +141,8 @@ class Bus:
 
     def __init__(self, url: str, *, name: str, replicas: int = 1) -> None:
         self._url = url
+        # For the log: without the password.
+        self._address = urlsplit(url).netloc.rpartition("@")[2]
         self._name = name
         self._replicas = replicas
         self._client: _Client | None = None
@@ -325,7 +328,7 @@ class Bus:
                 inbox = client.new_inbox()
                 await client.subscribe(f"{inbox}.>", cb=self._answered)
             except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
-                log.warning("nats cannot be used", url=self._url, error=repr(error))
+                log.warning("nats cannot be used", address=self._address, error=repr(error))
                 await client.close()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)

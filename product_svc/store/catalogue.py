@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import sqlalchemy as sa
 
 from mesh.db.database import BulkInsert, Row, Statement, Transaction
@@ -21,7 +20,10 @@ _product_columns = (
 )
 _product = sa.select(*_product_columns).join(stocks, stocks.c.product_id == products.c.id)
 
-ADD_PRODUCT = BulkInsert(*(column for column in products.c if column.name != "search"))
+# A taken SKU is no error for PostgreSQL, which would log the row that it refuses.
+ADD_PRODUCT = BulkInsert(
+    *(column for column in products.c if column.name != "search"), returning=[products.c.id], skip_existing=True
+)
 ADD_STOCK = BulkInsert(*stocks.c)
 PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
 
@@ -38,26 +40,20 @@ _ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {
 
 async def add_product(transaction: Transaction, product: Product, stock: Stock) -> None:
     """Raises SkuTaken."""
-    try:
-        await transaction.insert(
-            ADD_PRODUCT,
-            [
-                (
-                    product.id,
-                    product.sku,
-                    product.name,
-                    product.description,
-                    product.price,
-                    product.currency,
-                    product.state,
-                    product.create_time,
-                    product.update_time,
-                    product.version,
-                )
-            ],
-        )
-    except asyncpg.UniqueViolationError as error:
-        raise SkuTaken(product.sku) from error
+    row = (
+        product.id,
+        product.sku,
+        product.name,
+        product.description,
+        product.price,
+        product.currency,
+        product.state,
+        product.create_time,
+        product.update_time,
+        product.version,
+    )
+    if not await transaction.insert(ADD_PRODUCT, [row]):
+        raise SkuTaken(product.sku)
     await transaction.insert(
         ADD_STOCK, [(stock.product_id, stock.on_hand, stock.reserved, stock.update_time, stock.version)]
     )

@@ -1,12 +1,16 @@
 """PostgreSQL: one server with a database and a role for each service."""
 
 import asyncio
+import hashlib
+import hmac
+import secrets
 import shutil
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGINT, SIGQUIT
 from typing import Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
@@ -26,7 +30,17 @@ DATABASES: Final[Mapping[str, str]] = {
 
 SUPERUSER: Final = "postgres"
 
+_DISCREET: Final[Mapping[str, str]] = {
+    # Parameters may be secrets, and so may the row that an error is about: without `terse` the server logs it.
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+}
+"""What keeps secrets out of the server's log. A role can neither set nor undo it; provisioning sets it for the roles,
+since a server that is there already has settings of its own."""
+
 _SETTINGS: Final[Mapping[str, str]] = {
+    **_DISCREET,
     "listen_addresses": "",
     "max_connections": "200",
     # Few checkpoints: after each one, every page that is changed is written to the log whole. Not compressed: that took
@@ -47,9 +61,6 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_min_duration_statement": "500ms",
-    # Parameters may be secrets.
-    "log_parameter_max_length": "0",
-    "log_parameter_max_length_on_error": "0",
     "log_lock_waits": "on",
     "shared_preload_libraries": "pg_stat_statements",
 }
@@ -71,8 +82,12 @@ class Postgres:
 
     @property
     def address(self) -> str:
-        """Where it is, without the password."""
-        return with_login(self.superuser_url, "", "", "")
+        """Where it is, without the password, which may also be among the parameters."""
+        parts = urlsplit(with_login(self.superuser_url, "", "", ""))
+        where = urlencode(
+            [(name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port")], safe="/"
+        )
+        return f"{parts.scheme}://{parts.netloc}{parts.path}{where and f'?{where}'}"
 
     def url_for(self, role: str) -> str:
         """Return the libpq URL with which this role opens its database; KeyError for an unknown role."""
@@ -92,8 +107,14 @@ class Postgres:
 
     async def provision(self) -> None:
         """Make each role and its database, where missing, and close each database to all other roles."""
-        # The statements hold passwords: none is to reach the log, however slow or wrong it is.
-        unlogged = {"log_min_duration_statement": "-1", "log_min_error_statement": "panic"}
+        # Not even the verifiers of passwords are to reach the log, however slow or wrong a statement is.
+        unlogged = {
+            "log_statement": "none",
+            "log_min_duration_statement": "-1",
+            "log_min_duration_sample": "-1",
+            "log_transaction_sample_rate": "0",
+            "log_min_error_statement": "panic",
+        }
         connection = await asyncpg.connect(self.superuser_url, server_settings=unlogged)
         try:
             # Of two that do this at once, one waits.
@@ -108,8 +129,9 @@ class Postgres:
         databases = {row["datname"] for row in await connection.fetch("SELECT datname FROM pg_database")}
         statements = []
         for role, database in DATABASES.items():
-            password = self._passwords[role].replace("'", "''")
-            statements.append(f"{'ALTER' if role in roles else 'CREATE'} ROLE {role} LOGIN PASSWORD '{password}'")
+            verifier = _verifier(self._passwords[role])
+            statements.append(f"{'ALTER' if role in roles else 'CREATE'} ROLE {role} LOGIN PASSWORD '{verifier}'")
+            statements.extend(f"ALTER ROLE {role} SET {setting} = '{value}'" for setting, value in _DISCREET.items())
             if database not in databases:
                 statements.append(f"CREATE DATABASE {database} OWNER {role}")
             statements.append(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
@@ -239,6 +261,19 @@ def with_login(url: str, user: str, password: str, database: str) -> str:
     login = ":".join(quote(part, safe="") for part in (user, password) if part)
     server = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{login}@{server}" if login else server, path=f"/{database}"))
+
+
+def _verifier(password: str) -> str:
+    """What PostgreSQL keeps of an ASCII password, made here as `\\password` of psql does: the server never sees it.
+
+    Statements are kept by logs and by pg_stat_statements. For the form see the source's `scram_build_secret`.
+    """
+    salt, iterations = secrets.token_bytes(16), 4096
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    client_key, server_key = (hmac.digest(salted, name, "sha256") for name in (b"Client Key", b"Server Key"))
+    stored_key = hashlib.sha256(client_key).digest()
+    salt64, stored64, server64 = (b64encode(part).decode() for part in (salt, stored_key, server_key))
+    return f"SCRAM-SHA-256${iterations}:{salt64}${stored64}:{server64}"
 
 
 def _give(folder: Path, account: Account | None) -> None:

@@ -20,9 +20,9 @@ class Redis:
 
     @property
     def address(self) -> str:
-        """Where it is, without the password."""
+        """Where it is, without the password, which may also be among the parameters."""
         parts = urlsplit(self.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
     async def prepare(self) -> Program | None:
         """Return what is to be run after making it ready to run; None for a server that is there already."""

@@ -79,6 +79,20 @@ async def test_an_email_address_keeps_its_spelling_and_is_taken_in_any(
     await client(stub.CreateCustomer, new_customer(), key=key)
 
 
+async def test_a_taken_email_address_is_not_in_the_log_of_the_database(
+    client: Client, stub: customer_pb2_grpc.CustomerServiceAsyncStub, servers: Servers, database: asyncpg.Connection
+) -> None:
+    email = f"{uuid4()}@example.com"
+    await client(stub.CreateCustomer, new_customer(email))
+    assert (await refused(client(stub.CreateCustomer, new_customer(email.upper())))).reason == "EMAIL_TAKEN"
+    with pytest.raises(asyncpg.InvalidTextRepresentationError):
+        await database.execute("SELECT 'the-control'::int")
+    said = (servers.supervisor.logs / "postgres.log").read_text()
+    assert "the-control" in said
+    assert email not in said.lower()
+    assert "customers_email" not in said, "no statement fails, whatever the server logs of those that do"
+
+
 async def test_of_sign_ups_at_once_with_one_email_address_one_succeeds(
     client: Client, stub: customer_pb2_grpc.CustomerServiceAsyncStub
 ) -> None:

@@ -53,6 +53,21 @@ async def test_a_sku_is_taken_once(client: Client) -> None:
     assert error.reason == "SKU_TAKEN"
 
 
+async def test_a_taken_sku_is_not_in_the_log_of_the_database(client: Client, servers: Servers) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    request = new_product(f"SKU-{uuid4()}")
+    await client(stub.CreateProduct, request)
+    assert (await refused(client(stub.CreateProduct, request, key=new_key()))).reason == "SKU_TAKEN"
+    database = await asyncpg.connect(servers.postgres.url_for("product_svc"))
+    with pytest.raises(asyncpg.InvalidTextRepresentationError):
+        await database.execute("SELECT 'the-control'::int")
+    await database.close()
+    said = (servers.supervisor.logs / "postgres.log").read_text()
+    assert "the-control" in said
+    assert request.sku not in said
+    assert "products_sku_key" not in said, "no statement fails, whatever the server logs of those that do"
+
+
 async def make(client: Client, name: str, *, units: int = 1, sku: str | None = None) -> product_pb2.Product:
     """A product of this name and price."""
     stub = product_pb2_grpc.ProductServiceStub(client.channel)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import nats.errors
@@ -201,6 +202,10 @@ async def test_a_server_that_does_not_know_batches_is_not_used_and_named(
         async with asyncio.timeout(10):
             await bus.connected()
     await bus.stop()
+    password = urlsplit(servers.nats.url).password
+    assert password
+    assert password not in repr(logs)
+    assert servers.nats.address == f"nats://{logs[0]['address']}"
 
 
 def _is_there(logs: Sequence[MutableMapping[str, Any]], said: str) -> Callable[[], Awaitable[bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from traceback import format_exception
 from uuid import uuid4
 
 import asyncpg
@@ -214,3 +215,14 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(here: Process) ->
         await Database("postgresql://nobody@/nowhere?host=/no/such/folder").start()
     with pytest.raises(Unavailable):
         await Database(here.database.url).check()
+
+
+async def test_an_error_about_a_row_does_not_show_the_row_to_whoever_logs_it(here: Process) -> None:
+    secret = str(uuid4())
+    row = (uuid4(), secret)
+    with pytest.raises(asyncpg.UniqueViolationError) as failure:
+        async with here.database.transaction() as transaction:
+            transaction.add(BulkInsert(inbox.c.event_id, inbox.c.consumer), [row, row])
+    logged = "".join(format_exception(failure.value))
+    assert "violates unique constraint" in logged
+    assert secret not in logged

@@ -1,6 +1,7 @@
 """Real PostgreSQL, NATS and Redis, started and stopped in folders of their own."""
 
 import asyncio
+import json
 import os
 import pwd
 import signal
@@ -17,7 +18,7 @@ import redis.asyncio
 from stack.account import Account
 from stack.errors import BinaryMissing, StartFailed
 from stack.process import launched
-from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, short_folder
+from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, postgres, short_folder
 from stack.servers.binaries import redis_server
 from stack.supervisor import Supervisor
 
@@ -93,6 +94,57 @@ async def test_jetstream_needs_the_password_of_the_mesh(running: Servers) -> Non
 async def test_addresses_show_no_passwords(running: Servers) -> None:
     shown = [running.postgres.address, running.nats.address, running.redis.address]
     assert not [address for address in shown if "@" in address]
+
+
+async def logged(servers: Servers, url: str, *queries: str) -> str:
+    """What PostgreSQL logs of these queries, and of what it did before them; none of them succeeds."""
+    connection = await asyncpg.connect(url)
+    for query in queries:
+        with pytest.raises(asyncpg.PostgresError):
+            await connection.execute(query)
+    await connection.close()
+    return (servers.supervisor.logs / "postgres.log").read_text()
+
+
+async def test_the_log_of_postgres_shows_no_row_that_it_refuses_whoever_set_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a server that is there already, and that logs what PostgreSQL logs by default.
+    monkeypatch.setattr(postgres, "_SETTINGS", {"listen_addresses": "", "timezone": "UTC"})
+    async with Servers.started(tmp_path, only={"postgres"}) as servers:
+        url = servers.postgres.url_for("customer_svc")
+        assert await ask(servers.postgres.superuser_url, "SHOW log_error_verbosity") == "default"
+        refusing = "CREATE TEMP TABLE refusing (value text UNIQUE NOT NULL, other int NOT NULL)"
+        said = await logged(
+            servers,
+            url,
+            "SELECT 'the-control'::int",
+            f"{refusing}; INSERT INTO refusing SELECT 'a-' || 'secret', 1 FROM generate_series(1, 2)",
+            f"{refusing}; INSERT INTO refusing SELECT 'a-' || 'secret', NULL",
+            "SET log_error_verbosity = 'default'",
+        )
+    assert 'invalid input syntax for type integer: "the-control"' in said
+    assert "violates unique constraint" in said
+    assert "violates not-null constraint" in said
+    assert "a-secret" not in said
+
+
+async def test_postgres_never_sees_a_password_of_a_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Kept by a server that logs every statement, and by the extension that counts them.
+    talkative = {**postgres._SETTINGS, "log_statement": "all", "log_min_duration_statement": "0"}
+    monkeypatch.setattr(postgres, "_SETTINGS", talkative)
+    async with Servers.started(tmp_path, only={"postgres"}) as servers:
+        await servers.postgres.provision()
+        said = await logged(servers, servers.postgres.superuser_url, "SELECT 'the-control'::int")
+        counted = await ask(servers.postgres.superuser_url, "SELECT string_agg(query, ';') FROM pg_stat_statements")
+        passwords = json.loads((tmp_path / "secrets" / "passwords.json").read_text())
+        assert await ask(servers.postgres.url_for("order_svc"), "SELECT 1") == 1
+    assert "the-control" in said
+    assert "ALTER ROLE order_svc" in str(counted)
+    assert "SCRAM-SHA-256" not in said, "nor what it keeps of them"
+    for password in passwords.values():
+        assert password not in said
+        assert password not in str(counted)
 
 
 async def test_provisioning_again_changes_nothing(running: Servers) -> None:
@@ -275,3 +327,9 @@ def test_given_servers_describe_themselves() -> None:
     )
     assert Nats("nats://u:p@bus:4222").address == "nats://bus:4222"
     assert Redis("redis://:p@cache:6379/0").address == "redis://cache:6379/0"
+
+
+def test_an_address_shows_no_password_among_the_parameters_of_its_url() -> None:
+    given = Postgres("postgresql:///postgres?host=/run/db&port=5433&user=u&password=secret", {})
+    assert given.address == "postgresql:///?host=/run/db&port=5433"
+    assert Redis("redis://cache:6379/0?password=secret").address == "redis://cache:6379/0"

@@ -66,9 +66,20 @@ def test_all_faults_are_told_at_once_by_their_variables(environment: pytest.Monk
 
 
 def test_no_fault_and_no_print_shows_a_secret(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MESH_NATS_URL", "nats://mesh:hunter2@127.0.0.1:4222")
     assert "hunter2" not in repr(read(Some))
     environment.setenv("MESH_PAGE_SECRET", "too short")
     with pytest.raises(SettingsInvalid) as refusal:
         read(Some)
     assert "too short" not in str(refusal.value)
     assert refusal.value.__cause__ is None
+
+
+@pytest.mark.parametrize("url", ["nats://mesh:hun/ter2@127.0.0.1:4222", "nats://[", "hunter2"], ids=repr)
+def test_an_address_of_nats_that_is_none_is_refused_without_being_shown(
+    environment: pytest.MonkeyPatch, url: str
+) -> None:
+    environment.setenv("MESH_NATS_URL", url)
+    with pytest.raises(SettingsInvalid, match="MESH_NATS_URL") as refusal:
+        read(Some)
+    assert "hun" not in str(refusal.value)
