@@ -1,7 +1,8 @@
 """The chain that every call passes, one job a link, composed once per method when the server is built.
 
-    telemetry → errors → deadline → identity → access → validation → idempotency → servicer
+    telemetry → errors → deadline → identity → access → parsing → validation → idempotency → servicer
 
+Requests come in and replies go out as bytes: what parsing and serializing raise, gRPC would tell the caller.
 A link is made from the method and the handler behind it. What a method does not need (the key of a read, say) is
 left out of its chain instead of being asked at each call.
 """
@@ -13,17 +14,18 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf import message_factory
 from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.message import DecodeError
 
 from mesh.db.idempotency import HEADER, IdempotencyKey, Replay
 from mesh.errors import (
     Code,
     DeadlineExceeded,
-    Internal,
     InvalidArgument,
     MeshError,
     ResourceExhausted,
@@ -41,10 +43,15 @@ if TYPE_CHECKING:
 
     from commerce.access.v1 import access_pb2
 
+Parsed = TypeVar("Parsed")
 Context = grpc.aio.ServicerContext[Any, Any]
 Servicer = Callable[[Any, Call], Awaitable["Message | bytes"]]
 """A method of an `rpc.py`: a request and its call in; a reply out, as a message or in wire form."""
-Handler = Callable[["Message", Call, Context], Awaitable["Message | bytes"]]
+Handler = Callable[[Any, Call, Context], Awaitable[bytes]]
+"""A link with all that follow it: a request and its call in, the serialized reply out.
+
+The request is bytes up to the link that parses it, a message from there on.
+"""
 
 log = structlog.get_logger("rpc")
 
@@ -81,6 +88,7 @@ def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, i
     if is_change(method):
         handler = _idempotency(handler)
     handler = _validation(handler, method)
+    handler = _parsing(handler, method)
     handler = _access(handler, rule)
     handler = _identity(handler, policy.tokens)
     handler = _deadline(handler, policy.default_timeout)
@@ -98,7 +106,7 @@ def _telemetry(behind: Handler) -> Handler:
     if not log.is_enabled_for(logging.DEBUG):
         return behind
 
-    async def telemetry(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def telemetry(request: bytes, call: Call, context: Context) -> bytes:
         began = perf_counter()
         reply = await behind(request, call, context)
         log.debug("served", method=call.method, caller=str(call.caller), trace=call.trace.trace_id,
@@ -109,7 +117,7 @@ def _telemetry(behind: Handler) -> Handler:
 
 
 def _errors(behind: Handler, in_flight: InFlight) -> Handler:
-    async def errors(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def errors(request: bytes, call: Call, context: Context) -> bytes:
         try:
             with in_flight:
                 return await behind(request, call, context)
@@ -117,13 +125,15 @@ def _errors(behind: Handler, in_flight: InFlight) -> Handler:
             failure = error
         except Exception:
             log.exception("fault", method=call.method, trace=call.trace.trace_id)
-            failure = Internal("an internal error; quote the trace id", metadata={"traceId": call.trace.trace_id})
+            failure = status.fault(call.trace.trace_id)
         log.log(
             LEVEL_OF.get(failure.code, logging.INFO), "refused", method=call.method, code=failure.code.name,
             reason=failure.reason, error=failure.message, caller=str(call.caller), trace=call.trace.trace_id,
         )  # fmt: skip
-        answer = status.to_status(failure)
-        await context.abort(status.grpc_code(answer), failure.message, status.trailers(answer))
+        if failure.code is Code.INTERNAL:
+            # Its message is for the log: it may hold what another service, or a library, said.
+            failure = status.fault(call.trace.trace_id)
+        await status.abort(context, failure)
         raise AssertionError("abort raises")
 
     return errors
@@ -136,7 +146,7 @@ LEVEL_OF = {Code.INTERNAL: logging.ERROR, Code.UNAVAILABLE: logging.WARNING, Cod
 def _deadline(behind: Handler, default_timeout: float) -> Handler:
     """Until when the caller waits. gRPC itself ends a call at the deadline that came with it; others get one here."""
 
-    async def deadline(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def deadline(request: bytes, call: Call, context: Context) -> bytes:
         remaining: float | None = context.time_remaining()  # none without a deadline, whatever the stubs say
         now = asyncio.get_running_loop().time()
         # An absent deadline reads as none, or as centuries.
@@ -156,7 +166,7 @@ def _deadline(behind: Handler, default_timeout: float) -> Handler:
 
 
 def _identity(behind: Handler, tokens: Tokens) -> Handler:
-    async def identity(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def identity(request: bytes, call: Call, context: Context) -> bytes:
         call.peer = peer_name(context)
         call.caller = tokens.caller(call.authorization)
         if call.caller is ANYBODY and call.peer not in OUTSIDERS:
@@ -167,17 +177,39 @@ def _identity(behind: Handler, tokens: Tokens) -> Handler:
 
 
 def _access(behind: Handler, rule: access_pb2.Access.ValueType) -> Handler:
-    async def check_access(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def check_access(request: bytes, call: Call, context: Context) -> bytes:
         access.require(rule, call)
         return await behind(request, call, context)
 
     return check_access
 
 
+def parsed(parse: Callable[[bytes], Parsed], data: bytes) -> Parsed:
+    """The message in `data`. Raises InvalidArgument / REQUEST_MALFORMED when there is none."""
+    try:
+        return parse(data)
+    except DecodeError:
+        # Without what the parser says, which names the types of the inside.
+        raise InvalidArgument(
+            "the request cannot be read: it is no message of this method, or a text in it is not UTF-8",
+            reason="REQUEST_MALFORMED",
+        ) from None
+
+
+def _parsing(behind: Handler, method: MethodDescriptor) -> Handler:
+    """Bytes to message, for callers who have been let in."""
+    parse = message_factory.GetMessageClass(method.input_type).FromString
+
+    async def parse_request(request: bytes, call: Call, context: Context) -> bytes:
+        return await behind(parsed(parse, request), call, context)
+
+    return parse_request
+
+
 def _validation(behind: Handler, method: MethodDescriptor) -> Handler:
     violations_of = validation.violations_of(method.input_type)
 
-    async def validate(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def validate(request: Message, call: Call, context: Context) -> bytes:
         if violations := violations_of(request):
             raise InvalidArgument(
                 "the request is not valid",
@@ -204,7 +236,7 @@ def _path(violation: Any) -> str:
 
 
 def _idempotency(behind: Handler) -> Handler:
-    async def idempotency(request: Message, call: Call, context: Context) -> Message | bytes:
+    async def idempotency(request: Message, call: Call, context: Context) -> bytes:
         text = call.metadata.get(HEADER)
         if text is not None:
             call.key = IdempotencyKey.of(text, call.caller, call.method, request)
@@ -218,23 +250,24 @@ def _idempotency(behind: Handler) -> Handler:
 
 
 def _serving(servicer: Servicer) -> Handler:
-    async def serve(request: Message, call: Call, _: Context) -> Message | bytes:
-        return await servicer(request, call)
+    async def serve(request: Message, call: Call, _: Context) -> bytes:
+        reply = await servicer(request, call)
+        return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
     return serve
 
 
 def _unimplemented(method: MethodDescriptor) -> Handler:
-    async def refuse(_request: Message, _call: Call, _context: Context) -> Message | bytes:
+    async def not_there(_request: Message, _call: Call, _context: Context) -> bytes:
         raise Unimplemented(f"{method.full_name} is not there yet")
 
-    return refuse
+    return not_there
 
 
-def entry(handler: Handler, method: str) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
+def entry(handler: Handler, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
     """The chain as gRPC calls it."""
 
-    async def enter(request: Message, context: Context) -> Message | bytes:
+    async def enter(request: bytes, context: Context) -> bytes:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         call = Call(method=method, trace=Trace.following(metadata.get("traceparent", "")), metadata=metadata)
         return await handler(request, call, context)

@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf import descriptor_pool
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 import commerce
 from commerce.access.v1 import access_pb2
 from mesh.rpc.access import rule_of
 
 if TYPE_CHECKING:
-    import grpc
     from google.protobuf.descriptor import FileDescriptor
 
+    from mesh.rpc.foreign import Guarded
 
-def enable(server: grpc.aio.Server) -> None:
+
+def enable(server: Guarded) -> None:
     """Let `server` describe all public services of the mesh, and reflection itself."""
     names = [*public_services(), reflection.SERVICE_NAME]
-    pool = _Pool(descriptor_pool.Default())
-    reflection.enable_server_reflection(names, server, pool)  # type: ignore[arg-type]  # it answers like one
+    servicer = reflection.aio.ReflectionServicer(names, pool=_Pool(descriptor_pool.Default()))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
 
 def public_services() -> list[str]:

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from google.protobuf import descriptor_pool, message_factory
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh import tasks
 from mesh.errors import Unavailable
 from mesh.patches import grpc_aio as accepting
-from mesh.rpc import reflection
+from mesh.rpc import foreign, reflection
 from mesh.rpc.chain import InFlight, Policy, chain, entry
 from mesh.rpc.identity import Tokens
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
-    from google.protobuf.message import Message
 
     from mesh.settings import ServiceSettings
 
@@ -74,8 +73,9 @@ class Server:
         server = self._server = accepting.server(_OPTIONS)
         for name, handlers in self._handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable(server)
+        guarded = foreign.Guarded(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, guarded)  # type: ignore[arg-type]  # it adds methods as one
+        reflection.enable(guarded)
         credentials = grpc.ssl_server_credentials(
             [(self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())],
             root_certificates=self._settings.tls_ca.read_bytes(),
@@ -112,15 +112,10 @@ class Server:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in service.methods:
             served = chain(method, getattr(servicer, method.name, None), policy, self._in_flight)
-            request_class = message_factory.GetMessageClass(method.input_type)
             make = (
                 grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
             )
-            handlers[method.name] = make(
-                entry(served, f"/{service.full_name}/{method.name}"),
-                request_deserializer=request_class.FromString,
-                response_serializer=_serialized,
-            )
+            handlers[method.name] = make(entry(served, f"/{service.full_name}/{method.name}"))
         return handlers
 
     async def _keep_looking(self) -> None:
@@ -142,7 +137,3 @@ class Server:
     async def _say(self, state: int) -> None:
         for name in ("", *self._handlers):
             await self._health.set(name, state)
-
-
-def _serialized(reply: Message | bytes) -> bytes:
-    return reply if isinstance(reply, bytes) else reply.SerializeToString()

@@ -1,5 +1,7 @@
 """Errors ↔ `google.rpc.Status`, the one mapper of the mesh."""
 
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
@@ -76,7 +78,19 @@ def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(f"the {service} service cannot be reached", metadata={"service": service})
         case code:
+            # Its text goes to the log: the chain tells a caller nothing of an Internal but the trace id.
             return Internal(f"the {service} service answered {code.name} without a status: {failure.details()}")
+
+
+def fault(trace_id: str) -> Internal:
+    """What a caller is told of a fault of ours: where to find it in the logs, and nothing of the inside."""
+    return Internal("an internal error; quote the trace id", metadata={"traceId": trace_id})
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MeshError) -> None:
+    """End a call with this error, by raising what ends it."""
+    status = to_status(error)
+    await context.abort(grpc_code(status), error.message, trailers(status))
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

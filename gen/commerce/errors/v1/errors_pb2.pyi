@@ -61,8 +61,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     request and 431 for the headers.
     """
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 15
-    """`INVALID_ARGUMENT`: the request cannot be parsed: its JSON is invalid, a value has the wrong type, or a query
-    parameter is unknown.
+    """`INVALID_ARGUMENT`: the request cannot be parsed: its bytes are not a message of the method, a text is not
+    UTF-8, its JSON is invalid, a value has the wrong type, or a query parameter is unknown.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 16
     """`DEADLINE_EXCEEDED`: the deadline of the client or the timeout of the edge has passed."""
@@ -118,8 +118,8 @@ ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 14
 request and 431 for the headers.
 """
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 15
-"""`INVALID_ARGUMENT`: the request cannot be parsed: its JSON is invalid, a value has the wrong type, or a query
-parameter is unknown.
+"""`INVALID_ARGUMENT`: the request cannot be parsed: its bytes are not a message of the method, a text is not
+UTF-8, its JSON is invalid, a value has the wrong type, or a query parameter is unknown.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 16
 """`DEADLINE_EXCEEDED`: the deadline of the client or the timeout of the edge has passed."""

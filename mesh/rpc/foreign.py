@@ -1,0 +1,79 @@
+"""Services that others wrote (health, reflection), which fail as ours do: with a named error, nothing of the inside."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+
+from mesh.errors import MeshError
+from mesh.observe.trace import Trace
+from mesh.rpc import status
+from mesh.rpc.chain import Context, parsed
+
+Handler = Any
+"""A `grpc.RpcMethodHandler`, whose types are those of gRPC's other, synchronous server."""
+
+log = structlog.get_logger(__name__)
+
+
+class Guarded:
+    """What generated code takes for a server: it adds a servicer's methods to `server`, each behind a guard.
+
+    Without it gRPC tells the caller, in Python's words, what parsing a request or the method itself raises.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Add the methods of a service, by their names."""
+        guarded = {name: _guarded(handler, f"/{service}/{name}") for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Nothing: generated code adds the same methods in both ways."""
+
+
+def _guarded(handler: Handler, method: str) -> Handler:
+    """The same method, which reads its requests here."""
+    parse = handler.request_deserializer
+    if parse is None:
+        raise TypeError(f"{method} does not say how its requests are read")
+
+    async def unary_unary(request: bytes, context: Context) -> Any:
+        async with _told(context, method):
+            return await handler.unary_unary(parsed(parse, request), context)
+
+    async def unary_stream(request: bytes, context: Context) -> None:
+        async with _told(context, method):
+            await handler.unary_stream(parsed(parse, request), context)
+
+    async def stream_stream(requests: AsyncIterable[bytes], context: Context) -> AsyncIterator[Any]:
+        async with _told(context, method):
+            async for reply in handler.stream_stream((parsed(parse, each) async for each in requests), context):
+                yield reply
+
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream_stream, response_serializer=handler.response_serializer)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(unary_stream, response_serializer=handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(unary_unary, response_serializer=handler.response_serializer)
+
+
+@asynccontextmanager
+async def _told(context: Context, method: str) -> AsyncIterator[None]:
+    """Tells the caller of what goes wrong as the chain does; a status that the method itself chose stays."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except MeshError as error:
+        await status.abort(context, error)
+    except Exception:
+        trace = Trace.new()
+        log.exception("fault", method=method, trace=trace.trace_id)
+        await status.abort(context, status.fault(trace.trace_id))
