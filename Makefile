@@ -1,7 +1,7 @@
 # Commerce Mesh. `make up` and `make test` are all one needs; each sets up first what it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test faults bench lint types contracts lock clean
+.PHONY: help setup up test faults bench lint types contracts language lock clean
 
 BIN := .venv/bin
 
@@ -10,7 +10,7 @@ BIN := .venv/bin
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-# Options of `mesh up`, as in: make up ARGS="--edge-port 9090 --seed"
+# Options of a command, as in: make up ARGS="--edge-port 9090 --seed"
 ARGS ?=
 
 help: ## Say what can be made.
@@ -42,6 +42,9 @@ types: setup ## Check types.
 
 contracts: setup ## Check the contracts: style, breaking changes, generated code.
 	$(BIN)/mesh contracts check
+
+language: setup ## Check that names and prose use the terms of docs/glossary.md; ARGS=--count for numbers by file.
+	@$(BIN)/python -m tests.language $(ARGS)
 
 lock: setup ## Pin the dependencies of pyproject.toml in requirements.txt.
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
