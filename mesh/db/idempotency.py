@@ -84,15 +84,18 @@ class IdempotencyKey:
     """A caller's key together with the request it stands for."""
 
     digest: bytes
-    """32 bytes for caller and key. The key belongs to its caller: the same text of another caller is another key."""
+    """32 bytes for caller, scope and key: the same text of another caller, or in another scope, is another key."""
     caller: str
     method: str
     request_hash: bytes
     """32 bytes, keyed with the idempotency key, so that a guess at a password in the request cannot be tried out."""
 
     @classmethod
-    def of(cls, text: str, caller: Caller, method: str, request: Message) -> IdempotencyKey:
-        """Raises InvalidArgument / IDEMPOTENCY_KEY_INVALID unless `text` is 1 to 255 visible ASCII characters."""
+    def of(cls, text: str, caller: Caller, method: str, request: Message, *, scope: bytes = b"") -> IdempotencyKey:
+        """The key that the header `text` is. `scope`, at most 64 bytes, tells apart keys of anonymous callers.
+
+        Raises InvalidArgument / IDEMPOTENCY_KEY_INVALID unless `text` is 1 to 255 visible ASCII characters.
+        """
         if _VALID.fullmatch(text) is None:
             raise InvalidArgument(
                 "the idempotency key must be 1 to 255 visible ASCII characters",
@@ -100,7 +103,7 @@ class IdempotencyKey:
                 violations=[Violation(HEADER, "must be 1 to 255 visible ASCII characters")],
             )
         key = text.encode()
-        digest = blake2b(str(caller).encode() + b"\0" + key, digest_size=32).digest()
+        digest = blake2b(str(caller).encode() + b"\0" + key, key=scope, digest_size=32).digest()
         canonical = request.SerializeToString(deterministic=True)
         secret = blake2b(key, digest_size=32).digest()
         return cls(digest, str(caller), method, blake2b(canonical, key=secret, digest_size=32).digest())

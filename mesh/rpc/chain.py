@@ -22,6 +22,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError
 
+from commerce.access.v1 import access_pb2
 from mesh.db.idempotency import HEADER, IdempotencyKey, Replay
 from mesh.errors import (
     Code,
@@ -36,12 +37,11 @@ from mesh.observe.trace import Trace
 from mesh.rpc import access, status, validation
 from mesh.rpc.call import ANYBODY, Call, Caller, Kind
 from mesh.rpc.identity import OUTSIDERS, Tokens, peer_name
+from mesh.rpc.key_scope import KeyScope, key_scope_of
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
-
-    from commerce.access.v1 import access_pb2
 
 Parsed = TypeVar("Parsed")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -82,11 +82,12 @@ class InFlight:
 
 
 def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, in_flight: InFlight) -> Handler:
-    """The handler of a method. Raises AccessUndeclared when the contract has no access rule for it."""
+    """The handler of a method. Raises AccessUndeclared or KeyScopeUndeclared when its contract leaves that out."""
     rule = access.rule_of(method)
     handler = _serving(servicer) if servicer is not None else _unimplemented(method)
     if is_change(method):
-        handler = _idempotency(handler)
+        scope = key_scope_of(method) if rule == access_pb2.ACCESS_PUBLIC else None
+        handler = _idempotency(handler, scope)
     handler = _validation(handler, method)
     handler = _parsing(handler, method)
     handler = _access(handler, rule)
@@ -235,11 +236,12 @@ def _path(violation: Any) -> str:
     return path
 
 
-def _idempotency(behind: Handler) -> Handler:
+def _idempotency(behind: Handler, anonymous_scope: KeyScope | None) -> Handler:
     async def idempotency(request: Message, call: Call, context: Context) -> bytes:
         text = call.metadata.get(HEADER)
         if text is not None:
-            call.key = IdempotencyKey.of(text, call.caller, call.method, request)
+            scope = anonymous_scope(request) if anonymous_scope is not None and call.caller is ANYBODY else b""
+            call.key = IdempotencyKey.of(text, call.caller, call.method, request, scope=scope)
         try:
             return await behind(request, call, context)
         except Replay as replay:

@@ -51,7 +51,7 @@ class Server:
     def __init__(self, settings: ServiceSettings, servicers: Mapping[str, object], *, checks: Sequence[Check]) -> None:
         """`servicers` by the full name of their service, `commerce.order.v1.OrderService`.
 
-        Raises AccessUndeclared or MethodUnknown: a server with a hole in its contract does not start.
+        Raises AccessUndeclared, KeyScopeUndeclared or MethodUnknown: with a hole in its contract it does not start.
         """
         self.port = 0
         """The port it listens on, once started."""

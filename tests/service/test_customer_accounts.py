@@ -53,8 +53,28 @@ async def test_a_customer_signs_up_once_for_their_key(
     assert await client(stub.CreateCustomer, request, key=key) == made
     assert (made.customer.email, made.customer.name, made.customer.phone) == (request.email, "Ada", "+4930123456")
     assert made.customer.create_time == made.customer.update_time
-    error = await refused(client(stub.CreateCustomer, new_customer(), key=key))
-    assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+    for spelled in (request.email, request.email.upper()):
+        error = await refused(client(stub.CreateCustomer, new_customer(spelled, name="Bob"), key=key))
+        assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_strangers_who_choose_the_same_key_both_sign_up(
+    client: Client, stub: customer_pb2_grpc.CustomerServiceAsyncStub
+) -> None:
+    key = new_key()
+    ada, bob = new_customer(name="Ada"), new_customer(name="Bob")
+    made = [await client(stub.CreateCustomer, request, key=key) for request in (ada, bob)]
+    assert [reply.customer.email for reply in made] == [ada.email, bob.email]
+    assert [await client(stub.CreateCustomer, request, key=key) for request in (ada, bob)] == made, "each is replayed"
+
+
+async def test_a_key_of_somebody_who_is_known_is_theirs_whatever_the_email_address(
+    client: Client, stub: customer_pb2_grpc.CustomerServiceAsyncStub, keys: Keys
+) -> None:
+    key, staff = new_key(), client.as_(keys.token("staff", uuid4()))
+    await staff(stub.CreateCustomer, new_customer(), key=key)
+    assert (await refused(staff(stub.CreateCustomer, new_customer(), key=key))).reason == "IDEMPOTENCY_KEY_REUSED"
+    await client(stub.CreateCustomer, new_customer(), key=key)
 
 
 async def test_attempts_under_one_key_at_once_make_one_customer(

@@ -143,6 +143,15 @@ def test_what_has_no_side_effects_is_what_can_be_read(method: MethodDescriptor) 
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_public_method_that_changes_something_scopes_the_keys_of_strangers(method: MethodDescriptor) -> None:
+    level = method.GetOptions().idempotency_level
+    is_public_change = access(method) == "PUBLIC" and level != descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
+    scope = method.GetOptions().Extensions[access_pb2.anonymous_key_scope]
+    assert bool(scope) == is_public_change
+    assert set(scope) <= {field.name for field in method.input_type.fields}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_json_clients_get_the_bare_resource_and_lists_get_pages(method: MethodDescriptor) -> None:
     rule = method.GetOptions().Extensions[annotations_pb2.http]
     answer = method.output_type.fields

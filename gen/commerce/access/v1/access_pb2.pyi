@@ -5,6 +5,7 @@ This package defines access rules, which are declared as options of methods."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
@@ -58,5 +59,12 @@ reached through the edge.
 Global___Access: _TypeAlias = Access  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int
+ANONYMOUS_KEY_SCOPE_FIELD_NUMBER: _builtins.int
 access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Access.ValueType]
 """The access rule of the method."""
+anonymous_key_scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
+"""The fields of the request that identify the intent of a caller without an access token. Each is a string or a
+message. Such callers share no idempotency key unless these fields are equal in their requests; the case of
+letters does not matter. Every public method that changes something declares this option, else the server
+does not start.
+"""

@@ -118,7 +118,8 @@ class CustomerServiceServicer:
     """
 
     def CreateCustomer(self, request, context):
-        """Creates a customer.
+        """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
+        same email address only.
 
         Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
         """

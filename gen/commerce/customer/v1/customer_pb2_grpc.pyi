@@ -38,7 +38,8 @@ class CustomerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CustomerServiceAsyncStub: ...
     CreateCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.CreateCustomerRequest, _customer_pb2.CreateCustomerResponse]
-    """Creates a customer.
+    """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
+    same email address only.
 
     Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
     """
@@ -122,7 +123,8 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.CreateCustomerRequest, _customer_pb2.CreateCustomerResponse]  # type: ignore[assignment]
-    """Creates a customer.
+    """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
+    same email address only.
 
     Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
     """
@@ -209,7 +211,8 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.CreateCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.CreateCustomerResponse, _abc.Awaitable[_customer_pb2.CreateCustomerResponse]]:
-        """Creates a customer.
+        """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
+        same email address only.
 
         Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
         """

@@ -1,0 +1,51 @@
+"""The idempotency keys of anonymous callers: what each is scoped by, declared in the contract as a method option.
+
+The key of anybody else belongs to its caller (`mesh.db.idempotency`). Strangers have nothing in common but their
+choice of key, so that `1` of one is not `1` of another only if what they ask for tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import Message
+
+from commerce.access.v1 import access_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+
+KeyScope = Callable[[Message], bytes]
+"""Gives 32 bytes, the same for requests that name the same intent."""
+
+
+class KeyScopeUndeclared(Exception):
+    """The contract does not say what scopes the keys of a method's anonymous callers: the server must not start."""
+
+
+def key_scope_of(method: MethodDescriptor) -> KeyScope:
+    """The scope that a changing public method declares. Raises KeyScopeUndeclared."""
+    names = method.GetOptions().Extensions[access_pb2.anonymous_key_scope]
+    if not names:
+        raise KeyScopeUndeclared(f"{method.full_name} declares no (commerce.access.v1.anonymous_key_scope)")
+    fields = [_field(method, name) for name in names]
+
+    def scope(request: Message) -> bytes:
+        # A digest of each value, so that the end of one and the beginning of the next cannot be shifted.
+        values = (blake2b(_text(getattr(request, field.name)), digest_size=32).digest() for field in fields)
+        return blake2b(b"".join(values), digest_size=32).digest()
+
+    return scope
+
+
+def _field(method: MethodDescriptor, name: str) -> FieldDescriptor:
+    field = method.input_type.fields_by_name.get(name)
+    if field is None or field.is_repeated or field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+        raise KeyScopeUndeclared(f"{method.full_name} has no single text or message {name!r} to scope keys by")
+    return field
+
+
+def _text(value: str | Message) -> bytes:
+    return value.lower().encode() if isinstance(value, str) else value.SerializeToString(deterministic=True)
