@@ -100,7 +100,7 @@ async def test_a_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -
 
     with pytest.raises(ZeroDivisionError):
         await fail()
-    assert await scratch.count("mesh.db.idempotency") == 0
+    assert await scratch.count("mesh.idempotency") == 0
     assert await scratch.notes() == []
 
 
@@ -129,7 +129,7 @@ async def test_a_change_without_a_key_is_made_each_time(scratch: Scratch, here: 
     for _ in range(2):
         await change(here.units, call())
     assert await scratch.notes() == ["done", "done"]
-    assert await scratch.count("mesh.db.idempotency") == 0
+    assert await scratch.count("mesh.idempotency") == 0
 
 
 async def place(units: UnitsOfWork, batch: Sequence[Call]) -> list[str | Exception]:
@@ -229,7 +229,7 @@ async def test_a_secret_reply_is_never_stored(scratch: Scratch, here: Process) -
     asked = call(new_key())
     assert asked._to_wire is not None
     assert text_of(await asked.answer(asked._to_wire, sign_in)) == "the secret"
-    assert await scratch.count("mesh.db.idempotency") == 0
+    assert await scratch.count("mesh.idempotency") == 0
 
 
 async def test_a_use_case_that_forgets_to_remember_is_a_fault_and_changes_nothing(
@@ -239,4 +239,4 @@ async def test_a_use_case_that_forgets_to_remember_is_a_fault_and_changes_nothin
         async with here.units.once(call(new_key())) as work:
             await do(work, "never")
     assert await scratch.notes() == []
-    assert await scratch.count("mesh.db.idempotency") == 0
+    assert await scratch.count("mesh.idempotency") == 0
