@@ -24,7 +24,7 @@ from mesh.settings import ServiceSettings, Target, secret_bytes
 from order_svc.consumers import payment_events
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.rpc import OrderService
-from order_svc.usecases import Placed, Placement, Reading, Saga
+from order_svc.usecases import Placed, Placement, Reading, Saga, UnusedHolds
 
 
 class Settings(ServiceSettings):
@@ -54,10 +54,13 @@ def build(settings: Settings) -> Service:
     products = Peer("product", settings.product_target, settings)
 
     recent: Recent[UUID, Placed] = Recent()
+    stock = StockPeer(products)
+    unused_holds = UnusedHolds(units, stock)
     placement = Placement(
         units,
         CustomerPeer(customers),
-        StockPeer(products),
+        stock,
+        unused_holds,
         recent=recent,
         payment_deadline=timedelta(seconds=settings.payment_deadline),
         hold_margin=timedelta(seconds=settings.hold_margin),
@@ -78,6 +81,7 @@ def build(settings: Settings) -> Service:
             Periodic("payment deadlines", settings.deadline_sweep_seconds, saga.cancel_overdue),
             Periodic("cancellations", patience.total_seconds(), partial(saga.cancel_again, patience)),
             Consumer("order", "payment", payment_events(saga), bus=bus, units=units),
+            unused_holds,
             Server(
                 settings,
                 {"commerce.order.v1.OrderService": OrderService(placement, reading, saga)},

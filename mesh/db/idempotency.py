@@ -129,6 +129,10 @@ class Retries:
     def __init__(self, *, most: int = 16_384) -> None:
         self._keys: Recent[bytes, None] = Recent(most=most)
 
+    def knows(self, call: Call) -> bool:
+        """Whether this call is a retry."""
+        return call.key is not None and call.key.digest in self._keys
+
     def among(self, calls: Sequence[Call]) -> list[Call]:
         """Those of these calls that are retries. The keys of all of them are known from now on."""
         digests = [call.key.digest for call in calls if call.key is not None]

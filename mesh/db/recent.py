@@ -21,6 +21,9 @@ class Recent(Generic[Key, Value]):
         self._most = most
         self._values: dict[Key, Value] = {}
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._values
+
     def put(self, values: Mapping[Key, Value]) -> None:
         """Keep these; what is a row of the database must be committed."""
         self._values |= values

@@ -3,5 +3,6 @@
 from order_svc.usecases.placement import Placed, Placement, Placing
 from order_svc.usecases.reading import Reading
 from order_svc.usecases.saga import Saga
+from order_svc.usecases.unused_holds import UnusedHolds
 
-__all__ = ["Placed", "Placement", "Placing", "Reading", "Saga"]
+__all__ = ["Placed", "Placement", "Placing", "Reading", "Saga", "UnusedHolds"]

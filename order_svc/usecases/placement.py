@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
-
-import structlog
 
 from commerce.order.v1 import order_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db import idempotency
 from mesh.db.idempotency import IdempotencyKeyReused, Replay
-from mesh.errors import InvalidArgument, MeshError, Unimplemented, Violation
+from mesh.errors import NOBODYS_FAULT, InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.ids import new_id
 from order_svc import store, wire
-from order_svc.domain import CustomerNotFound, Hold, HoldLost, Order, PaymentMethod, Status, merged, placed
+from order_svc.domain import CustomerNotFound, Hold, HoldLost, Order, PaymentMethod, merged, placed
 
 if TYPE_CHECKING:
     from mesh.db.recent import Recent
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Call
     from order_svc.peers import CustomerPeer, StockPeer
+    from order_svc.usecases.unused_holds import UnusedHolds
 
-log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -80,6 +79,7 @@ class Placement:
         units: UnitsOfWork,
         customers: CustomerPeer,
         stock: StockPeer,
+        unused_holds: UnusedHolds,
         *,
         recent: Recent[UUID, Placed],
         payment_deadline: timedelta,
@@ -89,9 +89,11 @@ class Placement:
         self._recent = recent
         self._customers = customers
         self._stock = stock
+        self.unused_holds = unused_holds
         self._deadline = payment_deadline
         self._hold_margin = hold_margin
         self._retries = idempotency.Retries()
+        self._replays: GroupCommit[Call, None] = GroupCommit("stored replies", self._replay)
         self.group: GroupCommit[Placing, order_pb2.Order] = GroupCommit("order placement", self._place, max_batch=256)
 
     async def place(
@@ -118,7 +120,16 @@ class Placement:
                 "the request is not valid", violations=[Violation("customer_id", "staff must name the customer")]
             )
         call.caller.own(owner, CustomerNotFound(owner))
-        return await self.group.submit(Placing(call, owner, merged(lines), payment_method_id))
+        placing = Placing(call, owner, merged(lines), payment_method_id)
+        if self._retries.knows(call):
+            # Ahead of the batch, which waits for other services, and they may not answer.
+            await self._replays.submit(call)
+        return await self.group.submit(placing)
+
+    async def _replay(self, batch: Sequence[Call]) -> list[Exception | None]:
+        """The batch behind the replies of known retries: the stored one of each, none where there is none yet."""
+        stored = await idempotency.find(self._units.database, batch)
+        return [stored.get(call.key) if call.key else None for call in batch]
 
     async def _place(self, batch: Sequence[Placing]) -> list[order_pb2.Order | Exception]:
         """The batch behind `place`; see `mesh.batch.group_commit`."""
@@ -143,13 +154,14 @@ class Placement:
         await self._write(made, results)
         for index, first in twins:
             results[index] = _as_twin(batch[index], batch[first], results[first])
-        await self._give_back([each.hold.order_id for each in ready if isinstance(results[each.index], Exception)])
+        self.unused_holds.release(each.hold.order_id for each in ready if isinstance(results[each.index], Exception))
         return [results[index] for index in range(len(batch))]
 
     async def _look_again(self, fresh: Sequence[tuple[int, Placing]], results: Results) -> None:
-        """What is refused may have been placed, by another attempt: its stored reply goes first.
+        """Look failed placings up: an order that an earlier attempt has placed goes before any failure.
 
-        That attempt's hold may be sold already, so that there was nothing to adopt and no stock for another one.
+        This process may not know a retry for one. Its first attempt's hold may be sold already, so that there is
+        nothing to adopt and no stock for another hold; or another service, which that attempt could ask, is down now.
         """
         refused = {index: placing.call for index, placing in fresh if index in results and placing.call.key}
         stored = await idempotency.find(self._units.database, list(refused.values()))
@@ -163,10 +175,11 @@ class Placement:
         """Those with a payment method; the others get their result."""
         if not fresh:
             return []
-        methods = await self._customers.payment_methods(
+        question = self._customers.payment_methods(
             [(placing.customer_id, placing.payment_method_id) for _, placing in fresh],
             [placing.call for _, placing in fresh],
         )
+        methods = await _answer_for_each(question, len(fresh))
         payable = []
         for (index, placing), method in zip(fresh, methods, strict=True):
             if isinstance(method, MeshError):
@@ -179,11 +192,12 @@ class Placement:
         """Those whose stock is held; the others get their result."""
         if not payable:
             return []
-        holds = await self._stock.reserve(
+        question = self._stock.reserve(
             [(each.order_id, each.hold_key, each.customer_id, each.quantities) for _, each, _ in payable],
             datetime.now(UTC) + self._deadline + self._hold_margin,
             [placing.call for _, placing, _ in payable],
         )
+        holds = await _answer_for_each(question, len(payable))
         ready = []
         for (index, placing, method), hold in zip(payable, holds, strict=True):
             if isinstance(hold, MeshError):
@@ -238,20 +252,19 @@ class Placement:
                 work.publish(wire.placed(each.order, each.message, each.method), each.call.trace)
         self._recent.put({each.order.id: (each.order, each.message) for each in made})
 
-    async def _give_back(self, unused: Sequence[UUID]) -> None:
-        """Release holds that no order has and none will have. Another attempt may have adopted one: the fence tells.
 
-        Raises nothing: the orders of the batch are committed, and the product service's sweep finds what stays held.
-        """
-        if not unused:
-            return
-        try:
-            async with self._units.begin() as work:
-                statuses = await store.abandon_unknown(work.transaction, unused, datetime.now(UTC))
-            if orphans := [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]:
-                await self._stock.release(orphans)
-        except Exception:
-            log.exception("holds not given back", orders=[str(each) for each in unused])
+async def _answer_for_each(question: Awaitable[list[T | MeshError]], count: int) -> list[T | MeshError]:
+    """What another service answers about each of `count` placings.
+
+    When it fails and the failure says nothing of the request, or there is one placing only, that failure is the answer
+    for each. Any other is raised: `run_batch` finds the placing that is at fault.
+    """
+    try:
+        return await question
+    except MeshError as failure:
+        if count > 1 and not isinstance(failure, NOBODYS_FAULT):
+            raise
+        return [failure] * count
 
 
 def _as_twin(twin: Placing, first: Placing, result: order_pb2.Order | Exception) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -170,6 +170,19 @@ async def order_service_restarted(mesh: House, **settings: Any) -> AsyncIterator
     common = {"listen": mesh.addresses["order"], **targets, **settings}
     async with running(order_app.build(settings_for(order_app.Settings, "order", mesh.servers, mesh.keys, **common))):
         yield
+
+
+@asynccontextmanager
+async def another_order_worker(mesh: House, buyer: Buyer) -> AsyncIterator[Buyer]:
+    """A second worker of the order service, and the buyer as a client of that one."""
+    targets = {f"{name}_target": (address,) for name, address in mesh.addresses.items()}
+    settings = settings_for(order_app.Settings, "order", mesh.servers, mesh.keys, **targets)
+    async with running(order_app.build(settings)) as address:
+        client = Client(address, "order", mesh.keys, token=mesh.keys.token("customer", UUID(buyer.id)))
+        try:
+            yield replace(buyer, orders=client)
+        finally:
+            await client.close()
 
 
 _occupied: set[str] = set()

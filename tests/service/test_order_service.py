@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.payment.v1 import events_pb2 as payment_events
 from commerce.payment.v1 import payment_pb2
+from mesh.batch.group_commit import run_batch
 from mesh.db.database import Database, Statement
 from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
 from mesh.db.recent import Recent
 from mesh.db.unit_of_work import UnitsOfWork
-from mesh.errors import FailedPrecondition, MeshError
+from mesh.errors import DeadlineExceeded, FailedPrecondition, Internal, MeshError, ResourceExhausted, Unavailable
 from mesh.events.bus import Bus
 from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
@@ -28,9 +29,9 @@ from mesh.rpc.call import Call, Caller, Kind
 from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import get, orders
-from order_svc.usecases import Placed, Placement, Placing, Saga
+from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds, unused_holds
 from stack.servers import Servers
-from tests.services import migrated, new_key
+from tests.services import eventually, migrated, new_key
 
 ORDERS = Statement(sa.select(orders.c.id).where(orders.c.status != Status.ABANDONED.value))
 SOLD_OUT = FailedPrecondition("nothing left", reason="STOCK_INSUFFICIENT")
@@ -38,16 +39,18 @@ Reserved = list[Hold | MeshError]
 
 
 class Wallets(CustomerPeer):
-    """A customer service whose customers all have a card."""
+    """A customer service whose customers all have a card, unless it fails."""
 
-    def __init__(self) -> None:
-        """No peer behind it."""
+    def __init__(self, failure: MeshError | None = None) -> None:
+        self.failure = failure
 
     async def payment_methods(
         self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
     ) -> list[PaymentMethod | MeshError]:
         """The card of each."""
         assert len(calls) == len(wanted)
+        if self.failure:
+            raise self.failure
         return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
 
 
@@ -61,6 +64,8 @@ class Stock(StockPeer):
         """What is done and answered in place of it."""
         self.released: list[UUID] = []
         """Orders whose holds were to be given back."""
+        self.releasing: Callable[[], Awaitable[None]] | None = None
+        """What a release waits for."""
         self.currencies = currencies
 
     async def reserve(
@@ -88,6 +93,8 @@ class Stock(StockPeer):
     async def release(self, order_ids: Sequence[UUID]) -> None:
         """Never works."""
         self.released += order_ids
+        if self.releasing:
+            await self.releasing()
         raise RuntimeError(order_ids)
 
 
@@ -102,13 +109,14 @@ async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Da
         await opened.stop()
 
 
-def placement_of(database: Database, stock: Stock) -> Placement:
+def placement_of(database: Database, stock: Stock, *, wallets: Wallets | None = None) -> Placement:
     """What one process of the order service places with. Events stay in the outbox: its relay is not started."""
     units = UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
     return Placement(
         units,
-        Wallets(),
+        wallets or Wallets(),
         stock,
+        UnusedHolds(units, stock),
         recent=Recent(),
         payment_deadline=timedelta(minutes=15),
         hold_margin=timedelta(minutes=5),
@@ -170,13 +178,14 @@ async def test_a_retry_whose_first_attempt_is_placed_meanwhile_gets_its_order_an
             for each in (other, held_by)
         ]
 
-    here.instead = overtaken
-    results = await placement_of(database, here)._place([other, retry])
+    here.instead, process = overtaken, placement_of(database, here)
+    results = await process._place([other, retry])
     assert isinstance(placed[0], order_pb2.Order)
     assert isinstance(results[0], order_pb2.Order)
     assert isinstance(results[1], Replay)
     assert order_pb2.CreateOrderResponse.FromString(results[1].reply).order == placed[0]
     assert await count(database) == before + 2
+    await process.unused_holds.idle()
     assert here.released == ([] if hold == "adopted" else [retry.order_id])
 
 
@@ -234,6 +243,7 @@ async def test_a_retry_in_a_process_that_has_not_seen_the_first_attempt_changes_
         assert isinstance(results[1], IdempotencyKeyReused)
     assert await count(database) == before + 1
     assert here.asked == [2]
+    await placement.unused_holds.idle()
     assert here.released == [retry.order_id], "the first attempt's hold was sold, so it got one of its own"
 
 
@@ -245,9 +255,11 @@ async def test_a_retry_whose_goods_have_become_unsellable_together_since_gets_th
     (first,) = await placement_of(database, euros)._place([placing(customer, key, products)])
     assert isinstance(first, order_pb2.Order)
     retry = placing(customer, key, products)
-    (result,) = await placement_of(database, mixed)._place([retry])
+    process = placement_of(database, mixed)
+    (result,) = await process._place([retry])
     assert isinstance(result, Replay)
     assert order_pb2.CreateOrderResponse.FromString(result.reply).order == first
+    await process.unused_holds.idle()
     assert mixed.released == [retry.order_id]
 
 
@@ -273,6 +285,104 @@ async def test_orders_are_placed_once_though_unused_holds_cannot_be_given_back(d
     assert isinstance(results[1], MeshError)
     assert results[1].reason == "CURRENCY_MISMATCH"
     assert (stock.asked, await count(database)) == ([2], before + 1)
+
+
+@pytest.mark.parametrize("down", ["customer", "product"])
+@pytest.mark.parametrize("failure", [Unavailable("down"), DeadlineExceeded("late"), ResourceExhausted("full")])
+@pytest.mark.parametrize("known", [True, False])
+async def test_transient_failure_of_a_peer_fails_fresh_orders_and_not_the_retry_beside_them(
+    database: Database, down: str, failure: MeshError, known: bool
+) -> None:
+    customer, key, product = uuid4(), new_key(), uuid4()
+    wallets, stock = Wallets(), Stock()
+    here = placement_of(database, stock, wallets=wallets)
+    first_process = here if known else placement_of(database, Stock())
+    (first,) = await first_process._place([placing(customer, key, {product: 1})])
+
+    async def fail() -> Reserved:
+        raise failure
+
+    if down == "customer":
+        wallets.failure = failure
+    else:
+        stock.instead = fail
+    fresh, before = [placing(uuid4(), new_key(), {product: 1}) for _ in range(2)], database.statements
+    results = await here._place([fresh[0], placing(customer, key, {product: 1}), fresh[1]])
+    assert replayed(results[1]) == first
+    assert [results[0], results[2]] == [failure, failure]
+    assert database.statements - before == (2 if known else 1), "a look at known retries, and one at failures"
+
+
+async def test_retry_gets_its_order_though_a_peer_answers_with_a_fault(database: Database) -> None:
+    customer, key, product, stock = uuid4(), new_key(), uuid4(), Stock()
+    (first,) = await placement_of(database, Stock())._place([placing(customer, key, {product: 1})])
+
+    async def fail() -> Reserved:
+        raise Internal("a fault over there")
+
+    stock.instead = fail
+    batch = [placing(uuid4(), new_key(), {product: 1}), placing(customer, key, {product: 1})]
+    fresh, retry = await run_batch(placement_of(database, stock)._place, batch)
+    assert isinstance(fresh, Internal)
+    assert replayed(retry) == first
+
+
+async def test_known_retry_gets_its_order_while_a_batch_waits_for_a_peer(database: Database) -> None:
+    customer, key, product, stock = uuid4(), new_key(), uuid4(), Stock()
+    placement, answer = placement_of(database, stock), asyncio.Event()
+    first = await place(placement, placing(customer, key, {product: 1}))
+
+    async def hang() -> Reserved:
+        await answer.wait()
+        raise Unavailable("after all")
+
+    stock.instead = hang
+    fresh = asyncio.create_task(place(placement, placing(uuid4(), new_key(), {product: 1})))
+
+    async def asked() -> bool:
+        return stock.asked == [1, 1]
+
+    await eventually(asked)
+    async with asyncio.timeout(10):
+        with pytest.raises(Replay) as retried:
+            await place(placement, placing(customer, key, {product: 1}))
+    assert replayed(retried.value) == first
+    with pytest.raises(IdempotencyKeyReused):
+        await place(placement, placing(customer, key, {product: 2}))
+    answer.set()
+    with pytest.raises(Unavailable):
+        await fresh
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_release_of_unused_holds_delays_no_batch_and_ends_with_the_service(
+    database: Database, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    customer, key, product, stock = uuid4(), new_key(), uuid4(), Stock()
+    await placement_of(database, Stock())._place([placing(customer, key, {product: 1})])
+    placement, answer, ended = placement_of(database, stock), asyncio.Event(), list[bool]()
+
+    async def wait() -> None:
+        ended.append(await answer.wait())
+
+    stock.releasing = wait
+    fresh, retry = placing(uuid4(), new_key(), {product: 1}), placing(customer, key, {product: 1})
+    async with asyncio.timeout(10):
+        results = await placement._place([fresh, retry])
+    assert [type(result) for result in results] == [order_pb2.Order, Replay]
+
+    async def releasing() -> bool:
+        return stock.released == [retry.order_id]
+
+    await eventually(releasing)
+    if answered:
+        stopping = asyncio.create_task(placement.unused_holds.stop())
+        answer.set()
+        await stopping
+    else:
+        monkeypatch.setattr(unused_holds, "STOP_SECONDS", 0.01)
+        await placement.unused_holds.stop()
+    assert ended == ([True] if answered else [])
 
 
 async def test_who_is_cancelling_too_long_is_asked_about_again_and_once_in_that_time(database: Database) -> None:
@@ -318,6 +428,19 @@ async def test_news_of_an_order_that_another_process_has_changed_meanwhile_meet_
     # Voided cannot be of an order that is not being cancelled, and captured would confirm it.
     await hear(here, said, order_id)
     assert await status_of(database, order_id) == becomes
+
+
+async def place(placement: Placement, wanted: Placing) -> order_pb2.Order:
+    """Place an order as a call does."""
+    return await placement.place(
+        wanted.call, wanted.customer_id, wanted.quantities.items(), wanted.payment_method_id, draft=False
+    )
+
+
+def replayed(result: object) -> order_pb2.Order:
+    """The order in a stored reply."""
+    assert isinstance(result, Replay)
+    return order_pb2.CreateOrderResponse.FromString(result.reply).order
 
 
 async def one_placed(placement: Placement) -> UUID:

@@ -29,7 +29,7 @@ from mesh.rpc.call import Call, Caller, Kind
 from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
-from order_svc.usecases import Placed, Placement, Placing, Saga
+from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds
 from product_svc.domain import Hold as ProductHold
 from product_svc.domain import HoldState, NewProduct, Reservation
 from product_svc.usecases import Catalogue, Holds
@@ -127,10 +127,12 @@ async def test_statements_per_order_fall_with_the_batch(
     holds, others_holds = (Holds(product_units, NoOrders(), low_stock_threshold=0) for _ in range(2))
     recent: Recent[UUID, Placed] = Recent()
     saga, others_saga = Saga(units, recent), Saga(units, Recent())
+    stock = Stock(holds)
     placement = Placement(
         units,
         Wallets(),
-        Stock(holds),
+        stock,
+        UnusedHolds(units, stock),
         recent=recent,
         payment_deadline=timedelta(minutes=15),
         hold_margin=timedelta(minutes=5),

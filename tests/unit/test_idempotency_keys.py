@@ -86,4 +86,7 @@ def test_a_call_is_a_retry_if_its_key_has_come_before_whatever_came_with_it() ->
     assert among("b", "c", "d") == "cd", "who has come again is newer"
     assert among("e", "e") == "", "twins are no retries of each other"
     other = Call(METHOD, caller=BOB, key=key("e", caller=BOB))
+    assert not retries.knows(other)
     assert retries.among([other]) == []
+    assert retries.knows(other)
+    assert not retries.knows(Call(METHOD, caller=ADA))
