@@ -3,6 +3,7 @@
 PostgreSQL does. When the mesh is started by root, its PostgreSQL gets a system account of its own. That account
 has to reach the program and its data below folders that may be closed to it, as below /root; instead of opening
 those folders to everybody for good, the one program is given the right to search folders (capabilities(7)).
+That right reaches no further than those of the other servers, which run as root.
 """
 
 import os
@@ -20,6 +21,8 @@ NAMES = ("postgres", "embedded_postgres")
 
 # Which lets a process search any folder, the weaker one first: a container often has only the second.
 _SEARCHING = {"CAP_DAC_READ_SEARCH": 2, "CAP_DAC_OVERRIDE": 1}
+# Needed to hand one of them on in such a way that access(2) respects it (see `stack.launch`).
+_CAP_SETPCAP = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +48,9 @@ def unprivileged(data: Path, reaching: Iterable[Path]) -> Account | None:
     closed = [folder for path in reaching for folder in path.resolve().parents if not _may_search(entry, folder)]
     if not closed:
         return Account(uid=entry.pw_uid, gid=entry.pw_gid)
+    ours = _effective_capabilities()
     for capability, number in _SEARCHING.items():
-        if _effective_capabilities() >> number & 1:
+        if ours >> number & 1 and ours >> _CAP_SETPCAP & 1:
             return Account(uid=entry.pw_uid, gid=entry.pw_gid, capability=capability)
     raise FolderUnusable(
         f"PostgreSQL does not run as root, and the user {entry.pw_name} that it runs as instead cannot enter"

@@ -16,9 +16,13 @@ import sys
 
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
-PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+
+# <linux/securebits.h>
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 # <linux/capability.h>
 CAPABILITY_VERSION_3 = 0x20080522
@@ -47,7 +51,11 @@ def become_user(uid: int, gid: int, capability: str | None) -> None:
     """Give up root for good, but for one capability if it is named."""
     libc = ctypes.CDLL(None, use_errno=True)
     if capability is not None:
-        checked(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+        # Keeps all capabilities over the change of user; those not named are dropped below. It also makes access(2)
+        # respect the one that stays, which it ignores by default: initdb looks for its programs with access(2).
+        checked(libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
+        # The bit is inherited, and would let a setuid program keep what it wants to give up: none can be run.
+        checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

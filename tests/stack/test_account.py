@@ -37,8 +37,11 @@ def test_data_stay_with_the_user_who_owns_them(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_folder_that_cannot_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(account, "_effective_capabilities", lambda: 0)
+@pytest.mark.parametrize("capabilities", [0, 1 << 2], ids=["none", "without CAP_SETPCAP to hand it on"])
+def test_a_folder_that_cannot_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: int
+) -> None:
+    monkeypatch.setattr(account, "_effective_capabilities", lambda: capabilities)
     tmp_path.chmod(0o700)
     with pytest.raises(FolderUnusable, match="cannot enter /"):
         unprivileged(tmp_path / "data", reaching=[tmp_path / "data"])

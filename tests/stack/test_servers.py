@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pwd
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from stack.account import Account
 from stack.errors import BinaryMissing, StartFailed
 from stack.process import launched
 from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, postgres, short_folder
-from stack.servers.binaries import redis_server
+from stack.servers.binaries import postgres_folder, redis_server
 from stack.supervisor import Supervisor
 
 
@@ -290,6 +291,35 @@ async def test_the_folder_of_sockets_is_short_wherever_the_state_is(
     with short_folder() as folder:
         assert len(str(folder / "postgres" / ".s.PGSQL.5432.lock")) <= 107
     assert not folder.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as another user; run this as root")
+async def test_postgres_of_root_starts_from_a_clone_that_only_root_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = postgres_folder()
+    package = installed.parents[1]
+    clone = tmp_path / "clone"
+    clone.mkdir(mode=0o700)
+    for name in (package.name, f"{package.name}.libs"):
+        shutil.copytree(package.with_name(name), clone / ".venv" / name)
+    monkeypatch.setattr(
+        "stack.servers.postgres.postgres_folder", lambda: clone / ".venv" / installed.relative_to(package.parent)
+    )
+    for life in range(2):
+        async with Servers.started(clone / ".mesh", only={"postgres"}) as servers:
+            url = servers.postgres.superuser_url
+            assert await ask(url, "SELECT to_regclass('kept') IS NOT NULL") is (life > 0)
+            await ask(url, "CREATE TABLE IF NOT EXISTS kept (id int)")
+            postgres = servers.supervisor["postgres"].identity
+            assert postgres is not None
+            process = Path(f"/proc/{postgres.pid}")
+            assert (process / "exe").readlink().is_relative_to(clone)
+            status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+            assert "0" not in status["Uid"].split()
+            # What it may do beyond its user: search folders, and run nothing that may do more.
+            assert int(status["CapEff"], 16) in {1 << 1, 1 << 2}
+            assert status["NoNewPrivs"] == "1"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="every other test here shows it already")
