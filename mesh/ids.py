@@ -1,20 +1,20 @@
-"""Identifiers: UUIDv7, so that new rows land at the right end of every index (ADR-0001).
+"""Ids: UUIDv7, so that new rows are added at the end of every index (ADR-0001).
 
-They are UUIDs of the database driver's own kind, a subclass of the standard one that is read and written in C: the ids
-of an order go in and out of text some sixty times on its way.
+They use the database driver's subclass of the standard UUID, which is parsed and formatted in C. The ids of one order
+are converted from and to text about sixty times.
 """
 
 from uuid import UUID
 
 import uuid_utils
-from asyncpg.pgproto.pgproto import UUID as DriverUUID  # noqa: N811  # a class, whatever its letters
+from asyncpg.pgproto.pgproto import UUID as DriverUUID  # noqa: N811  # it is a class
 
 
 def new_id() -> UUID:
-    """A new identifier; later ones sort after earlier ones of this process."""
+    """A new id. Within a process, later ids sort after earlier ones."""
     return DriverUUID(uuid_utils.uuid7().bytes)
 
 
 def parse_id(text: str) -> UUID:
-    """The identifier in `text`: 32 hexadecimal digits, with dashes or without. Raises ValueError."""
+    """The id in `text`: 32 hexadecimal digits, with or without dashes. Raises ValueError."""
     return DriverUUID(text)

@@ -1,4 +1,4 @@
-"""Work that is done again and again in the background: sweeps, purges."""
+"""Periodic background jobs, such as sweeps and purges."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ log = structlog.get_logger(__name__)
 
 
 class Periodic:
-    """Does `work` at once and then every `interval` seconds; at once again as long as it answers True (there is more).
+    """Runs `work` immediately and then every `interval` seconds.
 
-    A failure is logged and tried again at the next turn: what a sweep is for must not end the sweep.
+    If `work` returns True, there is more to do and it runs again immediately. A failure is logged, and the job
+    continues at the next interval.
     """
 
     def __init__(self, name: str, interval: float, work: Callable[[], Awaitable[object]]) -> None:
@@ -26,11 +27,11 @@ class Periodic:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin, in the background."""
+        """Start the job in the background."""
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Let the turn under way end, and do no other."""
+        """Wait up to 10 s for the current run, then cancel it."""
         self._stopped.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=10)
@@ -41,7 +42,7 @@ class Periodic:
             more = False
             try:
                 more = await self._work() is True
-            except Exception as error:  # noqa: BLE001  # what a sweep meets must not end the sweep
+            except Exception as error:  # noqa: BLE001  # a failed run must not end the job
                 log.warning("job failed", job=self._name, error=repr(error), again_in=self._interval)
             if not more:
                 await tasks.is_set_within(self._interval, self._stopped)

@@ -1,4 +1,4 @@
-"""The life of a service: start its parts in order, serve until told to stop, drain, stop them in reverse."""
+"""The lifecycle of a service: start its parts in order, serve until a signal, drain, stop them in reverse order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = structlog.get_logger(__name__)
 
 
 class Part(Protocol):
-    """Something that is started and stopped with the service."""
+    """A part that is started and stopped with the service."""
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
 
 
 class Service:
-    """A wired service: its parts in the order in which they start. The server comes last, so it stops first."""
+    """A composed service: its parts in the order in which they start. The server is the last, so it stops first."""
 
     def __init__(self, name: str, parts: Sequence[Part]) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class Service:
         self._started: list[Part] = []
 
     async def start(self) -> None:
-        """Start all parts; when one fails, stop those that run and raise what it raised."""
+        """Start all parts. If one fails, stop the started ones and raise its error."""
         try:
             for part in self.parts:
                 await part.start()
@@ -46,7 +46,7 @@ class Service:
             raise
 
     async def stop(self) -> None:
-        """Stop what was started, in reverse; a part that fails to stop does not keep the others from it."""
+        """Stop the started parts in reverse order. If one fails to stop, the others are stopped nevertheless."""
         while self._started:
             part = self._started.pop()
             try:
@@ -56,7 +56,10 @@ class Service:
 
 
 def run(name: str, settings: type[Settings], build: Callable[[Settings], Service]) -> None:
-    """Run a service until SIGTERM or SIGINT, then drain and exit 0; exit 1 when it cannot start, 2 for bad settings."""
+    """Run a service until SIGTERM or SIGINT, drain it and exit with 0.
+
+    Exits with 1 if the service cannot start and with 2 if its settings are not valid.
+    """
     try:
         read = settings_module.read(settings)
     except SettingsInvalid as error:
@@ -75,8 +78,8 @@ async def _serve(name: str, settings: Settings, build: Callable[[Settings], Serv
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     service = build(settings)
     await service.start()
-    # What lives until the end need not be looked at in every collection. Calls die without one (ADR-0027); by default
-    # there would be one whenever 700 objects more are alive, which a batch of calls has.
+    # Objects that exist now live until the end, so garbage collections need not visit them. Calls leave no cycles
+    # (ADR-0027), so collections can be rare: the default threshold of 700 objects is exceeded by one batch of calls.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)

@@ -1,4 +1,4 @@
-"""Settings: one frozen object a service, read once from the environment, all faults reported at once."""
+"""Settings: one frozen object for each service, read once from the environment. All errors are reported together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _split(value: object) -> object:
 
 
 def _require_url(secret: SecretStr) -> SecretStr:
-    """Refuse what a client would only refuse later, in words that show a part of it."""
+    """Reject an invalid URL here: a client would reject it later, with a message that contains a part of it."""
     try:
         parts = urlsplit(secret.get_secret_value())
         if parts.hostname and parts.port != 0:
@@ -25,57 +25,57 @@ def _require_url(secret: SecretStr) -> SecretStr:
 
 
 Target = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-"""The addresses of a service, `host:port` or a DNS name, comma separated in the environment."""
+"""The addresses of a service: `host:port` or DNS names, separated by commas in the environment."""
 
 
 class ServiceSettings(BaseSettings):
-    """What every service needs. Each field is read from `MESH_` and its name in upper case."""
+    """The settings of every service. Each field is read from the variable `MESH_` plus its name in upper case."""
 
     model_config = SettingsConfigDict(
         env_prefix="MESH_", frozen=True, extra="ignore", use_attribute_docstrings=True, env_ignore_empty=True
     )
 
     listen: str = "127.0.0.1:0"
-    """Where the gRPC server listens, host:port."""
+    """The address on which the gRPC server listens, `host:port`."""
     database_url: SecretStr
-    """The service's own database, as a libpq URL."""
+    """The URL of the service's own database, in the form of libpq."""
     database_connections: int = Field(default=16, ge=3, le=500)
-    """The most connections that the process opens."""
+    """The maximum number of database connections of the process."""
     nats_url: Annotated[SecretStr, AfterValidator(_require_url)] = SecretStr("nats://127.0.0.1:4222")
-    """Where NATS is, `nats://user:password@host:port`."""
+    """The URL of NATS, `nats://user:password@host:port`."""
     nats_replicas: int = Field(default=1, ge=1, le=5)
-    """Copies of each stream in the NATS cluster."""
+    """The number of replicas of each stream in the NATS cluster."""
     tls_ca: FilePath
-    """The certificate authority of the mesh, PEM."""
+    """The file with the certificate of the mesh's certificate authority, PEM."""
     tls_cert: FilePath
-    """This process's certificate, PEM."""
+    """The file with the certificate of this process, PEM."""
     tls_key: FilePath
-    """Its private key, PEM."""
+    """The file with the private key of this process, PEM."""
     jwks: FilePath
-    """The public keys that sign access tokens, a JSON Web Key Set."""
+    """The file with the public keys that verify access tokens, a JSON Web Key Set."""
     page_secret: SecretStr = Field(min_length=16)
-    """Signs page tokens; the same for all processes of a service."""
+    """The secret that signs page tokens. It must be the same for all processes of a service."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-    """The least level that is logged."""
+    """The lowest level that is logged."""
     default_timeout: float = Field(default=10.0, gt=0)
-    """Seconds that a call may take when the caller sets no deadline."""
+    """The timeout in seconds of a call whose caller sets no deadline."""
     max_in_flight: int = Field(default=4096, gt=0)
-    """Calls that are served at a time; more are refused as OVERLOADED."""
+    """The maximum number of concurrent calls. Further calls are rejected as OVERLOADED."""
     drain_seconds: float = Field(default=20.0, ge=0)
-    """How long calls in flight get to finish after SIGTERM."""
+    """How many seconds calls in progress may take to finish after SIGTERM."""
     drain_notice_seconds: float = Field(default=0.0, ge=0)
-    """How long health says NOT_SERVING before new calls are refused, for load balancers to notice."""
+    """How many seconds the health service reports NOT_SERVING, for load balancers, before new calls are rejected."""
 
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
 
 class SettingsInvalid(Exception):
-    """The environment does not hold what the service needs; the text has a line a fault."""
+    """The environment has missing or invalid settings. The message has one line for each error."""
 
 
 def read(settings: type[Settings]) -> Settings:
-    """Read the environment. Raises SettingsInvalid with every fault, none of which shows a value."""
+    """Read the settings. Raises SettingsInvalid with all errors; their texts contain no values."""
     try:
         return settings()  # type: ignore[call-arg]  # pydantic reads them from the environment
     except ValidationError as error:

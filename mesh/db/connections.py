@@ -1,7 +1,7 @@
-"""The connections of a process to its database, the most recently used ones first.
+"""The pool of a process's database connections. The most recently used one is used first.
 
-The driver has a pool of its own, which wraps each taking and giving back in tasks and time-outs: more work than a short
-statement. A batch takes a connection for some milliseconds, so what is needed here is little.
+The driver's own pool wraps each acquire and release in tasks and timeouts, which costs more than a short statement
+(ADR-0013). A batch uses a connection for a few milliseconds, so a simple pool is enough.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Connections:
-    """At most `most` open connections, made by `connect` when one is needed; whoever comes then waits for one.
+    """A pool of at most `most` connections, which `connect` opens on demand.
 
-    A connection is given back after use, unless it is closed or its transaction could not be ended.
+    When all are in use, a caller waits for at most `wait` seconds. A closed connection leaves the pool.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, most: int, wait: float) -> None:
@@ -33,7 +33,7 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection for the block. Raises TimeoutError when none is free in time, and what `connect` raises."""
+        """A connection for the block. Raises TimeoutError if none is free in time, and whatever `connect` raises."""
         connection = self._take_idle() or await self._take()
         try:
             yield connection
@@ -41,7 +41,7 @@ class Connections:
             self._give_back(connection)
 
     async def close(self, timeout: float) -> None:
-        """Close all; those in use are waited for, at most `timeout` seconds, and then cut off."""
+        """Close all connections. Those in use get `timeout` seconds to be released, and are then terminated."""
         try:
             async with asyncio.timeout(timeout):
                 while self._open or self._opening:
@@ -98,7 +98,7 @@ class Connections:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
-                # It was woken and does not come: somebody else may.
+                # This caller was woken but gives up, so wake the next one.
                 self._wake()
             raise
 

@@ -1,4 +1,4 @@
-"""Pages of a list: a size within bounds, and a token that says where the next page begins and cannot be forged."""
+"""Pages of a list: a bounded size, and a signed page token that contains the start of the next page."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ MAX_SIZE = 500
 
 
 class Pages:
-    """Makes and reads page tokens. All processes of a service share the secret."""
+    """Creates and verifies page tokens. All processes of a service must have the same secret."""
 
     def __init__(self, secret: bytes) -> None:
         self._key = blake2b(secret, digest_size=32, person=b"page tokens").digest()
 
     @staticmethod
     def size(asked: int) -> int:
-        """The page size for what was asked: 0 is the default, the contract refuses more than the maximum."""
+        """The page size for a requested size. 0 means the default; the contract rejects more than the maximum."""
         return min(asked or DEFAULT_SIZE, MAX_SIZE)
 
     def token(self, scope: str, position: list[str]) -> str:
-        """The token of the page after `position` in the list that `scope` names (method, filters and order)."""
+        """The token of the page after `position`. `scope` identifies the list: method, filters and order."""
         return self._signed(scope, orjson.dumps(position))
 
     def position(self, scope: str, token: str) -> list[str] | None:
-        """Where the page begins; none for the first one.
+        """The position after which the page begins, or None for the first page.
 
-        Raises InvalidArgument / PAGE_TOKEN_INVALID for a token that was changed, or made for another list.
+        Raises InvalidArgument / PAGE_TOKEN_INVALID if the token was altered or belongs to another list.
         """
         if not token:
             return None
@@ -42,7 +42,7 @@ class Pages:
         except (binascii.Error, ValueError):
             raw = b""
         body = raw[16:]
-        # The texts are compared: base64 has more than one for the same bytes, and only ours is a token.
+        # Compare the texts, not the bytes: several base64 texts decode to the same bytes, and only one is valid.
         if not hmac.compare_digest(token.encode(), self._signed(scope, body).encode()):
             raise InvalidArgument(
                 "the page token is not of this list: take it from nextPageToken, with the same filters and order",

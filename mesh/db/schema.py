@@ -1,4 +1,4 @@
-"""The runtime's own tables. Each service's database has them in the schema `mesh`, beside its own in `public`."""
+"""The tables of the runtime. Each service's database has them in the schema `mesh`, and its own tables in `public`."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
@@ -28,7 +28,7 @@ outbox = sa.Table(
         "seq",
         sa.BigInteger,
         primary_key=True,
-        # A transaction has its id before it draws a number, and CASE keeps that order for `mesh.events.position`.
+        # CASE makes a transaction obtain its id before it draws a number. `mesh.events.position` depends on that.
         server_default=sa.text("CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('mesh.outbox_seq') END"),
         comment="commit order within an aggregate",
     ),

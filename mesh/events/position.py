@@ -1,10 +1,10 @@
-"""How far a relay has come in an outbox whose rows appear out of order, without a mark on any row (ADR-0017).
+"""The position of a relay in an outbox whose rows become visible out of order (ADR-0017).
 
-Rows are numbered when they are written and appear when their transaction commits, so a number below the last one may
-still be missing. It comes later, or never, if its transaction is rolled back. Which of the two is not guessed by the
-clock: a transaction has its id before it draws a number. When a number is seen to be missing, the transaction that drew
-it has an id lower than any that is given out from then on. Once all transactions below such an id have ended, and the
-number is still missing, it was never committed.
+A row gets its number when it is inserted and becomes visible when its transaction commits. A missing number below the
+highest visible one may therefore appear later, or never if its transaction is rolled back. Transaction ids decide
+which: a transaction obtains its id before it draws a number, so the transaction behind a missing number has a lower id
+than any transaction that begins afterwards. Once all transactions below such an id have ended and the number is still
+missing, it was never committed.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from typing import NamedTuple
 
 
 class Gap(NamedTuple):
-    """Numbers, from the first to the last, of events that are not published."""
+    """A range of numbers, both ends included, that are not published."""
 
     first: int
     last: int
     bound: int | None = None
-    """They can only come from transactions with an id below this; None until one is known."""
+    """Only transactions with an id below this one can still fill the gap. None while it is not known."""
 
 
 class Position(NamedTuple):
-    """All events up to the number `through` are published, but for those in `gaps`, which are in order."""
+    """All events up to the number `through` are published, except those in `gaps`, which are in ascending order."""
 
     through: int
     gaps: tuple[Gap, ...] = ()
 
     def after(self, seen: Sequence[int], published: Collection[int], *, ended: int, is_all: bool) -> Position:
-        """The position after a look at the outbox that has `seen` these numbers, and published some of them.
+        """The position after a read of the outbox and the publication of some of its events.
 
-        `seen` holds, in order, what there was in the gaps and behind `through`: all of it if `is_all`, the lowest
-        otherwise. When the look was taken, all transactions with an id below `ended` had ended.
+        Args:
+            seen: The numbers that were read, in ascending order: those in the gaps and above `through`.
+            published: Those of them whose events the stream has acknowledged.
+            ended: At the time of the read, all transactions with a lower id had ended.
+            is_all: Whether `seen` is complete. Otherwise it contains only the lowest numbers.
         """
         if not seen:
             return self
@@ -44,7 +47,7 @@ class Position(NamedTuple):
         for gap in (*self.gaps, Gap(self.through + 1, through)):
             for first, last in _without(gap.first, gap.last, done):
                 if gap.bound is not None and gap.bound <= ended and last <= looked:
-                    # Nothing will come any more. What was there, and could not be published, stays.
+                    # No other number can appear. Those that were read but not published stay in a gap.
                     there = seen[bisect_left(seen, first) : bisect_right(seen, last)]
                     gaps += (Gap(*run, gap.bound) for run in _runs(there))
                 else:
@@ -52,12 +55,12 @@ class Position(NamedTuple):
         return Position(through, tuple(gaps))
 
     def bounded(self, transaction: int) -> Position:
-        """The same, once a transaction with this id has begun: whoever may still fill a gap has begun before it."""
+        """The position with a bound for its gaps: only transactions that began before this one can still fill them."""
         return Position(self.through, tuple(gap._replace(bound=gap.bound or transaction) for gap in self.gaps))
 
 
 def _without(first: int, last: int, numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """What is left of a range without these numbers, which are in order."""
+    """The ranges that remain of a range without these numbers, which are in ascending order."""
     for number in numbers[bisect_left(numbers, first) : bisect_right(numbers, last)]:
         if first < number:
             yield first, number - 1
@@ -67,7 +70,7 @@ def _without(first: int, last: int, numbers: Sequence[int]) -> Iterator[tuple[in
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """These numbers, which are in order, as ranges."""
+    """The ranges of consecutive numbers among these, which are in ascending order."""
     first = last = None
     for number in numbers:
         if first is None or last is None:

@@ -1,4 +1,4 @@
-"""Logs: JSON lines on standard error, each with the ids of its trace."""
+"""Logs: JSON lines on standard error, with the trace id where there is one."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 def configure(service: str, level: str) -> None:
-    """Set up logging for this process; libraries' warnings come out in the same form."""
+    """Set up logging for this process. Warnings of libraries are logged in the same format."""
     structlog.contextvars.bind_contextvars(service=service)
     structlog.configure(
         processors=[

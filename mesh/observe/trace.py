@@ -1,4 +1,4 @@
-"""W3C trace context: the ids that tie one request's log lines, calls and events together across the mesh."""
+"""W3C trace context: the ids that connect the log lines, calls and events of one request across the mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One span's place in a trace: 16 bytes of trace id, 8 of span id, both in lower-case hex."""
+    """A span of a trace: a trace id of 16 bytes and a span id of 8 bytes, both in lower-case hexadecimal."""
 
     trace_id: str
     span_id: str
@@ -23,7 +23,7 @@ class Trace:
 
     @classmethod
     def following(cls, traceparent: str) -> Trace:
-        """A new span below `traceparent`; a new trace when that is empty or not of the form the W3C defines."""
+        """A new span with `traceparent` as its parent, or the root of a new trace if `traceparent` is not valid."""
         match = _TRACEPARENT.fullmatch(traceparent)
         if match is None or set(match[1]) == {"0"} or set(match[2]) == {"0"}:
             return cls.new()
@@ -31,5 +31,5 @@ class Trace:
 
     @property
     def traceparent(self) -> str:
-        """The header for whatever this span calls."""
+        """The `traceparent` header for calls that this span makes."""
         return f"00-{self.trace_id}-{self.span_id}-01"
