@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
     from mesh.rpc.call import Call, Caller
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _whose(caller: Caller, named: UUID | None) -> UUID:
     """The customer whom a request is about: the one it names, or else the caller.
 
@@ -65,7 +60,7 @@ class Customers:
         for outcome in (await idempotency.find(self._units.database, [call])).values():
             raise outcome
         password_hash = await self._passwords.hash(new.password)
-        now = _now()
+        now = self._units.now()
         customer = Customer(new_id(), new.email, new.name, new.phone, now, now, version=1)
         async with self._units.once(call) as work:
             await store.add_customer(work.transaction, customer, password_hash)
@@ -98,7 +93,7 @@ class PaymentMethods:
         Raises CustomerNotFound or ProviderTokenUnknown.
         """
         customer_id = _whose(call.caller, named)
-        now = _now()
+        now = self._units.now()
         card = card_of(token, now)
         async with self._units.once(call) as work:
             customer = await store.lock_customer(work.transaction, customer_id)
@@ -174,7 +169,7 @@ class Sessions:
             credentials = await self._verified(email, password)
         if self._passwords.is_outdated(credentials.password_hash):
             await self._rehash(credentials, password)
-        now = _now()
+        now = self._units.now()
         refresh_token = await self._sessions.open(credentials.customer_id, now)
         access_token, expire_time = self._tokens.issue(credentials.customer_id, now)
         return Session(credentials.customer_id, expire_time, access_token, refresh_token)

@@ -37,7 +37,7 @@ class Settings(ServiceSettings):
     payment_deadline: float = Field(default=900.0, gt=0)
     """Seconds in which an order must be paid, or it is cancelled."""
     hold_margin: float = Field(default=300.0, gt=0)
-    """Seconds that a hold outlives the payment deadline."""
+    """Seconds that a hold outlives the payment deadline; more than the two databases' clocks differ by."""
     deadline_sweep_seconds: float = Field(default=1.0, gt=0)
     """How often orders past their deadline are looked for."""
     cancelling_patience: float = Field(default=300.0, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from operator import attrgetter
@@ -67,9 +67,7 @@ ITEMS = Statement(sa.select(items).where(items.c.order_id == sa.any_(_ids)).orde
 LOCK = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update())
 LOCK_OVERDUE = Statement(
     sa.select(orders)
-    .where(
-        orders.c.status == sa.literal_column("'PENDING'"), orders.c.payment_deadline < sa.bindparam("now", type_=_TIME)
-    )
+    .where(orders.c.status == sa.literal_column("'PENDING'"), orders.c.payment_deadline < sa.func.now())
     .order_by(orders.c.payment_deadline)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
@@ -77,7 +75,8 @@ LOCK_OVERDUE = Statement(
 LOCK_CANCELLING = Statement(
     sa.select(orders)
     .where(
-        orders.c.status == sa.literal_column("'CANCELLING'"), orders.c.update_time < sa.bindparam("since", type_=_TIME)
+        orders.c.status == sa.literal_column("'CANCELLING'"),
+        orders.c.update_time < sa.func.now() - sa.bindparam("patience", type_=sa.Interval),
     )
     .order_by(orders.c.update_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
@@ -153,14 +152,14 @@ async def lock(transaction: Transaction, ids: Iterable[UUID]) -> dict[UUID, Orde
     return {order.id: order for order in await _with_items(transaction, rows)}
 
 
-async def lock_overdue(transaction: Transaction, now: datetime, most: int) -> list[Order]:
+async def lock_overdue(transaction: Transaction, most: int) -> list[Order]:
     """Lock orders whose payment deadline has passed, leaving those that another process is at."""
-    return await _with_items(transaction, await transaction.fetch(LOCK_OVERDUE, now=now, most=most))
+    return await _with_items(transaction, await transaction.fetch(LOCK_OVERDUE, most=most))
 
 
-async def lock_cancelling(transaction: Transaction, since: datetime, most: int) -> list[Order]:
-    """Lock orders that are being cancelled and have not moved `since`, leaving those that another process is at."""
-    return await _with_items(transaction, await transaction.fetch(LOCK_CANCELLING, since=since, most=most))
+async def lock_cancelling(transaction: Transaction, patience: timedelta, most: int) -> list[Order]:
+    """Lock orders that are being cancelled and have not moved for `patience`, leaving those that others are at."""
+    return await _with_items(transaction, await transaction.fetch(LOCK_CANCELLING, patience=patience, most=most))
 
 
 def write(transaction: Transaction, changes: Iterable[tuple[Order, Order]], now: datetime) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -122,7 +122,7 @@ WRITE_PAYMENTS = Statement(
 # the choice is made once; as a subquery the planner might make it again and again, and lock more than `most`.
 _overdue = (
     sa.select(payments.c.id)
-    .where(_due, payments.c.next_attempt_time <= sa.bindparam("now", type_=_TIME))
+    .where(_due, payments.c.next_attempt_time <= sa.func.now())
     .order_by(payments.c.next_attempt_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
@@ -131,7 +131,7 @@ _overdue = (
 LEASE_OVERDUE = Statement(
     sa.update(payments)
     .where(payments.c.id == _overdue.c.id)
-    .values(next_attempt_time=sa.bindparam("until", type_=_TIME))
+    .values(next_attempt_time=sa.func.now() + sa.bindparam("lease", type_=sa.Interval))
     .returning(*payments.c)
 )
 
@@ -193,9 +193,9 @@ def add_entries(transaction: Transaction, news: Iterable[Entry]) -> None:
     transaction.add(ADD_ENTRIES, map(_entry_values, news))
 
 
-async def lease_overdue(transaction: Transaction, *, now: datetime, until: datetime, most: int) -> list[Payment]:
-    """Take up to `most` payments that nobody is working on, the longest due first, and keep them until `until`."""
-    rows = await transaction.fetch(LEASE_OVERDUE, now=now, until=until, most=most)
+async def lease_overdue(transaction: Transaction, lease: timedelta, *, most: int) -> list[Payment]:
+    """Take up to `most` payments that nobody is working on, the longest due first, and keep them for `lease`."""
+    rows = await transaction.fetch(LEASE_OVERDUE, lease=lease, most=most)
     return [_as_payment(row) for row in rows]
 
 

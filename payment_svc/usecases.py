@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -43,10 +43,6 @@ ANSWER_SECONDS = 0.5
 """How long before a caller's deadline an outcome is no longer waited for, so that there is an answer in time."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Payments:
     """Payments as others begin them, call them off and read them."""
 
@@ -78,7 +74,7 @@ class Payments:
             raise ProviderNotFound(new.provider)
         try:
             async with self._units.once(call) as work:
-                now = _now()
+                now = self._units.now()
                 begun = Payment.begin(new_id(), new, call.trace.traceparent, now, now + self._lease)
                 self._start(work, await store.add_payments(work.transaction, [begun]))
                 payment = await _of_order(work.transaction, new.order_id)
@@ -106,7 +102,7 @@ class Payments:
 
         Orders that are all new are taken to have no payment, until that has failed.
         """
-        now = _now()
+        now = self._units.now()
         until = now + self._lease
         traces: dict[UUID, str] = {}
         news: list[Payment] = []
@@ -146,9 +142,8 @@ class Payments:
         most = min(most, self._charger.room)
         if most <= 0:
             return False
-        now = _now()
         async with self._units.begin() as work:
-            taken = await store.lease_overdue(work.transaction, now=now, until=now + self._lease, most=most)
+            taken = await store.lease_overdue(work.transaction, self._lease, most=most)
         self._charger.resume(taken)
         return len(taken) == most
 
@@ -189,7 +184,7 @@ class Settlements:
         return await self._units.carry_out(partial(self._settle, batch))
 
     async def _settle(self, batch: Sequence[Settlement], work: UnitOfWork) -> list[Payment | Exception]:
-        now = _now()
+        now = self._units.now()
         known = {each.payment.id: each.payment for each in batch}
         # A payment of which nothing was learnt keeps its token, and PostgreSQL shows the row that it refuses.
         if work.must_look or any(isinstance(each.outcome, Unsettled) for each in batch):

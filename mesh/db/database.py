@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
+from mesh.clock import DatabaseClock
 from mesh.db.connections import Connections
 from mesh.errors import InvalidArgument, Overtaken, Unavailable
 
@@ -277,6 +278,8 @@ class Database:
         """Statements sent so far, without BEGIN and COMMIT."""
         self.commits = 0
         """Transactions committed so far."""
+        self.clock = DatabaseClock()
+        """The database's time, once it has started."""
         self._connections = Connections(self._connect, most=max_connections, wait=acquire_timeout)
         self._is_open = False
 
@@ -294,9 +297,11 @@ class Database:
         await self._connections.close(timeout=5)
 
     async def check(self) -> None:
-        """Raise Unavailable unless the database answers."""
+        """Raise Unavailable unless the database answers. Reads its clock, which keeps `clock` accurate."""
         async with self._connection() as connection:
-            await connection.execute("SELECT 1")
+            asked = self.clock.steady()
+            reading = await connection.fetchval(READ_CLOCK)
+            self.clock.observe(asked, self.clock.steady(), reading)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -344,6 +349,8 @@ class Database:
             error.detail = None
             raise
 
+
+READ_CLOCK = "SELECT clock_timestamp()"
 
 SESSION = {
     "application_name": "commerce-mesh",

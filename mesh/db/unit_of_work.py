@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -14,6 +15,7 @@ from mesh.errors import NOBODYS_FAULT, Overtaken
 from mesh.events import relay as outbox
 
 if TYPE_CHECKING:
+    from mesh.clock import Clock
     from mesh.db.database import Database
     from mesh.events.cloudevents import Event
     from mesh.events.relay import Relay
@@ -70,11 +72,19 @@ class UnitOfWork:
 
 
 class UnitsOfWork:
-    """Begins units of work on a service's database, and wakes the relay when one has left events."""
+    """Begins units of work on a service's database, and wakes the relay when one has left events.
 
-    def __init__(self, database: Database, relay: Relay) -> None:
+    Times that are written come from `clock`, by default the database's.
+    """
+
+    def __init__(self, database: Database, relay: Relay, *, clock: Clock | None = None) -> None:
         self.database = database
         self._relay = relay
+        self._clock = clock or database.clock
+
+    def now(self) -> datetime:
+        """The time for rows, events and deadlines."""
+        return self._clock.now()
 
     @asynccontextmanager
     async def begin(self, *, must_look: bool = False) -> AsyncIterator[UnitOfWork]:

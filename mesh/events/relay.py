@@ -22,7 +22,8 @@ import structlog
 from sqlalchemy.dialects import postgresql
 
 from mesh import tasks
-from mesh.db.database import SESSION, BulkInsert, Row, Statement, unnested
+from mesh.clock import steady
+from mesh.db.database import READ_CLOCK, SESSION, BulkInsert, Row, Statement, unnested
 from mesh.db.schema import outbox as table
 from mesh.db.schema import outbox_position
 from mesh.events import cloudevents as events
@@ -191,11 +192,12 @@ class Relay:
             log.info("relay active", relay=self._service)
             ((through, gaps),) = await connection.fetch(POSITION.sql)
             self._position = Position(through, tuple(Gap(gap.lower, gap.upper - 1) for gap in gaps))
-            maintenance = datetime.now(UTC)
+            maintenance = steady()
             while True:
                 self._woken.clear()
-                if datetime.now(UTC) >= maintenance:
-                    maintenance = datetime.now(UTC) + await self._maintain(connection)
+                if steady() >= maintenance:
+                    pause = await self._maintain(connection)
+                    maintenance = steady() + pause.total_seconds()
                 rows = await self._look(connection)
                 if rows:
                     await self._publish(connection, rows)
@@ -216,7 +218,8 @@ class Relay:
     async def _maintain(self, connection: asyncpg.Connection) -> timedelta:
         """Look after the partitions; the time until they are to be looked after again. They keep no event waiting."""
         try:
-            await maintain_partitions(connection, datetime.now(UTC))
+            # The database sets the times of the rows, so it says which day it is.
+            await maintain_partitions(connection, await connection.fetchval(READ_CLOCK))
         except asyncpg.PostgresError as error:
             log.warning("partitions not maintained", relay=self._service, error=repr(error))
             return _MAINTENANCE_AGAIN

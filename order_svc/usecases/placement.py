@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
@@ -194,7 +194,7 @@ class Placement:
             return []
         question = self._stock.reserve(
             [(each.order_id, each.hold_key, each.customer_id, each.quantities) for _, each, _ in payable],
-            datetime.now(UTC) + self._deadline + self._hold_margin,
+            self._units.now() + self._deadline + self._hold_margin,
             [placing.call for _, placing, _ in payable],
         )
         holds = await _answer_for_each(question, len(payable))
@@ -209,7 +209,7 @@ class Placement:
     def _make(self, ready: Sequence[Ready], results: Results) -> list[Made]:
         """The orders that are to be written; those who cannot have one get their result."""
         made: list[Made] = []
-        now = datetime.now(UTC)
+        now = self._units.now()
         for each in ready:
             try:
                 order = placed(

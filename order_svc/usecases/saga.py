@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -46,7 +46,7 @@ class Saga:
         Raises OrderNotFound, EtagMismatch, or OrderState once it is too late.
         """
         reason = CancelReason.STAFF_REQUEST if call.caller.is_staff else CancelReason.CUSTOMER_REQUEST
-        now = datetime.now(UTC)
+        now = self._units.now()
         async with self._units.once(call) as work:
             order = (await store.lock(work.transaction, [order_id])).get(order_id)
             if order is None:
@@ -66,7 +66,7 @@ class Saga:
         Orders that this process has placed a moment ago are taken to be as they were then; the others are locked, all
         at once. Raises OrderNotFound or OrderState when the news cannot be: such an event is parked.
         """
-        now = datetime.now(UTC)
+        now = self._units.now()
         concerned = {parse_id(event.payload.payment.order_id) for event in events}
         recent = self._recent.take(concerned)
         known = {order_id: order for order_id, (order, _) in recent.items()}
@@ -87,9 +87,9 @@ class Saga:
 
     async def cancel_overdue(self, *, most: int = 256) -> bool:
         """Begin to cancel orders that were not paid in time; whether there may be more."""
-        now = datetime.now(UTC)
+        now = self._units.now()
         async with self._units.begin() as work:
-            overdue = await store.lock_overdue(work.transaction, now, most)
+            overdue = await store.lock_overdue(work.transaction, most)
             cancelling = [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue]
             store.write(work.transaction, zip(overdue, cancelling, strict=True), now)
             for order in cancelling:
@@ -101,9 +101,9 @@ class Saga:
 
         Its answer, or the question, may be parked among the dead letters; it answers as often as it is asked.
         """
-        now = datetime.now(UTC)
+        now = self._units.now()
         async with self._units.begin() as work:
-            stuck = await store.lock_cancelling(work.transaction, now - patience, most)
+            stuck = await store.lock_cancelling(work.transaction, patience, most)
             cancelling = [order.still_cancelling(now) for order in stuck]
             store.write(work.transaction, zip(stuck, cancelling, strict=True), now)
             for order in cancelling:
@@ -115,5 +115,5 @@ class Saga:
     async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldWish]:
         """What each order wants of its hold. For an order that was never placed, to release it: it never will be."""
         async with self._units.begin() as work:
-            statuses = await store.abandon_unknown(work.transaction, order_ids, datetime.now(UTC))
+            statuses = await store.abandon_unknown(work.transaction, order_ids, self._units.now())
         return {order_id: WISHES[status] for order_id, status in statuses.items()}

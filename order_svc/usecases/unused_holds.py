@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -70,6 +69,6 @@ class UnusedHolds:
     async def _release(self, order_ids: list[UUID]) -> None:
         # Another attempt may have adopted such a hold. Whoever writes the id first has it.
         async with self._units.begin() as work:
-            statuses = await store.abandon_unknown(work.transaction, order_ids, datetime.now(UTC))
+            statuses = await store.abandon_unknown(work.transaction, order_ids, self._units.now())
         if abandoned := [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]:
             await self._stock.release(abandoned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
 from mesh.errors import Overtaken
 from product_svc.domain import Hold, HoldLine, HoldState
-from product_svc.store.tables import IS_HELD, TIME, hold_lines, holds
+from product_svc.store.tables import IS_HELD, hold_lines, holds
 
 
 class HoldKeyTaken(Overtaken):
@@ -34,7 +34,7 @@ LIVE_HOLDS = Statement(
 HOLD_LINES = Statement(sa.select(hold_lines).where(hold_lines.c.order_id == sa.any_(_ids)))
 EXPIRED_HOLDS = Statement(
     sa.select(holds.c.order_id)
-    .where(IS_HELD, holds.c.expire_time < sa.bindparam("now", type_=TIME))
+    .where(IS_HELD, holds.c.expire_time < sa.func.now())
     .order_by(holds.c.expire_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
@@ -59,7 +59,7 @@ _still_held = (
 POSTPONE_HOLDS = Statement(
     sa.update(holds)
     .where(holds.c.order_id == _still_held.c.order_id)
-    .values(expire_time=sa.bindparam("until", type_=TIME))
+    .values(expire_time=sa.func.now() + sa.bindparam("pause", type_=sa.Interval))
 )
 
 
@@ -106,14 +106,14 @@ def write_hold_states(transaction: Transaction, moves: Iterable[tuple[UUID, Hold
         transaction.write(WRITE_HOLDS, ids=sorted(ids), known_state=known, new_state=new)
 
 
-async def expired_holds(reading: Transaction, now: datetime, most: int) -> list[UUID]:
+async def expired_holds(reading: Transaction, most: int) -> list[UUID]:
     """Orders whose holds should have been settled by now."""
-    return [row["order_id"] for row in await reading.fetch(EXPIRED_HOLDS, now=now, most=most)]
+    return [row["order_id"] for row in await reading.fetch(EXPIRED_HOLDS, most=most)]
 
 
-async def postpone_holds(transaction: Transaction, order_ids: Sequence[UUID], until: datetime) -> None:
-    """Ask about these holds again, but not before `until`."""
-    await transaction.execute(POSTPONE_HOLDS, ids=list(order_ids), until=until)
+async def postpone_holds(transaction: Transaction, order_ids: Sequence[UUID], pause: timedelta) -> None:
+    """Ask about these holds again, but not before `pause` has passed."""
+    await transaction.execute(POSTPONE_HOLDS, ids=list(order_ids), pause=pause)
 
 
 async def _with_lines(reading: Transaction, rows: Sequence[Row]) -> list[Hold]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -29,7 +29,7 @@ class Catalogue:
 
     async def create_product(self, call: Call, new: NewProduct) -> Product:
         """Add a product with its first stock. Raises SkuTaken."""
-        now = datetime.now(UTC)
+        now = self._units.now()
         product = Product(
             new_id(),
             new.sku,

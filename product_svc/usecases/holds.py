@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.events.cloudevents import Received
     from mesh.rpc.call import Call
+
+_ASK_AGAIN = timedelta(minutes=1)
+"""The time until the order service is asked again about a hold that it has decided to keep."""
 
 log = structlog.get_logger(__name__)
 
@@ -108,7 +111,7 @@ class Holds:
         store.add_holds(work.transaction, holds)
         # Last, for with that PostgreSQL begins: stock is locked before the holds on it, as by whoever settles them.
         store.set_aside(
-            work.transaction, ((offers[key], quantity) for key, quantity in taken.items()), datetime.now(UTC)
+            work.transaction, ((offers[key], quantity) for key, quantity in taken.items()), self._units.now()
         )
         return _Reserved(results, holds, offers)
 
@@ -127,7 +130,7 @@ class Holds:
             for index in refused:
                 results[index] = _taken(shelf, batch[index], known)
         store.add_holds(work.transaction, shelf.holds)
-        store.change_stocks(work.transaction, shelf.changes, datetime.now(UTC))
+        store.change_stocks(work.transaction, shelf.changes, self._units.now())
         return _Reserved(results, shelf.holds, {})
 
     async def commit(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
@@ -167,7 +170,7 @@ class Holds:
         Nothing is released on suspicion: the order service is asked, and what it calls released can never be ordered.
         """
         async with self._units.database.reading() as reading:
-            expired = await store.expired_holds(reading, datetime.now(UTC), most)
+            expired = await store.expired_holds(reading, most)
         if not expired:
             return False
         wishes = await self._orders.resolve_holds(expired)
@@ -186,7 +189,7 @@ class Holds:
                 log.error("hold not settled", order=str(order_id), exc_info=failure)
                 later.append(order_id)
         async with self._units.begin() as work:
-            await store.postpone_holds(work.transaction, later, datetime.now(UTC) + timedelta(minutes=1))
+            await store.postpone_holds(work.transaction, later, _ASK_AGAIN)
         return len(expired) == most
 
     async def settle(
@@ -210,7 +213,7 @@ class Holds:
                     states[order_id] = new
                     moves.append((found[order_id], new))
         if moves:
-            now = datetime.now(UTC)
+            now = self._units.now()
             products = {line.product_id for hold, _ in moves for line in hold.lines}
             look = store.lock_stocks if work.must_look else store.peek_stocks
             shelf = Shelf(await look(work.transaction, products), [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -36,7 +36,7 @@ class Inventory:
 
     async def update_stock(self, call: Call, change: StockChange) -> Stock:
         """Move stock. Raises ProductNotFound, StockInsufficient (what orders hold stays) or StockLimitExceeded."""
-        now = datetime.now(UTC)
+        now = self._units.now()
         async with self._units.once(call) as work:
             shelf = Shelf(await store.lock_stocks(work.transaction, [change.product_id]), [])
             before = shelf.stock(change.product_id)

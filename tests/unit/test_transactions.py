@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import asyncpg
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.db.connections import Connections
-from mesh.db.database import Database, Statement
+from mesh.db.database import READ_CLOCK, Database, Statement
 from mesh.errors import Unavailable
 
 LOOK = Statement(sa.select(sa.literal(1).label("one")))
@@ -37,6 +38,11 @@ class Connection:
         """Note it; there are no rows."""
         await self.execute(sql)
         return []
+
+    async def fetchval(self, sql: str, *_: Any) -> Any:
+        """Note it; the only value that is asked for is the time."""
+        await self.execute(sql)
+        return datetime.now(UTC)
 
     def is_closed(self) -> bool:
         """Whether it is."""
@@ -127,6 +133,6 @@ async def test_a_peek_sends_nothing_that_waits_and_begins_nothing(database: Data
 async def test_whatever_the_server_says_against_opening_is_told_plainly(
     database: Database, connection: Connection
 ) -> None:
-    connection.at["SELECT 1"] = asyncpg.UndefinedObjectError("unrecognized configuration parameter")
+    connection.at[READ_CLOCK] = asyncpg.UndefinedObjectError("unrecognized configuration parameter")
     with pytest.raises(Unavailable, match="unrecognized"):
         await database.start()
