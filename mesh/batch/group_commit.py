@@ -1,8 +1,8 @@
 """Group commit: work that arrives together is committed together.
 
-Calls of a hot use case join one batch: while a batch is being committed, the next one gathers. There is no timer, so
-a lone call waits for nobody, and the batch grows by itself just as fast as the load does. Reads are grouped in the same
-way: a look begins after all its calls have come, so each sees what was committed before it.
+While a batch of calls is being committed, all further calls of the use case join the next one. There is no timer, so a
+lone call does not wait, and batches grow with the load. Reads are grouped in the same way. A batch of reads begins
+after all its calls have arrived, so each call sees everything that was committed before it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BatchWork = Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
-"""A use case over a batch: one result an item, in order. An item refused by a rule gets its error as its result."""
+"""A use case for a batch: returns one result for each item, in order. The result of a rejected item is its error."""
 
 
 async def run_batch(work: BatchWork[Item, Result], items: Sequence[Item]) -> list[Result | Exception]:
-    """Run `work` over `items` so that one bad item fails alone. Never raises; a failure is its item's result.
+    """Run `work` for `items` so that an item that fails does not fail the others. Never raises.
 
-    When `work` raises, nothing of its batch took effect: the batch is halved and each half tried by itself, down to
-    the item that is at fault. What is nobody's fault (`NOBODYS_FAULT`) fails the whole batch at once: a part that does
-    not answer would be waited for again in every half.
+    Returns one result for each item, in order; the result of a failed item is its error. `work` must have no effect if
+    it raises. Then the batch is split into halves, and each half is tried separately, until the failing item is alone.
+    A transient error (`NOBODYS_FAULT`) fails the whole batch immediately, because each half would wait again for the
+    part that does not answer.
     """
     try:
         results = list(await work(items))
@@ -39,27 +40,28 @@ async def run_batch(work: BatchWork[Item, Result], items: Sequence[Item]) -> lis
         middle = len(items) // 2
         return await run_batch(work, items[:middle]) + await run_batch(work, items[middle:])
     if len(results) != len(items):
-        # Nobody can tell which result is whose, and what took effect is not to be done again.
+        # The results cannot be assigned to the items, and the effects must not be repeated.
         return [RuntimeError(f"{len(items)} items went into a batch, {len(results)} results came out")] * len(items)
     return results
 
 
 class _Entry(NamedTuple, Generic[Item, Result]):
-    """What one call brings, and the future of what it gets."""
+    """The items of one call, and the future of their results."""
 
     items: Sequence[Item]
     results: asyncio.Future[Sequence[Result | Exception]]
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Gathers the items of concurrent calls into batches and gives each call its own result.
+    """Collects the items of concurrent calls into batches and returns to each call its own results.
 
-    `lanes` batches run at a time, each of at most `max_batch` items; at most `max_waiting` more wait, and whoever comes
-    then is refused as OVERLOADED. One lane is the rule: a second one halves the batches, and where both want the same
-    rows it only waits for the first (ADR-0011).
+    At most `lanes` batches run at a time, each with at most `max_batch` items. At most `max_waiting` items wait;
+    further calls are rejected as OVERLOADED. Use one lane unless the work waits for something other than this process's
+    CPU: a second lane halves the batches, and waits for the first one where both need the same rows (ADR-0011).
 
-    With `rest` a lane lets calls gather after each batch for as long as that one took, at most `rest` seconds: for
-    reads, which are so quick that hardly any would come together. Who comes to an idle group still waits for nobody.
+    With `rest`, a lane lingers after each batch for as long as that batch took, at most `rest` seconds (ADR-0012).
+    Reads use it, because they are so fast that few of them would share a batch. A call that finds the group idle never
+    waits.
     """
 
     def __init__(
@@ -74,9 +76,9 @@ class GroupCommit(Generic[Item, Result]):
     ) -> None:
         self.name = name
         self.batches = 0
-        """Batches run so far."""
+        """The number of batches that were run."""
         self.items = 0
-        """Items in them; `items / batches` is the mean batch."""
+        """The number of items in these batches; `items / batches` is the mean size."""
         self._work = work
         self._max_batch = max_batch
         self._max_waiting = max_waiting
@@ -84,17 +86,17 @@ class GroupCommit(Generic[Item, Result]):
         self._rest = rest
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._count = 0
-        """Items in `_waiting`."""
+        """The number of items in `_waiting`."""
         self._has_cancelled = False
-        """Whether calls were cancelled since the queue was last looked through."""
+        """Whether calls were cancelled since the last removal of cancelled entries."""
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
     async def submit(self, item: Item) -> Result:
-        """The result of `item`, raised when it is an error.
+        """Return the result of `item`, or raise it if it is an error.
 
-        Cancelling a call that still waits takes its item out; one that is being committed runs on, and is committed
-        or not as a whole: a retry with the same idempotency key tells.
+        Cancelling removes an item that still waits. The batch of an item that is being committed continues, so the
+        outcome of a cancelled call is unknown; a retry with the same idempotency key returns it.
         """
         (result,) = await self.submit_all((item,))
         if isinstance(result, Exception):
@@ -102,9 +104,10 @@ class GroupCommit(Generic[Item, Result]):
         return result
 
     async def submit_all(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
-        """The results of all `items` of one call, in order; they go into the same batch. Cancelled as in `submit`.
+        """Return the results of all `items` of one call, in order. They run in the same batch.
 
-        Raises ValueError when they are more than a batch takes: the contract must bound what a call brings.
+        Cancelling works as in `submit`. Raises ValueError if there are more than `max_batch` items, which the contract
+        must prevent, and ResourceExhausted / OVERLOADED if too many items wait.
         """
         if not items:
             return []
@@ -121,7 +124,7 @@ class GroupCommit(Generic[Item, Result]):
         self._waiting.append(entry)
         self._count += len(items)
         if not self._scheduled and len(self._running) < self._lanes:
-            # Not at once but in this turn of the loop, so that calls that arrived together start together.
+            # At the end of this turn of the event loop, so that calls that arrived together share the first batch.
             self._scheduled = True
             loop.call_soon(self._open_lane)
         try:
@@ -151,11 +154,11 @@ class GroupCommit(Generic[Item, Result]):
                 if self._rest:
                     await asyncio.sleep(min(asyncio.get_running_loop().time() - began, self._rest))
         except BaseException:
-            # Only the end of the process gets here: whoever waits must not wait for ever.
+            # This happens only when the process ends. The waiting calls must not hang.
             self._interrupt([*batch, *self._waiting])
             raise
         finally:
-            # In the same turn as the last look at the queue: whoever comes next must see that this lane is free.
+            # In the same turn of the event loop as the last check of the queue, so that the next call sees a free lane.
             self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _interrupt(self, entries: Sequence[_Entry[Item, Result]]) -> None:

@@ -1,4 +1,4 @@
-"""Alembic, run from code: each service's `migrations/versions` brings its database up to date."""
+"""Runs Alembic from code: the migrations in each service's `migrations/versions` upgrade its database."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 
 class DatabaseTooNew(Exception):
-    """A later version of the code has migrated the database; the text is the version that it has."""
+    """A later version of the code has migrated the database. The message is the database's version."""
 
 
 def upgrade(package: str, database_url: str) -> None:
-    """Bring the database of `package` (`order_svc`) to its newest version. Idempotent; not to be run inside a loop.
+    """Upgrade the database of a service to its newest version. Idempotent. Must not be called inside an event loop.
+
+    Args:
+        package: The package of the service, such as `order_svc`.
+        database_url: The URL of its database.
 
     Raises:
-        DatabaseTooNew: it has a version that this code does not know; it is left as it is.
+        DatabaseTooNew: The database has a version that this code does not know. It is not changed.
     """
     config = _config(package)
     config.attributes["database_url"] = database_url
@@ -31,7 +35,7 @@ def upgrade(package: str, database_url: str) -> None:
 
 
 def head(package: str) -> str | None:
-    """The newest version that `package` knows."""
+    """The newest version among the migrations of `package`."""
     return ScriptDirectory.from_config(_config(package)).get_current_head()
 
 
@@ -41,7 +45,7 @@ def run_env() -> None:
 
 
 def create_runtime_tables() -> None:
-    """The runtime's tables as of version 1, for a service's first migration."""
+    """Create the runtime's tables as of version 1, in a service's first migration."""
     op.execute("CREATE SCHEMA mesh")
     op.create_table(
         "idempotency",
@@ -108,23 +112,23 @@ def create_runtime_tables() -> None:
         schema="mesh",
         postgresql_where=sa.text("publish_time IS NULL"),
     )
-    # Rows that no day's partition takes; empty unless a clock runs wild.
+    # For rows that belong to no partition; empty unless a clock is wrong.
     op.execute("CREATE TABLE mesh.outbox_default PARTITION OF mesh.outbox DEFAULT")
 
 
 def index_ages() -> None:
-    """Since version 2: what has had its time is found by an index, for a service's second migration.
+    """Version 2: index the rows that are purged by age, in a service's second migration.
 
-    Not BRIN: space is used again after a purge, a block range never forgets its oldest moment, and from the second day
-    on it would find nothing but the whole table. This costs 0.3 us a row.
+    A BRIN index would not work: a block range keeps the oldest time it ever contained, but a purge frees its space for
+    new rows. After a day every range would match. A B-tree costs 0.3 µs for each row.
     """
     op.create_index("idempotency_create_time", "idempotency", ["create_time"], unique=False, schema="mesh")
     op.create_index("inbox_receive_time", "inbox", ["receive_time"], unique=False, schema="mesh")
 
 
 def publish_by_position() -> None:
-    """Since version 3: events are not marked when they are published, for a service's third migration (ADR-0017)."""
-    # Whoever has drawn a number by now has ended, and none is drawn meanwhile.
+    """Version 3: replace the mark on published events by a position, in a service's third migration (ADR-0017)."""
+    # After this lock, every transaction that drew a number has ended, and no other one draws a number.
     op.execute("LOCK TABLE mesh.outbox IN ACCESS EXCLUSIVE MODE")
     op.create_table(
         "outbox_position",
@@ -178,7 +182,7 @@ async def _run(database_url: str) -> None:
 def _migrate(connection: sa.Connection) -> None:
     context.configure(connection=connection, transaction_per_migration=False)
     with context.begin_transaction():
-        # Two processes that migrate at once take turns.
+        # Processes that migrate at the same time take turns.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(7340032)"))
         _require_known(context.get_context().get_current_heads())
         context.run_migrations()
