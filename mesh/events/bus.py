@@ -1,4 +1,4 @@
-"""The event bus: one NATS connection per process, its streams, and signals that may be lost."""
+"""The event bus: one NATS connection for each process, its streams, and unreliable signals."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 MAX_AGE_S = 30 * 24 * 3600
 """How long a stream keeps an event."""
 DEDUPLICATION_S = 120
-"""How long a stream remembers event ids, so that a relay that starts again leaves no second copy."""
+"""How long a stream remembers event ids, so that a restarted relay stores no event twice."""
 DEAD_LETTERS = "DEADLETTERS"
-"""The stream of events that a consumer could not apply; they stay until a person has seen to them."""
+"""The stream of dead letters. They stay until they are redriven or deleted."""
 
 _FLOW = 1000
-"""Messages after which a stream is asked to say how far it has come: more than are published at once."""
+"""The number of messages after which the stream reports its progress. It is larger than any batch, so none comes."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-"""A token in the sense of HTTP's headers (RFC 9110, 5.6.2)."""
+"""A token as in HTTP headers (RFC 9110, section 5.6.2)."""
 _START, _ADD, _COMMIT = range(3)
-"""What a message is to its batch."""
+"""The operation of a message in its batch."""
 
 log = structlog.get_logger(__name__)
 
 
 class ServerTooOld(nats.errors.Error):
-    """A NATS server that does not know the batches in which events are published."""
+    """The NATS server does not support fast-ingest batches (ADR-0018)."""
 
 
 class Message(NamedTuple):
-    """What is published."""
+    """A message to publish."""
 
     subject: str
     payload: bytes
@@ -59,23 +59,24 @@ _BLANKS = " \t\n\r\v\f"
 
 @lru_cache(maxsize=256)
 def _name_in(text: str) -> str | None:
-    """The name of a header, as it is received before the colon; none when it is no name."""
+    """The header name in the text before a colon, or None if the text is not a valid name."""
     name = text.strip(_BLANKS)
     return name if name.isascii() and name == "".join(name.split()) else None
 
 
 class _Client(Client):
-    """The client of nats-py, which sends many messages as one, and whose `flush` means what it says.
+    """The client of nats-py, with a method that sends many messages in one write, and with a reliable `flush`.
 
-    There the PING overtakes what is buffered (2.16): its answer proves nothing of what was sent before, and `drain`
-    throws away messages that came until the server heard of it.
+    In nats-py 2.16, `flush` sends the PING ahead of buffered data. Its PONG then does not prove that the server has
+    received that data, and `drain`, which depends on it, discards messages that arrive before the server has processed
+    the end of the subscription.
     """
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send messages in wire form, in one piece. While the connection mends itself they wait for that.
+        """Send serialised messages in one write. They are buffered while the client reconnects.
 
-        Raises ConnectionClosedError, ConnectionDrainingError, OutboundBufferLimitError when too much waits already, or
-        MaxPayloadError.
+        Raises ConnectionClosedError, ConnectionDrainingError, MaxPayloadError, or OutboundBufferLimitError if the
+        buffer is full.
         """
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
@@ -94,7 +95,7 @@ class _Client(Client):
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        # As nats-py does (2.16), which takes three times as long: it looks at each character of each name anew.
+        # The same result as in nats-py 2.16 in a third of the time: nats-py checks every character of every name.
         fields = (line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n"))
         return {
             name: value.strip(_BLANKS)
@@ -108,15 +109,16 @@ class _Client(Client):
         await self._flush_pending()
 
     async def _process_pong(self) -> None:
-        # Who asked may have given up. nats-py answers a cancelled future all the same, and the error that this is ends
-        # the reading: nothing is heard on the connection any more, until two of its own pings are missed.
+        # The task that sent the PING may have been cancelled. nats-py then sets the result of a cancelled future, and
+        # the resulting error stops its reader: the connection receives nothing until two of the client's own PINGs time
+        # out.
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
 
 def _frame(message: Message, reply: str) -> bytes:
-    """A message as NATS wants it on the wire. Raises BadSubjectError or BadHeaderError when it would be another one."""
+    """A message in the wire format of NATS. Raises BadSubjectError or BadHeaderError if it would not be parsed back."""
     if message.subject.split() != [message.subject]:
         raise nats.errors.BadSubjectError
     _require_names(tuple(message.headers))
@@ -130,18 +132,18 @@ def _frame(message: Message, reply: str) -> bytes:
 
 @lru_cache(maxsize=64)
 def _require_names(names: tuple[str, ...]) -> None:
-    """Raise BadHeaderError unless these are names of headers; looked at once, for most messages have the same."""
+    """Raise BadHeaderError unless these are valid header names. Cached, because most messages have the same names."""
     for name in names:
         if _HEADER_NAME.fullmatch(name) is None:
             raise nats.errors.BadHeaderError(name)
 
 
 class Bus:
-    """A connection to NATS that comes back by itself. A service can serve, and take orders, while it is down."""
+    """A connection to NATS that reconnects automatically. A service keeps serving calls while it is down."""
 
     def __init__(self, url: str, *, name: str, replicas: int = 1) -> None:
         self._url = url
-        # For the log: without the password.
+        # For logs: without the password.
         self._address = urlsplit(url).netloc.rpartition("@")[2]
         self._name = name
         self._replicas = replicas
@@ -156,11 +158,11 @@ class Bus:
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self) -> None:
-        """Begin to connect, in the background."""
+        """Start to connect, in the background."""
         self._connecting = asyncio.create_task(self._connect(), name="nats connect")
 
     async def stop(self) -> None:
-        """Send what is buffered, then close."""
+        """Send buffered data, then close the connection."""
         await tasks.end(self._connecting, self._mending)
         if self._client is not None:
             try:
@@ -170,12 +172,12 @@ class Bus:
             await self._client.close()
 
     async def connected(self) -> None:
-        """Wait until the connection has been made once; afterwards it mends itself."""
+        """Wait until the connection has been established for the first time."""
         await self._ready.wait()
 
     @property
     def jetstream(self) -> JetStreamContext:
-        """JetStream. Await `connected` first."""
+        """The JetStream context. Await `connected` first; raises ConnectionClosedError otherwise."""
         return self._connection.jetstream()
 
     @property
@@ -185,20 +187,21 @@ class Bus:
         return self._client
 
     def on_reconnect(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Do `action` whenever the connection has come back; again, when it fails, until it succeeds."""
+        """Run `action` after every reconnection. If it fails, it is repeated with backoff until it succeeds."""
         self._on_reconnect.append(action)
 
     async def publish(self, messages: Sequence[Message], *, timeout: float = 5.0) -> int:
-        """Publish to a stream, in this order; how many of them, from the first on, it has for sure.
+        """Publish messages to a stream in this order. Returns how many, counted from the first, are certainly stored.
 
-        They leave in one write, as a fast-ingest batch (ADR-0018): each is stored as it comes, and after one that is
-        lost or refused none is, so that no message overtakes another one.
+        They are sent in one write as a fast-ingest batch (ADR-0018). The stream stores each message as it arrives and
+        none after a lost or rejected one, so no message overtakes another. Returns 0 if no reply arrives within
+        `timeout` seconds.
 
         Raises BadSubjectError, BadHeaderError, MaxPayloadError or ConnectionClosedError, and then sends nothing.
         """
         if not messages:
             return 0
-        # The name of a batch is one token, and no other connection's.
+        # The name of a batch must be a single token and unique among all connections.
         batch = f"{self._inbox.rpartition('.')[2]}-{next(self._numbers)}"
         frames = [
             _frame(message, f"{self._inbox}.{batch}.{_FLOW}.fail.{number}.{operation}.$FI")
@@ -217,11 +220,11 @@ class Bus:
             del self._flights[batch]
 
     async def _answered(self, message: Msg) -> None:
-        """The stream's word on a batch."""
+        """Handle a reply of the stream to a batch."""
         flight = self._flights.get(message.subject.removeprefix(f"{self._inbox}.").partition(".")[0])
-        # An empty answer is the server's word that no stream listens.
+        # An empty reply means that no stream listens on the subject.
         answer = orjson.loads(message.data or b'{"error": "no stream"}')
-        # What has a type is said on the way; the last word is how many were stored before the batch ended.
+        # A reply with a type reports progress. The final reply contains the number of stored messages.
         if flight is None or flight.done() or "type" in answer:
             return
         if error := answer.get("error"):
@@ -229,16 +232,19 @@ class Bus:
         flight.set_result(answer.get("count", 0))
 
     async def acknowledge(self, messages: Sequence[Msg]) -> None:
-        """Tell JetStream that these are done with."""
+        """Acknowledge messages to JetStream, in one write."""
         await self._connection.send([f"PUB {message.reply} 0\r\n\r\n".encode() for message in messages])
 
     async def ensure_stream_of(self, area: str) -> None:
-        """Make the stream of an area's events, or bring its settings up to date."""
+        """Create the stream for the events of an area, or update its settings."""
         name = stream_of(f"commerce.{area}.")
         await self.ensure_stream(name, f"commerce.{area}.>")
 
     async def ensure_stream(self, name: str, subjects: str, *, max_age: float = MAX_AGE_S) -> None:
-        """Make a stream on files for `subjects`, or bring its settings up to date; with `max_age` 0 it keeps all."""
+        """Create a stream with file storage for `subjects`, or update its settings.
+
+        Messages expire after `max_age` seconds; 0 means never.
+        """
         config = js.StreamConfig(
             name=name,
             subjects=[subjects],
@@ -252,11 +258,11 @@ class Bus:
         try:
             await self.jetstream.add_stream(config)
         except nats.js.errors.BadRequestError:
-            # It is there with other settings.
+            # The stream exists with other settings.
             await self.jetstream.update_stream(config)
 
     async def ensure_consumer(self, stream: str, config: js.ConsumerConfig) -> None:
-        """Make a durable pull consumer, or bring its settings up to date; where it stands in the stream stays."""
+        """Create a durable pull consumer, or update its settings. Its position in the stream is kept."""
         name = config.durable_name or ""
         try:
             known = await self.jetstream.consumer_info(stream, name)
@@ -265,23 +271,24 @@ class Bus:
         else:
             config = config.evolve(deliver_policy=known.config.deliver_policy, opt_start_seq=known.config.opt_start_seq)
             if known.config.deliver_subject:
-                # It pushes, as consumers did before ADR-0016, and that cannot be changed: one in its place goes on.
+                # A push consumer from before ADR-0016 cannot be converted, so a pull consumer replaces it and continues
+                # at its first unacknowledged event.
                 await self.jetstream.delete_consumer(stream, name)
                 done = known.ack_floor.stream_seq if known.ack_floor else 0
                 config = config.evolve(deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=done + 1)
         await self.jetstream.add_consumer(stream, config)
 
     async def listen(self, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Call `heard` with what comes to an inbox of its own; the subject of the subscription ends in a `*`."""
+        """Subscribe to a new inbox and call `heard` with each message. The subject of the subscription ends in `*`."""
         client = self._connection
         return await client.subscribe(f"{client.new_inbox()}.*", cb=heard)
 
     async def send(self, subject: str, payload: bytes, *, reply: str) -> None:
-        """Send a message that is answered, if at all, to the subject `reply`."""
+        """Send a message whose replies, if any, go to the subject `reply`."""
         await self._connection.publish(subject, payload, reply=reply)
 
     async def signal(self, topic: str) -> None:
-        """Tell whoever listens to `topic` to look. May be lost: only ever a short cut past a poll."""
+        """Wake the listeners of `topic`. A signal may be lost, so listeners must also poll."""
         if self._client is not None and self._client.is_connected:
             try:
                 await self._client.publish(topic)
@@ -289,7 +296,7 @@ class Bus:
                 log.debug("signal lost", topic=topic, error=repr(error))
 
     async def on_signal(self, topic: str, action: Callable[[], None]) -> None:
-        """Call `action` at each signal of `topic`, until `off_signal`."""
+        """Call `action` for each signal of `topic`, until `off_signal`."""
 
         async def heard(_: Msg) -> None:
             action()
@@ -297,7 +304,7 @@ class Bus:
         self._signals[topic] = await self._connection.subscribe(topic, cb=heard)
 
     async def off_signal(self, topic: str) -> None:
-        """No longer listen to `topic`."""
+        """Stop listening to `topic`."""
         subscription = self._signals.pop(topic, None)
         if subscription is not None and self._client is not None and not self._client.is_closed:
             try:
@@ -314,7 +321,7 @@ class Bus:
                     self._url,
                     name=self._name,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # it takes fractions
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # it accepts fractions
                     connect_timeout=2,
                     ping_interval=10,
                     pending_size=64 * 1024 * 1024,
@@ -333,7 +340,7 @@ class Bus:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
             except asyncio.CancelledError:
-                # Half made, it would stay open.
+                # Otherwise a connection that is half established would stay open.
                 await client.close()
                 raise
             else:
@@ -345,7 +352,7 @@ class Bus:
         log.info("nats connected again")
         if self._mending is not None:
             self._mending.cancel()
-        # Not here: what this callback raises, the client takes for a failure to reconnect.
+        # In a task, because the client would treat an error of this callback as a failed reconnection.
         self._mending = asyncio.create_task(self._mend(), name="nats mend")
 
     async def _mend(self) -> None:
@@ -363,7 +370,7 @@ class Bus:
 
 
 def _operations(count: int) -> list[int]:
-    """What each message of a batch is to it; one alone is the last one too."""
+    """The operations of the messages of a batch. The only message of a batch is its last one."""
     return [_START, *[_ADD] * (count - 2), _COMMIT] if count > 1 else [_COMMIT] * count
 
 

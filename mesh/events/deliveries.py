@@ -1,8 +1,8 @@
-"""What JetStream delivers to a durable consumer: asked for ahead, so that the next batch is there when it is wanted.
+"""The messages of a durable JetStream consumer, prefetched for the next batch (ADR-0016).
 
-A request asks the server for so many messages; it sends them as they come, until they are sent or the request ends.
-The rules are those of the JetStream wire protocol for pull consumers: an answer without a reply subject is the server's
-word on a request, with a status of HTTP's kind in its headers.
+A pull request asks the server for a number of messages. The server sends them as they become available, until all are
+sent or the request expires. This module implements the JetStream protocol for pull consumers: a message without a reply
+subject is the server's status of a request, with an HTTP-like status code in its headers.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from mesh.events.bus import Bus
 
 EXPIRES_S = 10.0
-"""How long the server keeps a request."""
+"""Seconds after which a pull request expires."""
 _REQUEST_ENDED = "408"
 _TROUBLE = (OSError, TimeoutError, nats.errors.Error)
-"""What asking fails with while NATS cannot be reached; it passes."""
+"""The errors of a pull request while NATS cannot be reached. They are transient."""
 
 log = structlog.get_logger(__name__)
 
 
 class Deliveries:
-    """The messages of one durable consumer that come to this process; at most `ahead` are asked for or in hand.
+    """The messages of one durable consumer for this process. At most `ahead` are requested or buffered.
 
-    `ensure` makes the consumer if it is not there. All that can go wrong with NATS is waited for, and logged.
+    `ensure` must create the consumer if it does not exist. Errors of NATS are logged and retried.
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class Deliveries:
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
         self._asked = 0
-        """Messages asked for that have not come."""
+        """The number of messages that are requested and have not arrived."""
         self._era = 0
-        """Goes into the reply subject: an answer to a request from before the last `_forget` counts for nothing."""
+        """A part of the reply subject. Replies to requests from before the last `_forget` are ignored."""
         self._is_sure = False
-        """Whether the consumer is known to be there."""
+        """Whether the consumer is known to exist."""
         self._pause = 0.0
-        """Seconds to wait before it is made sure of again."""
+        """Seconds to wait before `ensure` is called again."""
 
     @property
     def in_hand(self) -> int:
-        """Messages that have come and were not taken."""
+        """The number of messages that have arrived and were not taken."""
         return len(self._arrived)
 
     async def take(self, most: int, *, gather: float) -> list[Msg]:
-        """Wait for messages and take `most` of them at most, in the order of the stream. None after `end`.
+        """Wait for messages and return at most `most` of them, in the order of the stream. Returns none after `end`.
 
-        While there are fewer than that, others have `gather` seconds to come and be taken with them.
+        If fewer than `most` messages are present, it lingers for `gather` seconds first.
         """
         while not self._arrived and not self._ended.is_set():
             await self._keep_asking()
@@ -84,18 +84,18 @@ class Deliveries:
         return batch
 
     def end(self) -> None:
-        """Nothing more is taken."""
+        """Make `take` return nothing from now on."""
         self._ended.set()
         self._wake.set()
 
     async def hand_back(self) -> None:
-        """Give the server what has come and was not taken, so that another process gets it at once. After `end`."""
+        """Return all messages that were not taken, so that another process gets them immediately. Call `end` first."""
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
         try:
-            # What is on its way arrives before this is over. What the server sends afterwards reaches nobody; it sees
-            # that, and keeps it for the next who asks.
+            # Messages in transit arrive before this returns. The server finds no receiver for later ones and keeps them
+            # for the next request.
             async with asyncio.timeout(2):
                 await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
             for message in self._arrived:
@@ -105,12 +105,12 @@ class Deliveries:
         self._arrived = []
 
     async def resume(self) -> None:
-        """Ask anew, after a connection was lost and with it all requests."""
+        """Send new requests after a reconnection, because all earlier ones are lost."""
         await self._ensure()
         self._forget()
 
     async def _keep_asking(self) -> None:
-        """Make sure that something is asked for, and wait until something has changed."""
+        """Ensure that messages are requested, and wait for a message, a status or a timeout."""
         try:
             if not self._is_sure:
                 if await tasks.is_set_within(self._pause, self._ended):
@@ -124,7 +124,7 @@ class Deliveries:
         if await tasks.is_set_within(2 * EXPIRES_S, self._wake):
             self._wake.clear()
         else:
-            # Had the server a request, it would have said by now that it has ended.
+            # The server has no request, since it would have reported its expiry by now.
             self._forget()
 
     def _failed(self, error: Exception) -> None:
@@ -140,7 +140,7 @@ class Deliveries:
         self._is_sure = True
 
     async def _ask(self) -> None:
-        """Ask for as many as there is room for, when that is half of all or more."""
+        """Request as many messages as there is room for, if that is at least half of `ahead`."""
         room = self._ahead - self._asked - len(self._arrived)
         if room < self._ahead / 2 or self._subscription is None:
             return
@@ -159,7 +159,7 @@ class Deliveries:
         self._wake.set()
 
     def _heard(self, era: str, headers: dict[str, str]) -> None:
-        """The server's word on a request: it has ended, or could not be taken."""
+        """Handle the status of a request: it has expired or was rejected."""
         if era != str(self._era):
             return
         status = headers.get("Status")
@@ -167,13 +167,13 @@ class Deliveries:
             self._asked = max(self._asked - int(unsent), 0)
             self._pause = 0.0
         else:
-            # The consumer was deleted, or has another leader; a request that was well made has no other trouble.
+            # The consumer was deleted or has a new leader. A well-formed request fails for no other reason.
             log.warning("no events", consumer=self._name, status=status, why=headers.get("Description"))
             self._forget()
             self._is_sure = False
 
     def _forget(self) -> None:
-        """Count on no request any more."""
+        """Ignore all requests that were sent so far."""
         self._era += 1
         self._asked = 0
         self._wake.set()
