@@ -1,4 +1,4 @@
-"""The bus: messages are stored in the order in which they were published, and what is said of them is true."""
+"""The bus: messages are stored in the order of publication, and the reported number of stored messages is correct."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def _started(servers: Servers) -> AsyncIterator[Bus]:
 
 
 def messages(area: str, count: int) -> list[Message]:
-    """Messages for a stream, of two aggregates."""
+    """Messages of two aggregates for one stream."""
     subjects = [f"commerce.{area}.happened.{uuid4()}" for _ in range(2)]
     return [
         Message(subjects[number % 2], str(number).encode(), {"Nats-Msg-Id": str(uuid4()), "number": str(number)})
@@ -49,7 +49,7 @@ def messages(area: str, count: int) -> list[Message]:
 
 
 async def stored(bus: Bus, area: str) -> list[int]:
-    """What the stream holds, in its order."""
+    """The numbers of the messages that the stream has stored, in order."""
     name = stream_of(f"commerce.{area}.")
     state = (await bus.jetstream.stream_info(name)).state
     found = [await bus.jetstream.get_msg(name, seq) for seq in range(1, state.messages + 1)]
@@ -58,13 +58,13 @@ async def stored(bus: Bus, area: str) -> list[int]:
 
 
 async def answered(bus: Bus, batch: Sequence[Message]) -> int:
-    """What is stored of a batch by the stream's own word; the test fails when it says nothing."""
+    """The number of stored messages that the stream reports for a batch. The test fails if there is no reply."""
     async with asyncio.timeout(10):
         return await bus.publish(batch, timeout=3600)
 
 
 def lose(monkeypatch: pytest.MonkeyPatch, *lost: int) -> None:
-    """Of what is sent next, these messages do not arrive."""
+    """Lose these messages of the next batch."""
     send = _Client.send
 
     async def leaky(self: _Client, frames: Sequence[bytes]) -> None:

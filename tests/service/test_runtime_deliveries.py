@@ -1,4 +1,4 @@
-"""Deliveries: what a consumer asks NATS for, and what becomes of it when either of them goes away."""
+"""Deliveries: the requests of a consumer, and their recovery when the consumer or NATS goes away."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_a_request_for_events_that_ends_or_is_lost_is_made_again(
     monkeypatch.setattr(deliveries, "EXPIRES_S", 0.2)
     monkeypatch.setattr(here.bus, "send", send)
     async with consuming(here, publish.area):
-        # The first one ends, the second one is lost, the third one ends.
+        # The first request expires, the second one is lost, the third one expires.
         await eventually(lambda: _reached(requests, 4))
         await publish("late")
         assert await applied(scratch, 1) == ["late"]
@@ -143,7 +143,7 @@ async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
         await Bus.send(here.bus, subject, payload, reply=reply)
 
     monkeypatch.setattr(here.bus, "send", send)
-    monkeypatch.setattr(consumers, "MAX_BATCH", 10)  # so it asks for 20, and again once there is room for 10
+    monkeypatch.setattr(consumers, "MAX_BATCH", 10)  # it requests 20, and more once there is room for 10
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(15))
@@ -185,7 +185,7 @@ async def test_a_consumer_that_pushed_goes_on_where_it_was_as_one_that_is_asked(
     await old.unsubscribe()
     await publish("not done")
     for _ in range(2):
-        # Once in its place, and once when it is there.
+        # Once to replace the consumer, and once when it exists.
         async with consuming(here, publish.area):
             assert await applied(scratch, 1) == ["not done"]
             await settled(here, publish.area)
@@ -211,7 +211,7 @@ async def test_a_consumer_goes_on_after_nats_was_killed_and_after_it_lost_its_st
         signal(mortal, "nats", SIGKILL)
         await eventually(lambda: _published(publish, "after the kill"))
         await applied(scratch, 2)
-        # A machine that lost its disk: the streams and consumers are made again by those who need them.
+        # Like a machine that lost its disk: the processes that need streams and consumers create them again.
         shutil.rmtree(tmp_path / "nats" / "store")
         signal(mortal, "nats", SIGKILL)
         await eventually(lambda: _published(publish, "after the loss"))

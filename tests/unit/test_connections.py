@@ -1,4 +1,4 @@
-"""Connections are shared: few are opened, whoever finds none free waits, and what is broken is not handed out."""
+"""The connection pool: it opens few connections, makes callers wait when all are in use, and drops broken ones."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from mesh.db.connections import Connections
 
 
 class Connection:
-    """What `Connections` knows of a connection."""
+    """The part of a connection that `Connections` uses."""
 
     def __init__(self) -> None:
         self.closed = False
 
     def is_closed(self) -> bool:
-        """Whether it is."""
+        """Whether the connection is closed."""
         return self.closed
 
     async def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self.closed = True
 
     def terminate(self) -> None:
-        """Cut it off."""
+        """Terminate the connection."""
         self.closed = True
 
 
 class Server:
-    """Where connections lead to."""
+    """A fake server that opens connections."""
 
     def __init__(self) -> None:
         self.made: list[Connection] = []
         self.is_down = False
 
     async def connect(self) -> asyncpg.Connection:
-        """Make one."""
+        """Open a connection."""
         if self.is_down:
             raise ConnectionRefusedError
         self.made.append(Connection())
@@ -110,7 +110,7 @@ async def test_closing_waits_for_those_in_use_and_cuts_off_who_takes_too_long(se
 
 
 async def use(connections: Connections) -> asyncpg.Connection:
-    """Take one and give it back."""
+    """Acquire a connection and release it."""
     async with connections.one() as connection:
         return connection
 

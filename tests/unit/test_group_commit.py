@@ -1,4 +1,4 @@
-"""Group commit: what arrives together is committed together, and each call gets its own result."""
+"""Group commit: calls that arrive together are committed together, and each call gets its own result."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavaila
 
 
 class Bad(Exception):
-    """What an item at fault does to its batch."""
+    """The error of a bad item."""
 
 
 class Ledger:
-    """Work that notes its batches, fails for the items in `bad`, and can be held at a gate."""
+    """Work that records its batches, fails for the items in `bad`, and can be blocked by a gate."""
 
     def __init__(self, bad: Sequence[int] = ()) -> None:
         self.batches: list[list[int]] = []
@@ -43,14 +43,14 @@ def submit(group: GroupCommit[int, int], *items: int) -> list[asyncio.Task[int]]
 
 
 async def waiting(group: GroupCommit[int, int], count: int) -> None:
-    """Until so many calls wait in the queue; a turn of the loop is all that they need to get there."""
+    """Wait until this many calls are queued. They need one turn of the event loop."""
     for _ in range(3):
         await asyncio.sleep(0)
     assert len(group._waiting) == count
 
 
 async def results(tasks: Sequence[asyncio.Task[int]]) -> list[int | BaseException]:
-    """What each call got; the test fails, instead of standing still, when one got nothing."""
+    """The result of each call. The test fails, instead of hanging, if a call gets none."""
     async with asyncio.timeout(5):
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -149,7 +149,7 @@ async def test_a_call_that_comes_in_the_very_turn_in_which_a_lane_ends_is_run(la
     group = GroupCommit("test", Ledger().work, lanes=lanes)
 
     async def caller(first: int) -> list[int]:
-        # The next call is made in the turn in which the result of the one before is there, as a queue's worker does.
+        # Like a worker of a queue, make the next call in the turn in which the previous result arrives.
         return [await group.submit(first + step) for step in range(20)]
 
     async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""Periodic jobs: again and again, whatever they meet, until told to stop."""
+"""Periodic jobs: they run again after success and failure, until they are stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONG = 3600.0
 
 
 class Turns:
-    """Work that answers, or raises, what it is given, one a turn; then False."""
+    """Work that returns or raises the given outcomes, one for each run, and then returns False."""
 
     def __init__(self, *outcomes: object) -> None:
         self.count = 0

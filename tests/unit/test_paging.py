@@ -1,4 +1,4 @@
-"""Page tokens: they lead back to where the page ended, and nobody can make or change one."""
+"""Page tokens: a token leads to the next page and cannot be forged or altered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay's position: whatever the order of commits, each event is published once and no gap stays for ever."""
+"""The position of a relay: in any order of commits, every event is published once and every gap is closed."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def test_what_a_full_batch_left_unseen_is_not_taken_for_missing() -> None:
 
 
 class Writers:
-    """Transactions on an outbox, with PostgreSQL's rules for ids, numbers and snapshots."""
+    """A model of transactions on an outbox, with PostgreSQL's rules for ids, numbers and snapshots."""
 
     def __init__(self) -> None:
         self.next_id = 1
         self.next_number = 1
         self.under_way: dict[int, list[int]] = {}
-        """The numbers that each transaction has drawn, by its id."""
+        """The numbers that each open transaction has drawn, by its id."""
         self.visible: set[int] = set()
 
     def begin(self) -> int:
-        """The id of a new transaction."""
+        """Begin a transaction and return its id."""
         self.next_id += 1
         self.under_way[self.next_id] = []
         return self.next_id
 
     def draw(self, transaction: int) -> None:
-        """Write an event."""
+        """Insert an event."""
         self.under_way[transaction].append(self.next_number)
         self.next_number += 1
 
@@ -58,12 +58,12 @@ class Writers:
 
     @property
     def ended(self) -> int:
-        """All transactions with an id below have ended."""
+        """The id below which all transactions have ended."""
         return min(self.under_way, default=self.next_id + 1)
 
 
 def turn(position: Position, writers: Writers, published: list[int], most: int, heard: int) -> Position:
-    """One turn of a relay that takes `most` events and of whose acknowledgements the first `heard` come."""
+    """One turn of a relay that reads at most `most` events and receives the first `heard` acknowledgements."""
     there = sorted(
         number
         for number in writers.visible
@@ -92,7 +92,7 @@ def test_each_event_that_is_committed_is_published_once_and_each_gap_closes(data
                 most, heard = data.draw(st.integers(1, 8)), data.draw(st.integers(0, 8))
                 position = turn(position, writers, published, most, heard)
             case "restart":
-                # What is stored is without bounds, and ranges that touch are one.
+                # PostgreSQL stores no bounds and merges adjacent ranges.
                 position = Position(position.through, tuple(gap._replace(bound=None) for gap in position.gaps))
             case step if writers.under_way:
                 transaction = data.draw(st.sampled_from(sorted(writers.under_way)))
@@ -102,7 +102,7 @@ def test_each_event_that_is_committed_is_published_once_and_each_gap_closes(data
                     writers.end(transaction, commits=step == "commit")
     for transaction in list(writers.under_way):
         writers.end(transaction, commits=True)
-    for _ in range(40):  # at most 60 events, two at a time or more, and then some more to close what stayed open
+    for _ in range(40):  # at most 60 events, at least two at a time, and more turns to close the gaps
         last = writers.begin()
         writers.draw(last)
         writers.end(last, commits=True)
