@@ -12,7 +12,7 @@ from signal import SIGKILL, Signals
 from typing import Self
 
 from stack import launch
-from stack.account import Account
+from stack.system_user import SystemUser
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ class Identity:
         return not self.is_alive()
 
 
-def launched(command: Sequence[str], *, account: Account | None = None, orphan_signal: Signals = SIGKILL) -> list[str]:
-    """Return the command that runs `command` as `account`, and that gets `orphan_signal` when this process ends.
+def launched(command: Sequence[str], *, user: SystemUser | None = None, orphan_signal: Signals = SIGKILL) -> list[str]:
+    """Return the command that runs `command` as `user`, and that gets `orphan_signal` when this process ends.
 
     Strictly, when the thread that starts it ends: it is to be started from the main one.
     """
     options = ["--parent", str(os.getpid()), "--signal", str(int(orphan_signal))]
-    if account is not None:
-        options += ["--user", f"{account.uid}:{account.gid}"]
-        if account.capability is not None:
-            options += ["--capability", account.capability]
+    if user is not None:
+        options += ["--user", f"{user.uid}:{user.gid}"]
+        if user.capability is not None:
+            options += ["--capability", user.capability]
     return [sys.executable, "-I", "-S", launch.__file__, *options, "--", *command]
 
 

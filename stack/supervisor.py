@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Self
 
 from mesh import tasks
-from stack.account import Account
 from stack.errors import StartFailed
 from stack.logfile import open_log, rotate, tail
 from stack.process import Identity, end_group, launched
+from stack.system_user import SystemUser
 
 Probe = Callable[[], Awaitable[None]]
 """Asks a program once whether it is ready: returns when it is, raises when it is not or does not answer."""
@@ -36,7 +36,7 @@ class Program:
     probe: Probe
     environment: Mapping[str, str] = field(default_factory=dict)
     """All of its environment: nothing is inherited."""
-    account: Account | None = None
+    user: SystemUser | None = None
     ready_within: float = 30.0
     """Seconds from its first start after which a program that is still not ready fails the start."""
     drain: Callable[[], Awaitable[None]] | None = None
@@ -115,7 +115,7 @@ class Supervised:
         with open_log(self.log) as log:
             self._log_start = log.seek(0, SEEK_END)
             self._process = await asyncio.create_subprocess_exec(
-                *launched(self.program.command, account=self.program.account, orphan_signal=self.program.orphan_signal),
+                *launched(self.program.command, user=self.program.user, orphan_signal=self.program.orphan_signal),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

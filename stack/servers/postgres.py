@@ -14,11 +14,11 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from stack.account import Account, unprivileged
 from stack.errors import StartFailed
 from stack.process import launched
 from stack.servers.binaries import postgres_folder
 from stack.supervisor import Program
+from stack.system_user import SystemUser, unprivileged_user
 
 DATABASES: Final[Mapping[str, str]] = {
     "customer_svc": "customer",
@@ -169,15 +169,15 @@ class EmbeddedPostgres(Postgres):
 
         Raises:
             BinaryMissing: PostgreSQL is not installed.
-            FolderUnusable: the account that it runs as cannot reach its data.
+            FolderUnusable: the user that it runs as cannot reach its data.
             StartFailed: the data are of another major version of PostgreSQL, or could not be made.
         """
         binaries = postgres_folder()
         self._folder.mkdir(parents=True, exist_ok=True)
-        account = unprivileged(self._data, reaching=[binaries / "postgres", self._data, self._sockets])
-        _give(self._sockets, account)
+        user = unprivileged_user(self._data, reaching=[binaries / "postgres", self._data, self._sockets])
+        _give(self._sockets, user)
         if not self._data.exists():
-            await self._make_data(binaries, account)
+            await self._make_data(binaries, user)
         await self._require_same_version(binaries)
         self._remove_stale_lock()
         settings = {**_SETTINGS, **(_DURABLE if self._is_durable else _FLEETING)}
@@ -191,7 +191,7 @@ class EmbeddedPostgres(Postgres):
             environment={"LC_ALL": "C"},
             address=self.address,
             probe=self.probe,
-            account=account,
+            user=user,
             # After a crash it replays its log first.
             ready_within=300.0,
             # "Fast": ends sessions, writes a checkpoint. "Immediate": ends all its processes at once.
@@ -207,19 +207,19 @@ class EmbeddedPostgres(Postgres):
             "CREATE EXTENSION IF NOT EXISTS pg_stat_statements",
         ]
 
-    async def _make_data(self, binaries: Path, account: Account | None) -> None:
+    async def _make_data(self, binaries: Path, user: SystemUser | None) -> None:
         # Under another name until it is whole: a first start that was cut short leaves nothing half made.
         unfinished = self._folder / "data.unfinished"
         password = self._folder / ".password"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _give(unfinished, account)
+        _give(unfinished, user)
         password.touch(mode=0o600)
         password.write_text(self._passwords[SUPERUSER])
-        if account is not None:
-            shutil.chown(password, account.uid, account.gid)
+        if user is not None:
+            shutil.chown(password, user.uid, user.gid)
         try:
             await _run(
-                account,
+                user,
                 *(str(binaries / "initdb"), "-D", str(unfinished)),
                 *("--username", SUPERUSER, "--pwfile", str(password), "--auth", "scram-sha-256"),
                 # Whoever opens a new segment of the log fills it, and all commits wait: with 16 MB for 15 to 70 ms.
@@ -276,10 +276,10 @@ def _verifier(password: str) -> str:
     return f"SCRAM-SHA-256${iterations}:{salt64}${stored64}:{server64}"
 
 
-def _give(folder: Path, account: Account | None) -> None:
+def _give(folder: Path, user: SystemUser | None) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if account is not None:
-        shutil.chown(folder, account.uid, account.gid)
+    if user is not None:
+        shutil.chown(folder, user.uid, user.gid)
 
 
 def _works_in(process: Path, folder: Path) -> bool:
@@ -289,10 +289,10 @@ def _works_in(process: Path, folder: Path) -> bool:
         return False
 
 
-async def _run(account: Account | None, *command: str) -> str:
+async def _run(user: SystemUser | None, *command: str) -> str:
     """Run the command to its end and return what it printed."""
     process = await asyncio.create_subprocess_exec(
-        *launched(command, account=account),
+        *launched(command, user=user),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from bench.database import HOT_PATHS
-from bench.shop import Shop
-from bench.target import Target
+from ops.bench.database import HOT_PATHS
+from ops.bench.shop import Shop
+from ops.bench.target import Target
 from tests.running import RunningMesh, mesh_command
 from tests.services import eventually
 

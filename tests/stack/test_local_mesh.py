@@ -19,16 +19,16 @@ from typing import Any
 import httpx
 import pytest
 
-from stack.account import Account
 from stack.ports import free_ports
 from stack.process import Identity, launched
 from stack.state import State
+from stack.system_user import SystemUser
 
 PROCESSES = {"postgres", "nats", "redis", "customer", "product", "payment", "order-1", "order-2", "edge"}
 
 
 def mesh(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from stack.cli import main; main()", *arguments, "--state", str(state)]
+    command = [sys.executable, "-c", "from ops.cli import main; main()", *arguments, "--state", str(state)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -138,13 +138,13 @@ def test_a_mesh_that_is_killed_leaves_nothing_and_starts_again_with_its_data(tmp
 def test_a_user_who_is_not_root_can_run_it() -> None:
     nobody = pwd.getpwnam("nobody")
     # It may pass through the folders above this project, as a person who works in it may.
-    account = Account(uid=nobody.pw_uid, gid=nobody.pw_gid, capability="CAP_DAC_READ_SEARCH")
+    user = SystemUser(uid=nobody.pw_uid, gid=nobody.pw_gid, capability="CAP_DAC_READ_SEARCH")
     [port] = free_ports(1)
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-c", "from stack.cli import main; main()", *arguments, "--state", folder]
+        command = [sys.executable, "-c", "from ops.cli import main; main()", *arguments, "--state", folder]
         done = subprocess.run(
-            launched(command, account=account),
+            launched(command, user=user),
             capture_output=True,
             text=True,
             check=False,
@@ -172,7 +172,7 @@ def test_a_user_who_is_not_root_can_run_it() -> None:
 def foreground(state: Path, output: int, code: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """`mesh up` that has `output` for its standard input and outputs, in a session of its own; killed at the end."""
     [port] = free_ports(1)
-    command = [sys.executable, "-c", f"{code}from stack.cli import main; main()", "up", "--edge-port", str(port)]
+    command = [sys.executable, "-c", f"{code}from ops.cli import main; main()", "up", "--edge-port", str(port)]
     with subprocess.Popen(
         [*command, "--state", str(state)], stdin=output, stdout=output, stderr=output, start_new_session=True
     ) as process:
@@ -193,7 +193,7 @@ def read_until_ready(terminal: int) -> None:
 
 def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
     [port] = free_ports(1)
-    command = [sys.executable, "-c", "from stack.cli import main; main()", "up"]
+    command = [sys.executable, "-c", "from ops.cli import main; main()", "up"]
     options = ["--state", str(tmp_path), "--edge-port", str(port)]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -210,7 +210,7 @@ def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
 
 def test_it_can_be_stopped_while_it_starts(tmp_path: Path) -> None:
     [port] = free_ports(1)
-    command = [sys.executable, "-c", "from stack.cli import main; main()", "up", "--edge-port", str(port)]
+    command = [sys.executable, "-c", "from ops.cli import main; main()", "up", "--edge-port", str(port)]
     with subprocess.Popen([*command, "--state", str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -222,7 +222,7 @@ def test_it_can_be_stopped_while_it_starts(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
     [port] = free_ports(1)
-    command = [sys.executable, "-c", "from stack.cli import main; main()", "up", "--edge-port", str(port)]
+    command = [sys.executable, "-c", "from ops.cli import main; main()", "up", "--edge-port", str(port)]
     with subprocess.Popen(
         [*command, "--state", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

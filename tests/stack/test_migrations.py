@@ -55,7 +55,7 @@ async def test_the_command_says_so_without_a_traceback(data: Path) -> None:
     async with Servers.started(data, only={"postgres"}) as servers:
         await migrate(servers.postgres, "order_svc")
         await tell(servers.postgres, "UPDATE alembic_version SET version_num = '9999'")
-    command = [sys.executable, "-c", "from stack.cli import main; main()", "migrate", "--state", str(data)]
+    command = [sys.executable, "-c", "from ops.cli import main; main()", "migrate", "--state", str(data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: ASYNC221
     assert (done.returncode, done.stdout) == (1, "customer is up to date\n")
     assert done.stderr.startswith("mesh: The database orders at unix:")

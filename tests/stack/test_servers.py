@@ -16,12 +16,12 @@ import nats
 import pytest
 import redis.asyncio
 
-from stack.account import Account
 from stack.errors import BinaryMissing, StartFailed
 from stack.process import launched
 from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, postgres, short_folder
 from stack.servers.binaries import postgres_folder, redis_server
 from stack.supervisor import Supervisor
+from stack.system_user import SystemUser
 
 
 @pytest.fixture(scope="module")
@@ -339,9 +339,9 @@ asyncio.run(main())
     nobody = pwd.getpwnam("nobody")
     tmp_path.chmod(0o777)  # noqa: ASYNC240 - nothing else runs in the loop
     # It may pass through the folders above this project, as a person who works in it may.
-    account = Account(uid=nobody.pw_uid, gid=nobody.pw_gid, capability="CAP_DAC_READ_SEARCH")
+    user = SystemUser(uid=nobody.pw_uid, gid=nobody.pw_gid, capability="CAP_DAC_READ_SEARCH")
     process = await asyncio.create_subprocess_exec(
-        *launched([sys.executable, "-c", script], account=account),
+        *launched([sys.executable, "-c", script], user=user),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={"PATH": os.environ["PATH"]},

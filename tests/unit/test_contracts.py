@@ -27,7 +27,7 @@ from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import errors_pb2 as product_errors
 from commerce.product.v1 import events_pb2 as product_events
 from commerce.product.v1 import inventory_pb2, product_pb2
-from stack import contracts
+from ops import contracts
 
 EVENT_FILES: list[FileDescriptor] = [
     module.DESCRIPTOR for module in (customer_events, product_events, order_events, payment_events)
