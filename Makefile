@@ -1,19 +1,19 @@
-# Commerce Mesh. `make up` and `make test` are all one needs; each sets up first what it is missing.
+# Commerce Mesh. `make up` and `make test` are enough to begin; each runs `make setup` first.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up test faults bench lint types contracts language lock clean
 
 BIN := .venv/bin
 
-# The first Python on PATH that is new enough. 3.11 before others: there every dependency has a binary. Of all Pythons of
-# that version the environment gets the fastest; `make PYTHON=/that/one` insists.
+# The first Python on PATH that is new enough. 3.11 comes first, because every dependency has a binary for it. `make setup`
+# uses the fastest Python of that version on PATH; `make PYTHON=/path/to/python` overrides the choice.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 # Options of a command, as in: make up ARGS="--edge-port 9090 --seed"
 ARGS ?=
 
-help: ## Say what can be made.
+help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
 
 setup: ## Prepare .venv with everything; nothing to do when it is up to date.
