@@ -20,6 +20,7 @@ from customer_svc.domain import (
     same_email,
 )
 from mesh.db.database import BulkInsert, Row, Statement, Transaction
+from mesh.ids import LAST_ID
 
 metadata = sa.MetaData()
 _TIME = pg.TIMESTAMP(timezone=True)
@@ -96,6 +97,14 @@ CLEAR_DEFAULT = Statement(
 )
 _customer_ids = sa.any_(sa.bindparam("customer_ids", type_=sa.ARRAY(sa.Uuid)))
 _method_ids = sa.any_(sa.bindparam("method_ids", type_=sa.ARRAY(sa.Uuid)))
+LIST_PAYMENT_METHODS = Statement(
+    _payment_method.where(
+        payment_methods.c.customer_id == _customer_id,
+        payment_methods.c.id < sa.bindparam("before", type_=sa.Uuid),
+    )
+    .order_by(payment_methods.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
 WALLETS = Statement(
     sa.select(
         customers.c.id.label("owner_id"),
@@ -193,10 +202,7 @@ async def list_payment_methods(
     reading: Transaction, customer_id: UUID, *, before: UUID | None, most: int
 ) -> list[PaymentMethod]:
     """A customer's payment methods, newest first."""
-    statement = _payment_method.where(payment_methods.c.customer_id == customer_id)
-    if before is not None:
-        statement = statement.where(payment_methods.c.id < before)
-    rows = await reading.fetch(Statement(statement.order_by(payment_methods.c.id.desc()).limit(most)))
+    rows = await reading.fetch(LIST_PAYMENT_METHODS, customer=customer_id, before=before or LAST_ID, most=most)
     return [_as_payment_method(row) for row in rows]
 
 

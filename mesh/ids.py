@@ -9,6 +9,9 @@ from uuid import UUID
 import uuid_utils
 from asyncpg.pgproto.pgproto import UUID as DriverUUID  # noqa: N811  # it is a class
 
+LAST_ID: UUID = DriverUUID("ffffffff-ffff-ffff-ffff-ffffffffffff")
+"""The Max UUID (RFC 9562): it sorts after every other id."""
+
 
 def new_id() -> UUID:
     """A new id. Within a process, later ids sort after earlier ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
@@ -119,11 +119,13 @@ def overtaken(column: sa.Column[Any]) -> Refusals:
     return {f"{column.table.name}.{column.name}": Overtaken}
 
 
-@cache
+@lru_cache(maxsize=1024)
 def together(statements: tuple[Statement, ...]) -> str:
     """One statement that does what these do, their parameters one after another.
 
     None of them sees what another does: they must touch different rows.
+
+    The result is cached, so pass statements that are made once.
     """
     parts: list[str] = []
     taken = 0

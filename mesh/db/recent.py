@@ -24,6 +24,10 @@ class Recent(Generic[Key, Value]):
     def __contains__(self, key: Key) -> bool:
         return key in self._values
 
+    def __len__(self) -> int:
+        """The number of values."""
+        return len(self._values)
+
     def put(self, values: Mapping[Key, Value]) -> None:
         """Keep these; what is a row of the database must be committed."""
         self._values |= values

@@ -24,6 +24,7 @@ import structlog
 from mesh import tasks
 from mesh.batch.group_commit import run_batch
 from mesh.db.database import BulkInsert, Statement
+from mesh.db.recent import Recent
 from mesh.db.schema import inbox
 from mesh.errors import NOBODYS_FAULT, Overtaken
 from mesh.events import cloudevents as events
@@ -111,7 +112,8 @@ class Consumer:
         self._bus = bus
         self._units = units
         self._gather = gather
-        self._failures: dict[str, int] = {}
+        # Bounded, because another process may apply an event that has failed here.
+        self._failures: Recent[str, int] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of(f"commerce.{area}.")
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
         self._task: asyncio.Task[None] | None = None
@@ -163,7 +165,7 @@ class Consumer:
         for message, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
                 if self._failures:
-                    self._failures.pop(_identity(message), None)
+                    self._failures.take([_identity(message)])
             elif isinstance(outcome, NOBODYS_FAULT):
                 await message.nak(delay=1)
             else:
@@ -202,7 +204,8 @@ class Consumer:
 
     async def _failed(self, message: Msg, error: Exception) -> None:
         identity = _identity(message)
-        attempts = self._failures[identity] = self._failures.get(identity, 0) + 1
+        attempts = self._failures.take([identity]).get(identity, 0) + 1
+        self._failures.put({identity: attempts})
         details = {"consumer": self.name, "event_id": identity, "subject": message.subject, "attempt": attempts}
         if attempts < MAX_ATTEMPTS:
             delay = min(0.1 * 2**attempts, 30.0)
@@ -221,7 +224,7 @@ class Consumer:
         }
         await self._bus.jetstream.publish(f"mesh.dead.{self.name}.{message.subject}", message.data, headers=headers)
         await message.ack()
-        del self._failures[identity]
+        self._failures.take([identity])
 
 
 def _identity(message: Msg) -> str:

@@ -56,23 +56,25 @@ class Tokens:
         """
         if not authorization:
             return ANYBODY
-        known = self._known.get(authorization)
+        scheme, _, credentials = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthenticated("the authorization header must hold a bearer token")
+        # The key is the token: a caller can write one header in many ways, each as long as a header may be.
+        token = credentials.strip()
+        known = self._known.get(token)
         if known is None:
-            known = self._verified(authorization)
+            known = self._verified(token)
             if len(self._known) >= _REMEMBERED:
                 self._forget()
-            self._known[authorization] = known
+            self._known[token] = known
         caller, expires = known
         if expires <= time.time():  # noqa: TID251  # see above
             raise Unauthenticated("the access token has expired")
         return caller
 
-    def _verified(self, authorization: str) -> tuple[Caller, float]:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("the authorization header must hold a bearer token")
+    def _verified(self, token: str) -> tuple[Caller, float]:
         try:
-            claims: dict[str, Any] = jwt.decode(token.strip(), self._keys, algorithms=[ALGORITHM]).claims
+            claims: dict[str, Any] = jwt.decode(token, self._keys, algorithms=[ALGORITHM]).claims
             self._rules.validate(claims)
             return Caller(Kind(claims["role"]), str(claims["sub"])), float(claims["exp"])
         except (JoseError, ValueError, TypeError) as error:
@@ -80,7 +82,7 @@ class Tokens:
 
     def _forget(self) -> None:
         now = time.time()  # noqa: TID251
-        self._known = {header: known for header, known in self._known.items() if known[1] > now}
+        self._known = {token: known for token, known in self._known.items() if known[1] > now}
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
 

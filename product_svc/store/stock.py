@@ -9,12 +9,22 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
+from mesh.ids import LAST_ID
 from product_svc.domain import Movement, MovementReason, Offer, ProductState, Stock
 from product_svc.store.tables import TIME, movements, products, stocks
 
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 
 ADD_MOVEMENTS = BulkInsert(*movements.c)
+LIST_MOVEMENTS = Statement(
+    sa.select(movements)
+    .where(
+        movements.c.product_id == sa.bindparam("product", type_=sa.Uuid),
+        movements.c.id < sa.bindparam("before", type_=sa.Uuid),
+    )
+    .order_by(movements.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
 STOCKS = Statement(sa.select(stocks).where(stocks.c.product_id == sa.any_(_ids)))
 # Rows are locked in primary-key order, everywhere: UPDATE … FROM unnest locks in no stated order, and deadlocks.
 LOCK_STOCKS = Statement(
@@ -153,10 +163,7 @@ def add_movements(transaction: Transaction, news: Iterable[Movement]) -> None:
 
 async def list_movements(reading: Transaction, product_id: UUID, *, before: UUID | None, most: int) -> list[Movement]:
     """The ledger of a product, newest first."""
-    statement = sa.select(movements).where(movements.c.product_id == product_id)
-    if before is not None:
-        statement = statement.where(movements.c.id < before)
-    rows = await reading.fetch(Statement(statement.order_by(movements.c.id.desc()).limit(most)))
+    rows = await reading.fetch(LIST_MOVEMENTS, product=product_id, before=before or LAST_ID, most=most)
     return [
         Movement(
             row["id"],

@@ -42,6 +42,15 @@ def test_a_good_token_names_its_caller_again_and_again(key: SigningKey) -> None:
     assert [tokens.caller(good) for _ in range(2)] == [Caller(Kind.CUSTOMER, customer)] * 2
 
 
+def test_spellings_of_one_header_are_remembered_once(key: SigningKey) -> None:
+    tokens = Tokens(key.jwks)
+    _, token = header(key).split()
+    for blanks in range(1, 50):
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            tokens.caller(f"{scheme}{' ' * blanks}{token}{' ' * blanks}")
+    assert len(tokens._known) == 1
+
+
 def test_a_signer_whose_clock_is_a_little_ahead_is_believed(key: SigningKey) -> None:
     now = int(time.time())
     assert Tokens(key.jwks).caller(header(key, iat=now + CLOCK_SKEW_S // 2)).kind is Kind.CUSTOMER

@@ -14,6 +14,7 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
     recent: Recent[int, int] = Recent(most=3)
     for number in range(5):
         recent.put({number: number})
+    assert len(recent) == 3
     assert recent.take(range(5)) == {2: 2, 3: 3, 4: 4}
     recent.put({number: number for number in range(5)})
     assert recent.take(range(5)) == {2: 2, 3: 3, 4: 4}
