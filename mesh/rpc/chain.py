@@ -2,7 +2,7 @@
 
     telemetry → errors → deadline → identity → access → parsing → validation → idempotency → servicer
 
-Requests come in and replies go out as bytes: what parsing and serializing raise, gRPC would tell the caller.
+Requests arrive and replies leave as bytes, because gRPC would send exceptions of its (de)serializers to the caller.
 A link is made from the method and the handler behind it. What a method does not need (the key of a read, say) is
 left out of its chain instead of being asked at each call.
 """
@@ -31,7 +31,6 @@ from mesh.errors import (
     MeshError,
     ResourceExhausted,
     Unimplemented,
-    Violation,
 )
 from mesh.observe.trace import Trace
 from mesh.rpc import access, status, validation
@@ -132,7 +131,7 @@ def _errors(behind: Handler, in_flight: InFlight) -> Handler:
             reason=failure.reason, error=failure.message, caller=str(call.caller), trace=call.trace.trace_id,
         )  # fmt: skip
         if failure.code is Code.INTERNAL:
-            # Its message is for the log: it may hold what another service, or a library, said.
+            # Its message is for the log: it may contain text of another service or of a library.
             failure = status.fault(call.trace.trace_id)
         await status.abort(context, failure)
         raise AssertionError("abort raises")
@@ -186,19 +185,19 @@ def _access(behind: Handler, rule: access_pb2.Access.ValueType) -> Handler:
 
 
 def parsed(parse: Callable[[bytes], Parsed], data: bytes) -> Parsed:
-    """The message in `data`. Raises InvalidArgument / REQUEST_MALFORMED when there is none."""
+    """Parse a request. Raises InvalidArgument / REQUEST_MALFORMED."""
     try:
         return parse(data)
     except DecodeError:
-        # Without what the parser says, which names the types of the inside.
+        # The parser's own text names internal types.
         raise InvalidArgument(
-            "the request cannot be read: it is no message of this method, or a text in it is not UTF-8",
+            "the request cannot be parsed: it is not a message of this method, or a text is not UTF-8",
             reason="REQUEST_MALFORMED",
         ) from None
 
 
 def _parsing(behind: Handler, method: MethodDescriptor) -> Handler:
-    """Bytes to message, for callers who have been let in."""
+    """Parse the request, once access is granted."""
     parse = message_factory.GetMessageClass(method.input_type).FromString
 
     async def parse_request(request: bytes, call: Call, context: Context) -> bytes:
@@ -212,28 +211,10 @@ def _validation(behind: Handler, method: MethodDescriptor) -> Handler:
 
     async def validate(request: Message, call: Call, context: Context) -> bytes:
         if violations := violations_of(request):
-            raise InvalidArgument(
-                "the request is not valid",
-                violations=[Violation(_path(violation.proto), violation.proto.message) for violation in violations],
-            )
+            raise InvalidArgument("the request is not valid", violations=violations)
         return await behind(request, call, context)
 
     return validate
-
-
-def _path(violation: Any) -> str:
-    """The field of a violation as a path: `items[0].quantity`.
-
-    A rule about a message as a whole has no field; its id is `<field>.<rule>` by the contracts' convention.
-    """
-    if violation.field is None or not violation.field.elements:
-        return str(violation.rule_id).rpartition(".")[0]
-    path = ""
-    for element in violation.field.elements:
-        path += f".{element.field_name}" if path else element.field_name
-        if element.subscript is not None and element.subscript.field == "index":
-            path += f"[{element.subscript.value}]"
-    return path
 
 
 def _idempotency(behind: Handler, anonymous_scope: KeyScope | None) -> Handler:

@@ -1,4 +1,4 @@
-"""Services that others wrote (health, reflection), which fail as ours do: with a named error, nothing of the inside."""
+"""Error handling for servicers from libraries (health, reflection): their errors are named like those of the chain."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ log = structlog.get_logger(__name__)
 
 
 class Guarded:
-    """What generated code takes for a server: it adds a servicer's methods to `server`, each behind a guard.
+    """Registers the methods of a servicer with `server`, for the generated `add_…Servicer_to_server` functions.
 
-    Without it gRPC tells the caller, in Python's words, what parsing a request or the method itself raises.
+    Without it gRPC sends the Python exception to the caller when a request cannot be parsed or a method raises.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Add the methods of a service, by their names."""
+        """Register the methods of a service, given by name."""
         guarded = {name: _guarded(handler, f"/{service}/{name}") for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Nothing: generated code adds the same methods in both ways."""
+        """Do nothing: generated code registers the same methods in both ways."""
 
 
 def _guarded(handler: Handler, method: str) -> Handler:
-    """The same method, which reads its requests here."""
+    """The same method, which parses its requests itself."""
     parse = handler.request_deserializer
     if parse is None:
-        raise TypeError(f"{method} does not say how its requests are read")
+        raise TypeError(f"{method} has no request deserializer")
 
     async def unary_unary(request: bytes, context: Context) -> Any:
-        async with _told(context, method):
+        async with _named_errors(context, method):
             return await handler.unary_unary(parsed(parse, request), context)
 
     async def unary_stream(request: bytes, context: Context) -> None:
-        async with _told(context, method):
+        async with _named_errors(context, method):
             await handler.unary_stream(parsed(parse, request), context)
 
     async def stream_stream(requests: AsyncIterable[bytes], context: Context) -> AsyncIterator[Any]:
-        async with _told(context, method):
+        async with _named_errors(context, method):
             async for reply in handler.stream_stream((parsed(parse, each) async for each in requests), context):
                 yield reply
 
@@ -65,8 +65,8 @@ def _guarded(handler: Handler, method: str) -> Handler:
 
 
 @asynccontextmanager
-async def _told(context: Context, method: str) -> AsyncIterator[None]:
-    """Tells the caller of what goes wrong as the chain does; a status that the method itself chose stays."""
+async def _named_errors(context: Context, method: str) -> AsyncIterator[None]:
+    """End the call with a named error when the block raises. A status that the method itself has set is kept."""
     try:
         yield
     except grpc.aio.AbortError:

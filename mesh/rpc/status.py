@@ -1,5 +1,6 @@
 """Errors ↔ `google.rpc.Status`, the one mapper of the mesh."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -12,29 +13,42 @@ from mesh.errors import BRANCHES, Code, DeadlineExceeded, Internal, MeshError, U
 DOMAIN = "commerce"
 """The `ErrorInfo.domain` of every reason."""
 
+MAX_STATUS_BYTES = 5_000
+"""The largest status with its details. It travels in headers, in base64, and clients accept 8 KiB of headers."""
+MAX_MESSAGE_LENGTH = 250
+"""Characters of a message. It travels a second time in a header of its own."""
+
 _DETAILS = "grpc-status-details-bin"
+_ENVELOPE_BYTES = 150
+"""The type and the length of a detail, and a `RetryInfo`."""
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def to_status(error: MeshError) -> status_pb2.Status:
-    """The wire form of an error: always an `ErrorInfo`, with `BadRequest` and `RetryInfo` where they say something."""
-    details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
+    """The wire form of an error: always an `ErrorInfo`, with `BadRequest` and `RetryInfo` where they say something.
+
+    Violations that do not fit into `MAX_STATUS_BYTES` are left out.
+    """
+    status = status_pb2.Status(code=error.code, message=error.message[:MAX_MESSAGE_LENGTH])
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status.details.append(_packed(info))
     if error.violations:
-        details.append(
-            _packed(
-                error_details_pb2.BadRequest(
-                    field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                        for v in error.violations
-                    ]
-                )
-            )
-        )
+        status.details.append(_packed(_bad_request(error.violations, MAX_STATUS_BYTES - status.ByteSize())))
     if error.retry_after is not None:
         delay = Duration()
         delay.FromMilliseconds(round(error.retry_after * 1000))
-        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=error.code, message=error.message, details=details)
+        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status
+
+
+def _bad_request(violations: Sequence[Violation], max_bytes: int) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    for violation in violations:
+        bad.field_violations.add(field=violation.field, description=violation.description)
+        if bad.ByteSize() > max_bytes - _ENVELOPE_BYTES:
+            del bad.field_violations[-1]
+            break
+    return bad
 
 
 def from_status(status: status_pb2.Status) -> MeshError:
@@ -78,19 +92,19 @@ def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(f"the {service} service cannot be reached", metadata={"service": service})
         case code:
-            # Its text goes to the log: the chain tells a caller nothing of an Internal but the trace id.
+            # For the log only: the chain replaces the message of an Internal.
             return Internal(f"the {service} service answered {code.name} without a status: {failure.details()}")
 
 
 def fault(trace_id: str) -> Internal:
-    """What a caller is told of a fault of ours: where to find it in the logs, and nothing of the inside."""
+    """The error that a caller gets for a fault of the mesh: a trace id and no internal details."""
     return Internal("an internal error; quote the trace id", metadata={"traceId": trace_id})
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MeshError) -> None:
-    """End a call with this error, by raising what ends it."""
+    """End a call with this error. Always raises."""
     status = to_status(error)
-    await context.abort(grpc_code(status), error.message, trailers(status))
+    await context.abort(grpc_code(status), status.message, trailers(status))
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

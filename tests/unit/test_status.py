@@ -36,6 +36,15 @@ def test_an_error_comes_back_as_it_was_sent(error: MeshError) -> None:
         assert getattr(back, field) == getattr(error, field)
 
 
+def test_a_status_with_a_thousand_violations_fits_into_the_headers_of_a_reply() -> None:
+    for length in (1, 100, 4_000):
+        violations = [Violation(f"items[{number}]", "x" * length) for number in range(1000)]
+        sent = status.to_status(Unavailable("y" * 5_000, violations=violations, retry_after=1.5))
+        assert sent.ByteSize() <= status.MAX_STATUS_BYTES
+        assert status.from_status(sent).violations[:1] == (violations[0],)
+        assert status.from_status(sent).retry_after == 1.5
+
+
 @pytest.mark.parametrize("code", Code)
 def test_every_code_has_its_branch_and_its_code_on_the_transport(code: Code) -> None:
     assert BRANCHES[code].code is code

@@ -22,6 +22,7 @@ from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
 from mesh.rpc import validation
+from mesh.rpc.validation import compiled, sizes
 
 Field = descriptor_pb2.FieldDescriptorProto
 Rules = validate_pb2.FieldRules
@@ -52,7 +53,7 @@ REQUESTS = [
     for service in contract.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
-UNDERSTOOD = [request for request in REQUESTS if validation.check_of(request)]
+UNDERSTOOD = [request for request in REQUESTS if compiled.check_of(request)]
 
 TEXTS = ["", "me", "x", ID, ID.upper(), ID + "\n", ID[:-1], "٣" * 8 + ID[8:], "é" * 16, "\N{GRINNING FACE}" * 64]
 NUMBERS = [-(2**31), -1, 0, 1, 2, 10, 500, 501, 10_000, 10_001, 2**31 - 1]
@@ -60,7 +61,7 @@ NUMBERS = [-(2**31), -1, 0, 1, 2, 10, 500, 501, 10_000, 10_001, 2**31 - 1]
 
 @pytest.mark.parametrize("message", SOUND_AND_HOT, ids=lambda message: message.DESCRIPTOR.name)
 def test_what_is_asked_most_needs_no_other_check(message: Message) -> None:
-    check = validation.check_of(type_of(message))
+    check = compiled.check_of(type_of(message))
     assert check is not None
     assert check(message)
     assert protovalidate.collect_violations(message) == []
@@ -95,6 +96,33 @@ def test_holds_are_checked_as_protovalidate_does(products: list[UUID], key: int,
         expire_time=Timestamp() if expires else None,
     )
     assert_agreed(inventory_pb2.ReserveStockRequest(reservations=[hold]))
+
+
+def test_what_is_told_is_what_protovalidate_says() -> None:
+    tellers = {request: validation.violations_of(request) for request in UNDERSTOOD}
+    measures = {request: sizes.Sizes(request) for request in UNDERSTOOD}
+
+    @given(st.sampled_from(UNDERSTOOD).flatmap(messages))
+    def agree(message: Message) -> None:
+        said = {(path_of(each.proto), each.proto.message) for each in protovalidate.collect_violations(message)}
+        told = {(each.field, each.description) for each in tellers[type_of(message)](message)}
+        if next(measures[type_of(message)].exceeded(message), None) is None:
+            assert told == said
+        else:
+            assert told <= said
+            assert told
+
+    agree()
+
+
+def path_of(violation: Any) -> str:
+    """The field that protovalidate names."""
+    if not violation.field:
+        return str(violation.rule_id.rpartition(".")[0])
+    return ".".join(
+        element.field_name + (f"[{element.subscript.value}]" if element.subscript is not None else "")
+        for element in violation.field.elements
+    )
 
 
 SCALARS = {
@@ -138,7 +166,7 @@ def test_no_rule_is_passed_over(kind: str, rule: str) -> None:
     else:
         setattr(own, rule, value)
     made = message_with(rules, SCALARS[kind])
-    assert (validation.check_of(type_of(made)) is not None) == ((kind, rule) in KNOWN)
+    assert (compiled.check_of(type_of(made)) is not None) == ((kind, rule) in KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +180,7 @@ def test_no_rule_is_passed_over(kind: str, rule: str) -> None:
 )
 def test_what_is_not_understood_is_left_to_protovalidate(rules: validate_pb2.FieldRules) -> None:
     made = message_with(rules, Field.TYPE_STRING)
-    assert validation.check_of(type_of(made)) is None
-    assert validation.violations_of(type_of(made)) == protovalidate.collect_violations
+    assert compiled.check_of(type_of(made)) is None
 
 
 def test_a_rule_of_ones_own_is_not_understood_whatever_its_name() -> None:
@@ -174,7 +201,7 @@ def test_a_rule_of_ones_own_is_not_understood_whatever_its_name() -> None:
     own: Any = descriptor_pool.Default().FindExtensionByName("tests.validation.uuid")
     rules = Rules()
     rules.string.Extensions[own] = True
-    assert validation.check_of(type_of(message_with(rules, Field.TYPE_STRING))) is None
+    assert compiled.check_of(type_of(message_with(rules, Field.TYPE_STRING))) is None
 
 
 PRESENCE = list(
@@ -213,17 +240,17 @@ def test_enums_are_judged_as_protovalidate_does(defined_only: bool, not_in: list
 def test_a_rule_for_a_oneof_is_left_to_protovalidate() -> None:
     for required in (False, True):
         made = message_with(Rules(), Field.TYPE_STRING, optional=True, oneof_required=required)
-        assert (validation.check_of(type_of(made)) is None) == required
+        assert (compiled.check_of(type_of(made)) is None) == required
 
 
 def test_a_message_that_holds_itself_is_left_to_protovalidate() -> None:
     made = message_with(Rules(required=True), Field.TYPE_MESSAGE)
-    assert validation.check_of(type_of(made)) is None
+    assert compiled.check_of(type_of(made)) is None
 
 
 def assert_agreed(message: Message) -> None:
     """The check says of the message what protovalidate says."""
-    check = validation.check_of(type_of(message))
+    check = compiled.check_of(type_of(message))
     assert check is not None
     assert bool(check(message)) == (protovalidate.collect_violations(message) == [])
 

@@ -9,15 +9,62 @@ A violation of a rule for a whole message has no field path. The id of such a ru
 
 from buf.validate import validate_pb2 as _validate_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import descriptor_pb2 as _descriptor_pb2
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
+import sys
+import typing as _typing
+
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+@_typing.final
+class Limit(_message.Message):
+    """Limit bounds one field of a message type that other projects define, such as a postal address: the contracts cannot
+    declare rules inside such a type.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    MAX_ITEMS_FIELD_NUMBER: _builtins.int
+    MAX_LEN_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The name of the field."""
+    max_items: _builtins.int
+    """The greatest number of items of a repeated field."""
+    max_len: _builtins.int
+    """The greatest length of a string in characters, or of bytes. For a repeated field, the length of each item."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str | None = ...,
+        max_items: _builtins.int | None = ...,
+        max_len: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "max_items", b"max_items", "max_len", b"max_len"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "max_items", b"max_items", "max_len", b"max_len"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limit: _TypeAlias = Limit  # noqa: Y015
+
+LIMITS_FIELD_NUMBER: _builtins.int
 UUID_OR_ME_FIELD_NUMBER: _builtins.int
 NO_CARD_NUMBER_FIELD_NUMBER: _builtins.int
 PROVIDER_TOKEN_FIELD_NUMBER: _builtins.int
 NO_CARD_NUMBER_AMONG_GOODS_FIELD_NUMBER: _builtins.int
+limits: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _containers.RepeatedCompositeFieldContainer[Global___Limit]]
+"""The bounds of the fields of this field's message. A server rejects a larger message before it evaluates any rule.
+Every repeated, string and bytes field of a request has a bound, here or in its own rules.
+"""
 uuid_or_me: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The text must be a UUID or the word `me`, which stands for the caller."""
 no_card_number: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
