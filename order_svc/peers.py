@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
+from google.rpc import status_pb2
+
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Violation
 from mesh.ids import parse_id
 from mesh.rpc import status, wire
 from mesh.rpc.call import Call
@@ -70,10 +72,7 @@ class StockPeer:
             for product_id, quantity in quantities.items():
                 reservation.lines.add(product_id=str(product_id), quantity=quantity)
         reply = await self._peer.ask(stub.ReserveStock, request, calls=calls)
-        return [
-            status.from_status(result.error) if result.HasField("error") else _hold(result.hold)
-            for result in reply.results
-        ]
+        return [_refusal(result.error) if result.HasField("error") else _hold(result.hold) for result in reply.results]
 
     async def release(self, order_ids: Sequence[UUID]) -> None:
         """Give back what is held for these orders."""
@@ -81,6 +80,15 @@ class StockPeer:
         await self._peer.ask(
             stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[str(each) for each in order_ids])
         )
+
+
+def _refusal(message: status_pb2.Status) -> MeshError:
+    """Why there is no hold, in the terms of who orders: the lines of a reservation are the items of an order."""
+    error = status.from_status(message)
+    error.violations = tuple(
+        Violation("items" if each.field == "lines" else each.field, each.description) for each in error.violations
+    )
+    return error
 
 
 def _hold(message: inventory_pb2.Hold) -> Hold:

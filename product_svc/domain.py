@@ -12,15 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
-from mesh.errors import AlreadyExists, FailedPrecondition, Internal, NotFound
+from mesh.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, Violation
 
 STOCK_LIMIT = 1_000_000_000
 """The most that `on_hand` may be."""
+TOTAL_LIMIT = Decimal(10**15 - 1)
+"""The largest total of a hold, in units of its currency."""
+_EXACT = Context(prec=64)
+"""Wide enough for every sum of lines, whatever the prices: a total is never rounded."""
 
 
 class ProductNotFound(NotFound):
@@ -59,6 +63,41 @@ class StockInsufficient(FailedPrecondition):
         super().__init__(
             f"{requested} of product {product_id} asked for, {available} available",
             metadata={"productId": str(product_id), "requested": str(requested), "available": str(available)},
+        )
+
+
+class CurrencyMismatch(InvalidArgument):
+    """The products of one hold are sold in different currencies."""
+
+    reason = "CURRENCY_MISMATCH"
+
+    def __init__(self, currencies: Sequence[str]) -> None:
+        super().__init__(
+            f"one order, one currency: these products are sold in {', '.join(currencies)}",
+            metadata={"currencies": ",".join(currencies)},
+            violations=[Violation("lines", "are sold in different currencies")],
+        )
+
+
+class TotalTooLarge(InvalidArgument):
+    """The lines of a hold come to more than `TOTAL_LIMIT`."""
+
+    def __init__(self, total: Total) -> None:
+        super().__init__(
+            "the request is not valid",
+            violations=[Violation("lines", f"come to {total}: must be at most {TOTAL_LIMIT}")],
+        )
+
+
+class PriceChanged(FailedPrecondition):
+    """The lines of a hold come to another total than the caller expects."""
+
+    reason = "PRICE_CHANGED"
+
+    def __init__(self, expected: Total, total: Total) -> None:
+        super().__init__(
+            f"the lines come to {total}, not {expected}",
+            metadata={"expectedTotal": str(expected), "total": str(total)},
         )
 
 
@@ -244,6 +283,37 @@ class HoldLine(NamedTuple):
     currency: str
 
 
+class Total(NamedTuple):
+    """An amount in whole units of a currency; the currency of a total of zero may be empty, which means any."""
+
+    amount: Decimal
+    currency: str
+
+    def __str__(self) -> str:
+        return f"{self.amount.normalize(_EXACT):f} {self.currency}".rstrip()
+
+    @classmethod
+    def of(cls, lines: Sequence[HoldLine]) -> Total:
+        """The total of these lines, one at least. Raises CurrencyMismatch or TotalTooLarge."""
+        currency = lines[0].currency
+        amount = Decimal(0)
+        for line in lines:
+            if line.currency != currency:
+                raise CurrencyMismatch(sorted({line.currency for line in lines}))
+            amount = _EXACT.add(amount, _EXACT.multiply(line.unit_price, line.quantity))
+        total = cls(amount, currency)
+        if amount > TOTAL_LIMIT:
+            raise TotalTooLarge(total)
+        return total
+
+    def require(self, expected: Total | None) -> None:
+        """Raise PriceChanged unless this total is the expected one, or none is expected."""
+        if expected is None:
+            return
+        if self.amount != expected.amount or expected.currency not in {"", self.currency}:
+            raise PriceChanged(expected, self)
+
+
 class Hold(NamedTuple):
     """Stock set aside for an order."""
 
@@ -263,12 +333,28 @@ class Reservation(NamedTuple):
     customer_id: UUID
     expire_time: datetime
     quantities: Mapping[UUID, int]
+    expected_total: Total | None = None
+    """The total without which nothing is to be held; any will do when there is none."""
 
     def adopts(self, hold: Hold) -> Hold:
-        """The hold that an earlier attempt left. Raises HoldKeyReused when it is for other lines."""
+        """The hold that an earlier attempt left. Raises HoldKeyReused when it is for other lines, or PriceChanged."""
         if {line.product_id: line.quantity for line in hold.lines} != self.quantities:
             raise HoldKeyReused
+        Total.of(hold.lines).require(self.expected_total)
         return hold
+
+    def lines(self, offers: Mapping[UUID, Offer]) -> list[HoldLine]:
+        """What it would hold, at these offers.
+
+        Raises ProductNotFound, ProductArchived, CurrencyMismatch, TotalTooLarge or PriceChanged.
+        """
+        lines = []
+        for product_id, quantity in self.quantities.items():
+            if product_id not in offers:
+                raise ProductNotFound(product_id)
+            lines.append(offers[product_id].line(quantity))
+        Total.of(lines).require(self.expected_total)
+        return lines
 
     def hold(self, lines: Iterable[HoldLine]) -> Hold:
         """What is held for it, once the stock of these lines is set aside."""
@@ -300,13 +386,9 @@ class Shelf:
         self._now[stock.product_id] = stock
 
     def hold(self, reservation: Reservation) -> Hold:
-        """Hold all lines, or none. Raises ProductNotFound, ProductArchived or StockInsufficient."""
-        taken, lines = [], []
-        for product_id, quantity in reservation.quantities.items():
-            stock = self.stock(product_id)
-            lines.append(self._offers[product_id].line(quantity))
-            taken.append(stock.hold(quantity))
-        for stock in taken:
+        """Hold all lines, or none. Raises what `Reservation.lines` raises, or StockInsufficient."""
+        lines = reservation.lines(self._offers)
+        for stock in [self.stock(line.product_id).hold(line.quantity) for line in lines]:
             self.put(stock)
         hold = reservation.hold(lines)
         self.holds.append(hold)

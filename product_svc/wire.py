@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
+from google.type.money_pb2 import Money
+
 from commerce.product.v1 import events_pb2, inventory_pb2, product_pb2
 from mesh.errors import MeshError
 from mesh.events.cloudevents import Event
@@ -21,6 +23,7 @@ from product_svc.domain import (
     Reservation,
     Stock,
     StockChange,
+    Total,
 )
 
 STATES = {
@@ -124,7 +127,12 @@ def reservation(message: inventory_pb2.Reservation) -> Reservation:
         parse_id(message.customer_id),
         wire.moment(message.expire_time),
         {parse_id(line.product_id): line.quantity for line in message.lines},
+        _total(message.expected_total) if message.HasField("expected_total") else None,
     )
+
+
+def _total(message: Money) -> Total:
+    return Total(wire.amount(message), message.currency_code)
 
 
 def reservation_result(outcome: Hold | Exception) -> inventory_pb2.ReservationResult:

@@ -64,46 +64,67 @@ class Holds:
         """Hold stock for each, all lines or none; one result each.
 
         A reservation whose key holds already gets that hold back, under the order id of its first attempt. Results may
-        be ProductNotFound, ProductArchived, StockInsufficient, HoldKeyReused. Raises OVERLOADED when too many wait.
+        be ProductNotFound, ProductArchived, CurrencyMismatch, TotalTooLarge, PriceChanged, StockInsufficient or
+        HoldKeyReused. Raises OVERLOADED when too many wait.
         """
         return await self.group.submit_all(reservations)
 
     async def _reserve(self, batch: Sequence[Reservation]) -> list[Hold | Exception]:
-        """The batch behind `reserve`: without a look at the stock, unless that is known to be needed or has failed."""
+        """The batch behind `reserve`: optimistic, and pessimistic where that is known to be in vain or has failed."""
         wanted: Counter[UUID] = Counter()
         for reservation in batch:
             wanted.update(reservation.quantities)
         offers = self._offers.take(wanted)
-        must_look = False
+        short = False
         if missing := wanted.keys() - offers.keys():
             async with self._units.database.reading() as reading:
                 found = await store.get_offers(reading, missing)
             offers |= {offer.product_id: offer for offer, _ in found}
-            must_look = len(offers) < len(wanted) or any(wanted[offer.product_id] > left for offer, left in found)
+            short = any(wanted[offer.product_id] > left for offer, left in found)
+
+        sold: dict[int, list[HoldLine]] = {}
+        refused: list[int] = []
+        for index, reservation in enumerate(batch):
+            try:
+                sold[index] = reservation.lines(offers)
+            except MeshError:
+                refused.append(index)
 
         async def reserve(work: UnitOfWork) -> _Reserved:
-            if must_look or work.must_look:
-                return await self._by_a_look(work, batch)
-            return self._by_offers(work, batch, offers)
+            if short or work.must_look:
+                return await self._by_a_look(work, [batch[index] for index in sold])
+            return self._by_offers(work, [(batch[index], lines) for index, lines in sold.items()], offers)
 
-        reserved = await self._units.carry_out(reserve)
-        self._recent.put({hold.order_id: hold for hold in reserved.holds})
-        self._offers.put(reserved.offers)
-        return reserved.results
+        async def reserve_refused(work: UnitOfWork) -> _Reserved:
+            return await self._by_a_look(work, [batch[index] for index in refused])
 
-    def _by_offers(self, work: UnitOfWork, batch: Sequence[Reservation], offers: Mapping[UUID, Offer]) -> _Reserved:
-        """Hold stock without a look at it: the database refuses what is short, or is not sold as these offers say.
+        # Offers may be outdated: only under a lock is a refusal one. The others need no lock for that, and so go apart.
+        results: dict[int, Hold | Exception] = {}
+        for indexes, effect in ((refused, reserve_refused), (list(sold), reserve)):
+            if indexes:
+                reserved = await self._units.carry_out(effect)
+                self._recent.put({hold.order_id: hold for hold in reserved.holds})
+                self._offers.put(reserved.offers)
+                results.update(zip(indexes, reserved.results, strict=True))
+        return [results[index] for index in range(len(batch))]
+
+    def _by_offers(
+        self,
+        work: UnitOfWork,
+        batch: Sequence[tuple[Reservation, Sequence[HoldLine]]],
+        offers: Mapping[UUID, Offer],
+    ) -> _Reserved:
+        """Hold these lines without a look at the stock: the database refuses what is short, or is not sold like that.
 
         Raises what keeps one of the batch from its hold. Only a look tells whether it really does.
         """
         made: dict[bytes, Hold] = {}
         taken: Counter[UUID] = Counter()
         results: list[Hold | Exception] = []
-        for reservation in batch:
+        for reservation, lines in batch:
             if hold := made.get(reservation.key):
                 results.append(reservation.adopts(hold))
                 continue
-            lines = [offers[product_id].line(quantity) for product_id, quantity in reservation.quantities.items()]
             taken.update(reservation.quantities)
             hold = made[reservation.key] = reservation.hold(lines)
             results.append(hold)
@@ -113,7 +134,7 @@ class Holds:
         store.set_aside(
             work.transaction, ((offers[key], quantity) for key, quantity in taken.items()), self._units.now()
         )
-        return _Reserved(results, holds, offers)
+        return _Reserved(results, holds, {key: offers[key] for key in taken})
 
     async def _by_a_look(self, work: UnitOfWork, batch: Sequence[Reservation]) -> _Reserved:
         """Hold stock under a lock, each as far as it reaches; or adopt what an earlier attempt holds under a key."""

@@ -9,7 +9,7 @@ import asyncpg
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
 from mesh.rpc import wire
 from tests.mesh.house import House, all_of
-from tests.services import eventually, new_key, refused
+from tests.services import eventually, new_key
 
 
 async def test_a_retry_that_overtakes_its_attempt_waits_for_it_and_adopts_its_hold(mesh: House) -> None:
@@ -73,10 +73,3 @@ async def test_twin_attempts_never_release_the_hold_of_the_one_that_won(mesh: Ho
         return (stock.on_hand, stock.reserved) == (90, 0)
 
     await eventually(sold)
-
-
-async def test_a_hold_that_no_order_can_use_is_released_without_waiting_for_the_sweep(mesh: House) -> None:
-    buyer = await mesh.buyer("tok_visa")
-    euros, dollars = await mesh.product(1), await mesh.product(1, currency="USD")
-    assert (await refused(mesh.order(buyer, {euros: 1, dollars: 1}))).reason == "CURRENCY_MISMATCH"
-    assert [(await mesh.unreserved(each)).on_hand for each in (euros, dollars)] == [1, 1]

@@ -18,7 +18,7 @@ from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
 from mesh.rpc.call import Call, Caller, Kind
-from product_svc.domain import Hold, HoldState, MovementReason, NewProduct, Reservation, StockChange
+from product_svc.domain import Hold, HoldState, MovementReason, NewProduct, Reservation, StockChange, Total
 from product_svc.usecases import Catalogue, Holds, Inventory
 from stack.servers import Servers
 
@@ -49,9 +49,11 @@ class Warehouse:
     orders: AskedOrders
     admin: asyncpg.Connection
 
-    async def product(self, stock: int = 0, *, name: str = "A thing") -> UUID:
+    async def product(
+        self, stock: int = 0, *, name: str = "A thing", price: Decimal = Decimal("12.5"), currency: str = "EUR"
+    ) -> UUID:
         """A new product with so much on hand."""
-        new = NewProduct(f"SKU-{uuid4()}", name, "", Decimal("12.5"), "EUR", stock)
+        new = NewProduct(f"SKU-{uuid4()}", name, "", price, currency, stock)
         return (await self.catalogue.create_product(change(), new)).id
 
     async def products(self, count: int, stock: int) -> list[UUID]:
@@ -128,11 +130,18 @@ def change() -> Call:
 
 
 def wish(
-    quantities: Mapping[UUID, int], *, key: bytes | None = None, order_id: UUID | None = None, expires_in: float = 60
+    quantities: Mapping[UUID, int],
+    *,
+    key: bytes | None = None,
+    order_id: UUID | None = None,
+    expires_in: float = 60,
+    expected_total: Total | None = None,
 ) -> Reservation:
     """A wish to hold stock."""
     expire_time = datetime.now(UTC) + timedelta(seconds=expires_in)
-    return Reservation(order_id or uuid4(), key or uuid4().bytes, uuid4(), expire_time, dict(quantities))
+    return Reservation(
+        order_id or uuid4(), key or uuid4().bytes, uuid4(), expire_time, dict(quantities), expected_total
+    )
 
 
 def held(result: Hold | BaseException) -> Hold:

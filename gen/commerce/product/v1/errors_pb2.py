@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/product/v1/errors.proto\x12\x13\x63ommerce.product.v1*\x91\x02\n\x12ProductErrorReason\x12$\n PRODUCT_ERROR_REASON_UNSPECIFIED\x10\x00\x12*\n&PRODUCT_ERROR_REASON_PRODUCT_NOT_FOUND\x10\x01\x12\"\n\x1ePRODUCT_ERROR_REASON_SKU_TAKEN\x10\x02\x12)\n%PRODUCT_ERROR_REASON_PRODUCT_ARCHIVED\x10\x03\x12+\n\'PRODUCT_ERROR_REASON_STOCK_INSUFFICIENT\x10\x04\x12-\n)PRODUCT_ERROR_REASON_STOCK_LIMIT_EXCEEDED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/product/v1/errors.proto\x12\x13\x63ommerce.product.v1*\xb9\x02\n\x12ProductErrorReason\x12$\n PRODUCT_ERROR_REASON_UNSPECIFIED\x10\x00\x12*\n&PRODUCT_ERROR_REASON_PRODUCT_NOT_FOUND\x10\x01\x12\"\n\x1ePRODUCT_ERROR_REASON_SKU_TAKEN\x10\x02\x12)\n%PRODUCT_ERROR_REASON_PRODUCT_ARCHIVED\x10\x03\x12+\n\'PRODUCT_ERROR_REASON_STOCK_INSUFFICIENT\x10\x04\x12-\n)PRODUCT_ERROR_REASON_STOCK_LIMIT_EXCEEDED\x10\x05\x12&\n\"PRODUCT_ERROR_REASON_PRICE_CHANGED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.product.v1.errors_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PRODUCTERRORREASON']._serialized_start=58
-  _globals['_PRODUCTERRORREASON']._serialized_end=331
+  _globals['_PRODUCTERRORREASON']._serialized_end=371
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,10 @@ class _ProductErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pr
     """
     PRODUCT_ERROR_REASON_STOCK_LIMIT_EXCEEDED: _ProductErrorReason.ValueType  # 5
     """`FAILED_PRECONDITION`: the stock of the product would exceed 1,000,000,000."""
+    PRODUCT_ERROR_REASON_PRICE_CHANGED: _ProductErrorReason.ValueType  # 6
+    """`FAILED_PRECONDITION`: the total is different from the expected one. The metadata contains `expectedTotal` and
+    `total`, each an amount and its currency code.
+    """
 
 class ProductErrorReason(_ProductErrorReason, metaclass=_ProductErrorReasonEnumTypeWrapper):
     """ProductErrorReason is the reason of an error of the product service. It is sent as `reason` of
@@ -60,4 +64,8 @@ PRODUCT_ERROR_REASON_STOCK_INSUFFICIENT: ProductErrorReason.ValueType  # 4
 """
 PRODUCT_ERROR_REASON_STOCK_LIMIT_EXCEEDED: ProductErrorReason.ValueType  # 5
 """`FAILED_PRECONDITION`: the stock of the product would exceed 1,000,000,000."""
+PRODUCT_ERROR_REASON_PRICE_CHANGED: ProductErrorReason.ValueType  # 6
+"""`FAILED_PRECONDITION`: the total is different from the expected one. The metadata contains `expectedTotal` and
+`total`, each an amount and its currency code.
+"""
 Global___ProductErrorReason: _TypeAlias = ProductErrorReason  # noqa: Y015

@@ -223,6 +223,7 @@ class Reservation(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    EXPECTED_TOTAL_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """Required. The proposed UUID of the order. If the key already has a hold, the order id of that hold is used."""
     hold_key: _builtins.bytes
@@ -237,6 +238,13 @@ class Reservation(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Required. When the hold expires. An expired hold is released only if the order service decides so."""
 
+    @_builtins.property
+    def expected_total(self) -> _money_pb2.Money:
+        """Optional. The total of all lines that the caller expects. If the total is different, nothing is held and the result
+        is `FAILED_PRECONDITION` / `PRICE_CHANGED`. An expected total of zero may have no currency code: it is then zero in
+        any currency.
+        """
+
     def __init__(
         self,
         *,
@@ -245,10 +253,11 @@ class Reservation(_message.Message):
         customer_id: _builtins.str = ...,
         lines: _abc.Iterable[Global___ReservationLine] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        expected_total: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_total", b"expected_total", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "expire_time", b"expire_time", "hold_key", b"hold_key", "lines", b"lines", "order_id", b"order_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "expected_total", b"expected_total", "expire_time", b"expire_time", "hold_key", b"hold_key", "lines", b"lines", "order_id", b"order_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
