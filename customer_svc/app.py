@@ -34,19 +34,30 @@ class Settings(ServiceSettings):
     session_seconds: int = Field(default=30 * 24 * 3600, ge=60)
     """How long a session is kept after it was opened."""
     sign_in_failures: int = Field(default=10, ge=1)
-    """Sign-ins with one email address that may fail in a window; then it has to wait."""
+    """Sign-ins with one email address from one client IP (IPv6: from one /64 network) that may fail in a window."""
+    sign_in_failures_per_email: int = Field(default=100, ge=1)
+    """Sign-ins with one email address from all clients that may fail in a window. A client IP from which the customer
+    has signed in during the last `session_seconds` is exempt: strangers cannot lock the customer out there."""
     sign_in_window_seconds: int = Field(default=15 * 60, ge=1)
     """How long a failed sign-in counts."""
+    sign_in_rate_per_address: float = Field(default=10.0, ge=0)
+    """Sign-ins per second, and as many sign-ups per second, that one client IP (IPv6: one /64 network) may send in the
+    long run, counted over all workers, whether or not they succeed. After a pause it may send 50 of each at once. 0 is
+    no limit. Sign-ups are not limited while Redis does not answer."""
     password_memory_kib: int = Field(default=19 * 1024, ge=8)
     """Memory of a password's hash. OWASP's minimum for argon2id: 19 MiB, 2 passes, 1 lane."""
     password_passes: int = Field(default=2, ge=1)
     """Passes over that memory."""
     password_lanes: int = Field(default=1, ge=1)
     """Lanes of that memory, each a thread."""
-    password_hashes_at_once: int = Field(default=2, ge=1)
-    """Passwords that are hashed at a time; each takes a core and its memory."""
+    password_hashes_at_once: int = Field(default=1, ge=1)
+    """Passwords that this process hashes at a time; each takes its memory and a thread for each lane."""
+    password_cores: float = Field(default=1.0, gt=0)
+    """Cores that hashing in this process takes at most, on average: of several workers on one machine, each gets a
+    part of one. With fewer cores than threads, a thread pauses after each hash."""
     password_hashes_waiting: int = Field(default=200, ge=0)
-    """Passwords that wait for that; with more, calls are refused as OVERLOADED."""
+    """Passwords that wait for that, in turns between client IPs. With more, calls are refused as OVERLOADED, first
+    those of the client with the most."""
 
 
 def build(settings: Settings) -> Service:
@@ -61,17 +72,20 @@ def build(settings: Settings) -> Service:
         passes=settings.password_passes,
         lanes=settings.password_lanes,
         at_once=settings.password_hashes_at_once,
+        cores=settings.password_cores,
         max_waiting=settings.password_hashes_waiting,
     )
     session_store = SessionStore(
         settings.redis_url.get_secret_value(),
         lifetime=timedelta(seconds=settings.session_seconds),
         failures=settings.sign_in_failures,
+        failures_per_email=settings.sign_in_failures_per_email,
         window=timedelta(seconds=settings.sign_in_window_seconds),
+        rate=settings.sign_in_rate_per_address,
     )
     tokens = AccessTokens(settings.signing_key, timedelta(seconds=settings.access_token_seconds))
 
-    customers = Customers(units, passwords)
+    customers = Customers(units, passwords, session_store)
     payment_methods = PaymentMethods(units, pages)
     sessions = Sessions(units, passwords, session_store, tokens)
 

@@ -60,6 +60,15 @@ class SignInLimited(ResourceExhausted):
         super().__init__("too many sign-ins with this email address have failed", retry_after=retry_after)
 
 
+class ClientLimited(ResourceExhausted):
+    """Too many sign-ins, or too many sign-ups, come from the client's IP address."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many requests of this kind come from this IP address", retry_after=retry_after)
+
+
 class PaymentMethodNotFound(NotFound):
     """The customer has no such payment method; somebody else may."""
 

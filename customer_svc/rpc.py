@@ -63,5 +63,5 @@ class SessionService:
         self._sessions = sessions
 
     async def CreateSession(self, request: session.CreateSessionRequest, call: Call) -> session.CreateSessionResponse:
-        opened = await self._sessions.create_session(request.email, request.password)
+        opened = await self._sessions.create_session(call, request.email, request.password)
         return session.CreateSessionResponse(session=wire.session(opened))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from hashlib import blake2b, sha256
 from uuid import UUID
@@ -15,27 +16,54 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from customer_svc.domain import CredentialsInvalid, SignInLimited
+from customer_svc.domain import ClientLimited, CredentialsInvalid, SignInLimited
 from mesh.errors import Unavailable
 from mesh.ids import new_id
 
+BURST = 50
+"""Sign-ins, and sign-ups, that one client may send at once after a pause."""
+
 _TIMEOUT_S = 1.0
+_SIGN_UP_TIMEOUT_S = 0.25
+"""How long a sign-up waits for Redis, which it can do without."""
 
 # The attempts of the last window, by the time of their beginning: a window that slides, so that at no moment more
-# than the limit lie behind it. An attempt that is there already is this one, sent again on a new connection.
+# than the limit lie behind it. KEYS[1] holds those with one email address from one client, KEYS[2] those from all
+# clients but the ones that have signed in before, as KEYS[3] says. An attempt that is there already is this one, sent
+# again on a new connection.
 _BEGIN = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local attempt, limit, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
+local attempt, window = ARGV[1], tonumber(ARGV[2])
 if redis.call('ZSCORE', KEYS[1], attempt) then
   return 0
 end
-if redis.call('ZCARD', KEYS[1]) >= limit then
-  return redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] + window - now
+local counted = redis.call('EXISTS', KEYS[3]) == 1 and 1 or 2
+for each = 1, counted do
+  redis.call('ZREMRANGEBYSCORE', KEYS[each], '-inf', now - window)
+  if redis.call('ZCARD', KEYS[each]) >= tonumber(ARGV[2 + each]) then
+    return redis.call('ZRANGE', KEYS[each], 0, 0, 'WITHSCORES')[2] + window - now
+  end
 end
-redis.call('ZADD', KEYS[1], now, attempt)
-redis.call('PEXPIRE', KEYS[1], window)
+for each = 1, counted do
+  redis.call('ZADD', KEYS[each], now, attempt)
+  redis.call('PEXPIRE', KEYS[each], window)
+end
+return 0
+"""
+
+# A bucket of tokens, of which only the time is kept when it will be full again: a token is there unless that is more
+# than the whole bucket away.
+_ADMIT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0)) + interval
+local wait = full - now - burst * interval
+if wait > 0 then
+  return math.ceil(wait)
+end
+redis.call('SET', KEYS[1], string.format('%.3f', full), 'PX', math.ceil(full - now))
 return 0
 """
 
@@ -46,14 +74,26 @@ class SessionStore:
     """Redis, as the customer service uses it. Every method raises Unavailable when Redis does not answer.
 
     `session:<family>` is a hash for all refresh tokens that descend from one sign-in: whose it is, and the SHA-256 of
-    the token that is good now. `sign-in:<email digest>` is a sorted set of attempts.
+    the token that is good now. `sign-in:{<email>}` and `sign-in:{<email>}:<client>` are sorted sets of attempts;
+    `signed-in:{<email>}:<client>` says that one has succeeded. `rate:<kind>:<client>` is a bucket of tokens. Email
+    addresses and clients are digests. A client is a string that identifies where requests come from, empty when that
+    is unknown.
     """
 
-    def __init__(self, url: str, *, lifetime: timedelta, failures: int, window: timedelta) -> None:
-        """A session lives for `lifetime`; at most `failures` sign-ins with one email address may fail in a `window`."""
+    def __init__(
+        self, url: str, *, lifetime: timedelta, failures: int, failures_per_email: int, window: timedelta, rate: float
+    ) -> None:
+        """Session and limits.
+
+        A session lives for `lifetime`. In a `window`, at most `failures` sign-ins with one email address may fail for
+        one client, and `failures_per_email` for all clients from which nobody has signed in with it. A client may
+        sign in `rate` times per second in the long run, and sign up as often; 0 is no limit.
+        """
         self._lifetime = lifetime
         self._failures = failures
+        self._failures_per_email = failures_per_email
         self._window = window
+        self._rate = rate
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=16,
@@ -66,6 +106,7 @@ class SessionStore:
         )
         self._redis = Redis.from_pool(pool)
         self._begin = self._redis.register_script(_BEGIN)
+        self._admit = self._redis.register_script(_ADMIT)
 
     async def start(self) -> None:
         """Nothing to wait for: it connects when it is used."""
@@ -95,30 +136,65 @@ class SessionStore:
                 await pipeline.execute()
         return f"{family}.{secret}"
 
+    async def admit_sign_in(self, client: str) -> None:
+        """Count a sign-in against the client's rate. Raises ClientLimited."""
+        await self._take_token("sign-in", client)
+
+    async def admit_sign_up(self, client: str) -> None:
+        """Count a sign-up against the client's rate. Raises ClientLimited; while Redis does not answer, nothing."""
+        with suppress(Unavailable):
+            await self._take_token("sign-up", client, timeout=_SIGN_UP_TIMEOUT_S)
+
+    async def _take_token(self, kind: str, client: str, *, timeout: float | None = None) -> None:
+        # Calls whose client is unknown come from holders of a certificate of the mesh.
+        if not self._rate or not client:
+            return
+        with _answering():
+            async with asyncio.timeout(timeout):
+                wait_ms = await self._admit(keys=[f"rate:{kind}:{_digest(client)}"], args=[1000 / self._rate, BURST])
+        if wait_ms:
+            raise ClientLimited(wait_ms / 1000)
+
     @asynccontextmanager
-    async def attempt(self, email: str) -> AsyncIterator[None]:
+    async def attempt(self, email: str, client: str) -> AsyncIterator[None]:
         """An attempt to sign in; it has failed when the block raises CredentialsInvalid, else it does not count.
 
         It counts from the start, so that attempts side by side do not pass the limit together.
         Raises SignInLimited.
         """
-        key = f"sign-in:{blake2b(email.encode(), digest_size=16).hexdigest()}"
+        # The braces keep the keys of one email address on one node of a cluster.
+        account, network = f"{{{_digest(email)}}}", _digest(client)
+        from_client, from_all = f"sign-in:{account}:{network}", f"sign-in:{account}"
+        known = f"signed-in:{account}:{network}"
         attempt = str(new_id())
         window_ms = round(self._window.total_seconds() * 1000)
         with _answering():
-            wait_ms = await self._begin(keys=[key], args=[attempt, self._failures, window_ms])
+            wait_ms = await self._begin(
+                keys=[from_client, from_all, known],
+                args=[attempt, window_ms, self._failures, self._failures_per_email],
+            )
         if wait_ms:
             raise SignInLimited(wait_ms / 1000)
-        has_failed = False
+        has_failed, has_succeeded = False, False
         try:
             yield
+            has_succeeded = True
         except CredentialsInvalid:
             has_failed = True
             raise
         finally:
             if not has_failed:
                 with _answering():
-                    await self._redis.zrem(key, attempt)
+                    async with self._redis.pipeline(transaction=True) as pipeline:
+                        pipeline.zrem(from_client, attempt)
+                        pipeline.zrem(from_all, attempt)
+                        if has_succeeded and client:
+                            pipeline.set(known, 1, ex=self._lifetime)
+                        await pipeline.execute()
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @contextmanager

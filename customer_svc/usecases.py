@@ -50,16 +50,22 @@ def _whose(caller: Caller, named: UUID | None) -> UUID:
 class Customers:
     """Who the customers are."""
 
-    def __init__(self, units: UnitsOfWork, passwords: Passwords) -> None:
+    def __init__(self, units: UnitsOfWork, passwords: Passwords, sessions: SessionStore) -> None:
         self._units = units
         self._passwords = passwords
+        self._sessions = sessions
 
     async def create_customer(self, call: Call, new: NewCustomer) -> Customer:
-        """Sign a customer up. Raises EmailTaken; ResourceExhausted when too many passwords wait to be hashed."""
+        """Sign a customer up.
+
+        Raises EmailTaken; ClientLimited; ResourceExhausted when too many passwords wait to be hashed.
+        """
         # A retry should not cost a hash, and no hash should be made while a transaction is open.
         for outcome in (await idempotency.find(self._units.database, [call])).values():
             raise outcome
-        password_hash = await self._passwords.hash(new.password)
+        client = call.client_network
+        await self._sessions.admit_sign_up(client)
+        password_hash = await self._passwords.hash(new.password, client=client)
         now = self._units.now()
         customer = Customer(new_id(), new.email, new.name, new.phone, now, now, version=1)
         async with self._units.once(call) as work:
@@ -153,37 +159,40 @@ class Sessions:
         self._passwords = passwords
         self._sessions = sessions
         self._tokens = tokens
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def create_session(self, email: str, password: str) -> Session:
+    async def create_session(self, call: Call, email: str, password: str) -> Session:
         """Sign a customer in.
 
         Raises CredentialsInvalid, alike in words and in time for an unknown email address and a wrong password;
-        SignInLimited after too many of those; Unavailable while sessions cannot be kept; ResourceExhausted when too
-        many passwords wait to be hashed.
+        SignInLimited after too many of those; ClientLimited; Unavailable while sessions cannot be kept;
+        ResourceExhausted when too many passwords wait to be hashed.
         """
-        account = same_email(email)
-        # One at a time in this process: an attempt under way counts as failed until it has succeeded, and many
-        # good ones side by side should not look like an attack.
-        async with self._turns.setdefault(account, asyncio.Lock()), self._sessions.attempt(account):
-            credentials = await self._verified(email, password)
+        account, client = same_email(email), call.client_network
+        await self._sessions.admit_sign_in(client)
+        # One at a time for a client in this process: an attempt under way counts as failed until it has succeeded, and
+        # many good ones side by side should not look like an attack.
+        turn = self._turns.setdefault((account, client), asyncio.Lock())
+        async with turn, self._sessions.attempt(account, client):
+            credentials = await self._verified(email, password, client)
         if self._passwords.is_outdated(credentials.password_hash):
-            await self._rehash(credentials, password)
+            await self._rehash(credentials, password, client)
         now = self._units.now()
         refresh_token = await self._sessions.open(credentials.customer_id, now)
         access_token, expire_time = self._tokens.issue(credentials.customer_id, now)
         return Session(credentials.customer_id, expire_time, access_token, refresh_token)
 
-    async def _verified(self, email: str, password: str) -> Credentials:
+    async def _verified(self, email: str, password: str, client: str) -> Credentials:
         async with self._units.database.reading() as reading:
             credentials = await store.get_credentials(reading, email)
-        matches = await self._passwords.matches(password, credentials.password_hash if credentials else None)
+        password_hash = credentials.password_hash if credentials else None
+        matches = await self._passwords.matches(password, password_hash, client=client)
         if credentials is None or not matches:
             raise CredentialsInvalid
         return credentials
 
-    async def _rehash(self, credentials: Credentials, password: str) -> None:
+    async def _rehash(self, credentials: Credentials, password: str, client: str) -> None:
         """Bring the hash up to the parameters of now; only at a sign-in is the password there to do it."""
-        new_hash = await self._passwords.hash(password)
+        new_hash = await self._passwords.hash(password, client=client)
         async with self._units.database.transaction() as transaction:
             await store.replace_hash(transaction, credentials, new_hash)

@@ -22,6 +22,9 @@ ISSUER = "commerce-mesh"
 SUBJECT = "x-mesh-subject"
 """The header in which the verified subject of the token goes to the rate limit, and no further."""
 
+CLIENT_ADDRESS = "x-mesh-client-address"
+"""The header in which a service learns the IP address of the client, without a port."""
+
 CONTENT_TYPE = "x-mesh-content-type"
 """The header in which the listener keeps the content type that the client sent, until a filter has noted it."""
 

@@ -12,6 +12,7 @@ from gateway.clusters import ANY
 from gateway.config import EdgeConfig
 from gateway.contracts import Method, methods
 from gateway.filters import (
+    CLIENT_ADDRESS,
     NO_BODY_LIMIT,
     NO_RATE_LIMIT,
     SUBJECT,
@@ -42,7 +43,9 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
     return {
         "name": "edge",
         "validate_clusters": False,
-        "request_headers_to_remove": [SUBJECT, "x-envoy-internal"],
+        "request_headers_to_remove": [SUBJECT, "x-envoy-internal", "x-forwarded-for"],
+        # In the place of `x-forwarded-for`, which says it only to those who know how many proxies there are.
+        "request_headers_to_add": [_header(CLIENT_ADDRESS, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")],
         "virtual_hosts": [
             {
                 "name": "edge",

@@ -82,7 +82,9 @@ class Services:
             # glibc: the 19 MiB that a password's hash takes go back to the system, and are not kept for the next one.
             settings["MALLOC_MMAP_THRESHOLD_"] = str(4 * 1024 * 1024)
         inherited = {key: value for key, value in self.environment.items() if key not in _WITHHELD}
-        return {**_DEFAULTS, **inherited, **settings}
+        # All workers together hash passwords on one core.
+        shares = {"MESH_PASSWORD_CORES": str(1 / len(self.ports["customer"]))}
+        return {**_DEFAULTS, **shares, **inherited, **settings}
 
 
 _DEFAULTS = {

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.db.idempotency import IdempotencyKey
+
+CLIENT_ADDRESS = "x-mesh-client-address"
+"""The header in which the edge names the address of the client. A client cannot send it: the edge drops it."""
+GATEWAY = "gateway"
+"""The name of the edge in its certificate."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,6 +88,23 @@ class Call:
     reply: bytes | None = None
     """The serialized reply, once `encode` has made it."""
     _to_wire: Callable[[Any], Message] | None = None
+
+    @property
+    def client_address(self) -> str:
+        """The IP address of the client, as the edge has seen it; empty for a call that came another way."""
+        return self.metadata.get(CLIENT_ADDRESS, "") if self.peer == GATEWAY else ""
+
+    @property
+    def client_network(self) -> str:
+        """The client for limits: its IPv4 address, or the 64 bits of its IPv6 address that its owner does not choose.
+
+        Empty when the address is unknown.
+        """
+        address = self.client_address
+        if ":" not in address:
+            return address
+        parsed = IPv6Address(address)
+        return str(parsed.ipv4_mapped or IPv6Network((parsed, 64), strict=False).network_address)
 
     @property
     def authorization(self) -> str:

@@ -12,7 +12,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from mesh.errors import Unauthenticated
-from mesh.rpc.call import ANYBODY, Caller, Kind
+from mesh.rpc.call import ANYBODY, GATEWAY, Caller, Kind
 
 if TYPE_CHECKING:
     import grpc
@@ -24,7 +24,7 @@ CLOCK_SKEW_S = 60
 """How far the clock of whoever signed a token may be ahead. When one expires, it is our clock that counts."""
 TRUST_DOMAIN = "spiffe://commerce-mesh/"
 """What the URI name in every certificate of the mesh begins with; the rest is the peer's name."""
-OUTSIDERS = frozenset({"", "gateway", "operator"})
+OUTSIDERS = frozenset({"", GATEWAY, "operator"})
 """Peers that are no service: what they carry in comes from people."""
 
 _REMEMBERED = 20_000

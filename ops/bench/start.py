@@ -34,12 +34,16 @@ class Starts:
 
 
 async def mesh(*arguments: str, state: Path) -> None:
-    """Run the command to its end, with default settings. Raises StackError with what it said when it fails."""
+    """Run the command to its end. Raises StackError with its message when it fails.
+
+    The settings are the defaults, but customers may sign up as fast as they can: all come from one address here.
+    """
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from ops.cli import main; main()", *arguments, "--state", str(state)),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if not name.startswith("MESH_")},
+        env={**settings, "MESH_SIGN_IN_RATE_PER_ADDRESS": "0"},
     )
     _, errors = await process.communicate()
     if process.returncode:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
 
+from gateway.config import EdgeConfig
 from stack import pki
 from tests.gateway.clients import failure
 from tests.gateway.conftest import SUBJECT
+from tests.gateway.contract import BY_NAME, path
+from tests.gateway.envoy import Envoy, running
 from tests.gateway.upstreams import Upstream
 
 GOOD = {"iss": "commerce-mesh", "aud": "commerce-mesh", "sub": str(SUBJECT), "role": "staff"}
@@ -117,6 +123,7 @@ async def test_what_a_client_says_of_itself_does_not_reach_a_service(
         "x-envoy-internal": "true",
         "x-mesh-subject": "forged",
         "x-mesh-content-type": "forged",
+        "x-mesh-client-address": "203.0.113.9",
     }
     answer = await staff.get("/v1/orders", headers=forged)
     assert answer.status_code == 200
@@ -126,6 +133,37 @@ async def test_what_a_client_says_of_itself_does_not_reach_a_service(
         & call.metadata.keys()
     )
     assert not {"203.0.113.9", "evil.example", "https", "forged", "/forged"} & set(call.metadata.values())
+
+
+async def test_a_service_learns_the_address_that_a_client_comes_from_and_none_that_it_names(
+    edge: Envoy, upstreams: dict[str, Upstream]
+) -> None:
+    forged = {"x-mesh-client-address": "203.0.113.9", "x-forwarded-for": "203.0.113.9"}
+    from_there = httpx.AsyncHTTPTransport(local_address="127.0.0.9")
+    async with (
+        httpx.AsyncClient(base_url=edge.url, transport=from_there) as client,
+        grpc.aio.insecure_channel(edge.target) as channel,
+    ):
+        assert (await client.post("/v1/sessions", json={}, headers=forged)).status_code == 200
+        ask: Any = channel.unary_unary(path(BY_NAME["CreateSession"]))
+        await ask(b"", metadata=tuple(forged.items()), timeout=20)
+    by_json, by_grpc = (call.metadata for call in upstreams["customer"].received)
+    assert by_json["x-mesh-client-address"] == "127.0.0.9"
+    assert by_grpc["x-mesh-client-address"] == "127.0.0.1"
+    assert "x-forwarded-for" not in by_json.keys() | by_grpc.keys()
+
+
+async def test_behind_a_proxy_that_is_trusted_a_client_has_the_address_that_the_proxy_names(
+    config: EdgeConfig, short_folder: Path, upstreams: dict[str, Upstream]
+) -> None:
+    async with (
+        running(replace(config, trusted_proxies=1), short_folder) as edge,
+        httpx.AsyncClient(base_url=edge.url) as proxy,
+    ):
+        # What comes first is the word of the client.
+        await proxy.post("/v1/sessions", json={}, headers={"x-forwarded-for": "203.0.113.9, 2001:db8::7"})
+    [call] = upstreams["customer"].received
+    assert call.metadata["x-mesh-client-address"] == "2001:db8::7"
 
 
 async def test_what_a_service_needs_of_a_client_reaches_it(

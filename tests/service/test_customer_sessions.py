@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, session_pb2_grpc
 from customer_svc.app import Settings, build
 from mesh.errors import MeshError
+from mesh.rpc.call import CLIENT_ADDRESS
 from stack.servers import Servers
 from stack.servers.redis import Redis as RedisServer
 from tests.services import Client, Keys, eventually, new_key, refused, running, settings_for
@@ -60,9 +61,21 @@ async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-async def sign_up(client: Client, email: str | None = None) -> customer_pb2.Customer:
+CHEAP = {"password_memory_kib": 64, "password_passes": 1}
+"""Hashes for tests of many sign-ins."""
+
+
+def coming_from(address: str) -> tuple[tuple[str, str], ...]:
+    """The metadata with which the edge passes on a call from an address; none when that is empty."""
+    return ((CLIENT_ADDRESS, address),) if address else ()
+
+
+async def sign_up(
+    client: Client, email: str | None = None, *, address: str = "", key: str | None = None
+) -> customer_pb2.Customer:
     request = customer_pb2.CreateCustomerRequest(email=email or f"{uuid4()}@example.com", name="Ada", password=PASSWORD)
-    reply = await client(customer_pb2_grpc.CustomerServiceStub(client.channel).CreateCustomer, request)
+    stub = customer_pb2_grpc.CustomerServiceStub(client.channel)
+    reply = await client(stub.CreateCustomer, request, key=key, metadata=coming_from(address))
     made: customer_pb2.Customer = reply.customer
     return made
 
@@ -75,10 +88,11 @@ async def read(client: Client, customer_id: str) -> customer_pb2.Customer:
 
 
 async def sign_in(
-    client: Client, email: str, password: str = PASSWORD, *, key: str | None = None
+    client: Client, email: str, password: str = PASSWORD, *, key: str | None = None, address: str = ""
 ) -> session_pb2.Session:
     request = session_pb2.CreateSessionRequest(email=email, password=password)
-    reply = await client(session_pb2_grpc.SessionServiceStub(client.channel).CreateSession, request, key=key)
+    stub = session_pb2_grpc.SessionServiceStub(client.channel)
+    reply = await client(stub.CreateSession, request, key=key, metadata=coming_from(address))
     session: session_pb2.Session = reply.session
     return session
 
@@ -166,11 +180,127 @@ async def test_failures_with_one_email_address_are_limited_also_side_by_side(ser
         assert (await sign_in(client, bystander.email)).customer_id == bystander.id
 
 
+async def guess(client: Client, email: str, address: str, times: int) -> list[str]:
+    """What comes of wrong passwords from an address."""
+    return await reasons_of(*(sign_in(client, email, f"guess {n}", address=address) for n in range(times)))
+
+
+@pytest.mark.parametrize(
+    ("stranger", "neighbour", "owner"),
+    [("192.0.2.1", "192.0.2.1", "192.0.2.2"), ("2001:db8:1:1::1", "2001:db8:1:1:ffff::2", "2001:db8:1:2::1")],
+)
+async def test_failures_of_a_stranger_do_not_lock_the_owner_out(
+    servers: Servers, keys: Keys, stranger: str, neighbour: str, owner: str
+) -> None:
+    async with customer_service(servers, keys, servers.redis, **CHEAP) as client:
+        customer = await sign_up(client)
+        for _ in range(3):
+            await guess(client, customer.email, stranger, 12)
+        assert await guess(client, customer.email, neighbour, 2) == ["RATE_LIMITED"] * 2, "they are one client"
+        assert (await refused(sign_in(client, customer.email, address=stranger))).reason == "RATE_LIMITED"
+        assert (await sign_in(client, customer.email, address=owner)).customer_id == customer.id
+
+
+async def test_failures_from_many_addresses_are_limited_but_where_the_owner_has_signed_in_before(
+    servers: Servers, keys: Keys
+) -> None:
+    limits = {"sign_in_failures": 2, "sign_in_failures_per_email": 8}
+    async with (
+        customer_service(servers, keys, servers.redis, **limits, **CHEAP) as client,
+        customer_service(servers, keys, servers.redis, **limits, **CHEAP) as other_worker,
+    ):
+        customer, home = await sign_up(client), "198.51.100.1"
+        await sign_in(client, customer.email, address=home)
+        for number in range(4):
+            worker = (client, other_worker)[number % 2]
+            # What is refused for one client does not count for all.
+            outcome = await guess(worker, customer.email, f"192.0.2.{number}", 4)
+            assert outcome == ["CREDENTIALS_INVALID"] * 2 + ["RATE_LIMITED"] * 2
+        error = await refused(sign_in(other_worker, customer.email, address="203.0.113.1"))
+        assert error.reason == "RATE_LIMITED"
+        assert error.retry_after is not None
+        assert 0 < error.retry_after <= 15 * 60
+        assert (await sign_in(other_worker, customer.email, address=home)).customer_id == customer.id
+        assert await guess(client, customer.email, home, 3) == ["CREDENTIALS_INVALID"] * 2 + ["RATE_LIMITED"], (
+            "one client's own limit holds there, too"
+        )
+
+
+async def test_one_address_signs_in_fifty_times_at_once_and_then_at_its_rate_whichever_worker_it_asks(
+    servers: Servers, keys: Keys
+) -> None:
+    # One in a quarter of an hour, so that none is added while the test runs.
+    limits = {"sign_in_rate_per_address": 1 / 900, **CHEAP}
+    async with (
+        customer_service(servers, keys, servers.redis, **limits) as client,
+        customer_service(servers, keys, servers.redis, **limits) as other_worker,
+    ):
+        customer, address = await sign_up(client), "192.0.2.50"
+        tries = [
+            sign_in((client, other_worker)[number % 2], f"{uuid4()}@example.com", address=address)
+            for number in range(60)
+        ]
+        assert await reasons_of(*tries) == ["CREDENTIALS_INVALID"] * 50 + ["RATE_LIMITED"] * 10
+        error = await refused(sign_in(client, customer.email, address=address))
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+        assert error.retry_after is not None
+        assert 0 < error.retry_after <= 900
+        assert (await sign_in(client, customer.email, address="192.0.2.51")).customer_id == customer.id
+
+
+async def test_one_address_signs_up_fifty_customers_at_once_and_then_at_its_rate(servers: Servers, keys: Keys) -> None:
+    limits = {"sign_in_rate_per_address": 1 / 900, **CHEAP}
+    async with customer_service(servers, keys, servers.redis, **limits) as client:
+        address, key, email = "192.0.2.60", new_key(), f"{uuid4()}@example.com"
+        first = await sign_up(client, email, address=address, key=key)
+        for _ in range(49):
+            await sign_up(client, address=address)
+        error = await refused(sign_up(client, address=address))
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+        assert error.retry_after
+        assert await sign_up(client, email, address=address, key=key) == first, "a replay costs nothing"
+        assert (await sign_in(client, email, address=address)).customer_id == first.id, "signing in counts apart"
+        await sign_up(client, address="192.0.2.61")
+
+
+async def test_a_limited_address_is_admitted_again_at_its_rate(servers: Servers, keys: Keys) -> None:
+    async with customer_service(servers, keys, servers.redis, sign_in_rate_per_address=2, **CHEAP) as client:
+        customer, address = await sign_up(client), "192.0.2.70"
+
+        async def limited() -> bool:
+            return "RATE_LIMITED" in await reasons_of(
+                *(sign_in(client, customer.email, address=address) for _ in range(20))
+            )
+
+        async def let_in() -> bool:
+            return await reasons_of(sign_in(client, customer.email, address=address)) == ["in"]
+
+        assert await eventually(limited)
+        assert await eventually(let_in)
+
+
+async def test_no_rate_limits_a_client_whose_address_is_unknown_or_when_it_is_off(servers: Servers, keys: Keys) -> None:
+    async with (
+        customer_service(servers, keys, servers.redis, sign_in_rate_per_address=1 / 900, **CHEAP) as client,
+        customer_service(servers, keys, servers.redis, sign_in_rate_per_address=0, **CHEAP) as unlimited,
+    ):
+        customer = await sign_up(client)
+        for asked, address in ((client, ""), (unlimited, "192.0.2.80")):
+            tries = [sign_in(asked, customer.email, address=address) for _ in range(60)]
+            assert await reasons_of(*tries) == ["in"] * 60
+
+
+async def test_without_redis_signing_up_goes_on_without_a_rate(servers: Servers, keys: Keys, folder: Path) -> None:
+    nowhere = RedisServer(f"unix://{folder}/none.sock")
+    async with customer_service(servers, keys, nowhere, sign_in_rate_per_address=1 / 900, **CHEAP) as client:
+        for _ in range(51):
+            await sign_up(client, address="192.0.2.90")
+
+
 async def test_failures_are_forgotten_when_the_window_has_passed(servers: Servers, keys: Keys) -> None:
     # Cheap hashes, so that all four attempts fall into one window also on a busy machine.
-    cheap = {"password_memory_kib": 64, "password_passes": 1}
     async with customer_service(
-        servers, keys, servers.redis, sign_in_failures=2, sign_in_window_seconds=2, **cheap
+        servers, keys, servers.redis, sign_in_failures=2, sign_in_window_seconds=2, **CHEAP
     ) as client:
         customer = await sign_up(client)
         assert await reasons_of(*(sign_in(client, customer.email, "wrong") for _ in range(4))) == [
@@ -254,7 +384,7 @@ async def test_a_redis_that_does_not_answer_holds_nobody_up(servers: Servers, ke
     async with server, customer_service(servers, keys, RedisServer(f"redis://{host}:{port}")) as client:
         began = asyncio.get_running_loop().time()
         signing_in = asyncio.create_task(refused(sign_in(client, f"{uuid4()}@example.com")))
-        await sign_up(client)
+        await sign_up(client, address="192.0.2.99")
         assert (await signing_in).reason == "DEPENDENCY_UNAVAILABLE"
         assert asyncio.get_running_loop().time() - began < 5
         silent.set()

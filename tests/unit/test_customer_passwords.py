@@ -6,26 +6,29 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from customer_svc.access_tokens import AccessTokens
+from customer_svc.app import Settings
 from customer_svc.passwords import Passwords
 from mesh.errors import ResourceExhausted, Unauthenticated
 from mesh.rpc.call import Caller, Kind
 from mesh.rpc.identity import Tokens
 from stack.pki import make_signing_key
+from tests.services import eventually
 
 
 class Recorded(Passwords):
     """Notes how many hashes run at once, and holds them until it is let go."""
 
-    def __init__(self, *, at_once: int, max_waiting: int) -> None:
-        super().__init__(memory_kib=64, passes=1, lanes=1, at_once=at_once, max_waiting=max_waiting)
+    def __init__(self, *, at_once: int, max_waiting: int, cores: float = 8.0) -> None:
+        super().__init__(memory_kib=64, passes=1, lanes=1, at_once=at_once, cores=cores, max_waiting=max_waiting)
         self.gate = threading.Event()
         self.begun = threading.Semaphore(0)
         self.lock = threading.Lock()
@@ -43,13 +46,13 @@ class Recorded(Passwords):
             self.hashed.append(password)
         return password
 
-    async def hash(self, password: str) -> str:
-        return await self._in_thread(self.held, password)
+    async def hash(self, password: str, *, client: str = "") -> str:
+        return await self._in_turn(client, self.held, password)
 
 
 @pytest.fixture
 async def passwords() -> AsyncIterator[Passwords]:
-    passwords = Passwords(memory_kib=8 * 1024, passes=1, lanes=1, at_once=2, max_waiting=50)
+    passwords = Passwords(memory_kib=8 * 1024, passes=1, lanes=1, at_once=2, cores=2, max_waiting=50)
     await passwords.start()
     yield passwords
     await passwords.stop()
@@ -70,15 +73,15 @@ async def two_run(held: Recorded) -> None:
 
 
 async def test_a_password_matches_its_own_hash_only(passwords: Passwords) -> None:
-    one, two = await passwords.hash("a password"), await passwords.hash("a password")
+    one, two = await passwords.hash("a password", client=""), await passwords.hash("a password", client="")
     assert one != two
-    assert await passwords.matches("a password", one)
-    assert not await passwords.matches("A password", one)
-    assert not await passwords.matches("", one)
+    assert await passwords.matches("a password", one, client="")
+    assert not await passwords.matches("A password", one, client="")
+    assert not await passwords.matches("", one, client="")
 
 
 async def test_with_no_hash_the_answer_is_no_after_the_same_work(passwords: Passwords) -> None:
-    password_hash = await passwords.hash("a password")
+    password_hash = await passwords.hash("a password", client="")
 
     def work(against: str | None) -> float:
         began = time.thread_time()
@@ -86,13 +89,13 @@ async def test_with_no_hash_the_answer_is_no_after_the_same_work(passwords: Pass
             passwords._matches("a guess", against or passwords._nobodys)
         return time.thread_time() - began
 
-    assert not await passwords.matches("a guess", None)
+    assert not await passwords.matches("a guess", None, client="")
     wrong, nobody = await asyncio.gather(asyncio.to_thread(work, password_hash), asyncio.to_thread(work, None))
     assert 0.4 < nobody / wrong < 2.5
 
 
 async def test_the_event_loop_turns_while_passwords_are_hashed(passwords: Passwords) -> None:
-    hashing = asyncio.gather(*(passwords.hash("a password") for _ in range(8)))
+    hashing = asyncio.gather(*(passwords.hash("a password", client="") for _ in range(8)))
     turns = 0
     while not hashing.done():
         await asyncio.sleep(0)
@@ -129,12 +132,87 @@ async def test_a_caller_who_gives_up_frees_a_place_but_no_thread(held: Recorded)
     assert "waiting" not in held.hashed
 
 
+async def waiting(held: Recorded, number: int) -> None:
+    """Wait until so many hashes wait for a thread."""
+
+    async def so() -> bool:
+        return len(held._queue) == number
+
+    await eventually(so)
+
+
+async def test_a_flood_from_one_client_delays_another_client_by_few_hashes() -> None:
+    held = Recorded(at_once=1, max_waiting=300)
+    flood = [asyncio.create_task(held.hash(f"flood {number}", client="192.0.2.1")) for number in range(200)]
+    await waiting(held, 199)
+    others = [asyncio.create_task(held.hash(f"{name} signs in", client=name)) for name in ("ada", "bob")]
+    await waiting(held, 201)
+    held.gate.set()
+    await asyncio.gather(*flood, *others)
+    await held.stop()
+    assert held.most == 1
+    assert held.hashed[:5] == ["flood 0", "flood 1", "ada signs in", "bob signs in", "flood 2"]
+
+
+async def test_a_flood_that_fills_all_places_gives_them_up_to_other_clients() -> None:
+    held = Recorded(at_once=1, max_waiting=4)
+    flood = [asyncio.create_task(held.hash(f"flood {number}", client="192.0.2.1")) for number in range(5)]
+    await waiting(held, 4)
+    with pytest.raises(ResourceExhausted):
+        await held.hash("one too many", client="192.0.2.1")
+    others = [asyncio.create_task(held.hash(name, client=name)) for name in ("ada", "bob")]
+    outcomes = asyncio.gather(*flood, return_exceptions=True)
+    await asyncio.wait(flood[3:])
+    held.gate.set()
+    assert [await other for other in others] == ["ada", "bob"]
+    assert [getattr(outcome, "reason", outcome) for outcome in await outcomes] == [
+        "flood 0", "flood 1", "flood 2", "OVERLOADED", "OVERLOADED",
+    ]  # fmt: skip
+    await held.stop()
+
+
+async def test_hashing_takes_no_more_cores_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of two threads that may take half a core together, each works a quarter of the time.
+    held = Recorded(at_once=2, cores=0.5, max_waiting=10)
+    clock = threading.local()
+
+    def two_seconds_later() -> float:
+        clock.now = getattr(clock, "now", 0.0) + 2.0
+        return float(clock.now)
+
+    loop = asyncio.get_running_loop()
+    call_later, pauses = loop.call_later, list[float]()
+
+    def pause(seconds: float, action: Callable[..., object], *args: Any, **more: Any) -> asyncio.TimerHandle | None:
+        if action != held._next:
+            return call_later(seconds, action, *args, **more)
+        pauses.append(seconds)
+        return None
+
+    monkeypatch.setattr("customer_svc.passwords.perf_counter", two_seconds_later)
+    monkeypatch.setattr(loop, "call_later", pause)
+    held.gate.set()
+    assert list(await asyncio.gather(held.hash("first"), held.hash("second"))) == ["first", "second"], "at once"
+    assert pauses == [6.0, 6.0]
+    third = asyncio.create_task(held.hash("third"))
+    await waiting(held, 1)
+    held._next()
+    assert await third == "third", "once a pause has ended"
+    await held.stop()
+
+
+def test_by_default_a_process_hashes_one_password_at_a_time_on_one_core() -> None:
+    fields = Settings.model_fields
+    assert (fields["password_hashes_at_once"].default, fields["password_lanes"].default) == (1, 1)
+    assert fields["password_cores"].default == 1.0
+
+
 async def test_a_hash_of_other_parameters_is_outdated(passwords: Passwords) -> None:
-    raised = Passwords(memory_kib=8 * 1024, passes=2, lanes=1, at_once=1, max_waiting=1)
-    password_hash = await passwords.hash("a password")
+    raised = Passwords(memory_kib=8 * 1024, passes=2, lanes=1, at_once=1, cores=1, max_waiting=1)
+    password_hash = await passwords.hash("a password", client="")
     assert not passwords.is_outdated(password_hash)
     assert raised.is_outdated(password_hash)
-    assert await raised.matches("a password", password_hash)
+    assert await raised.matches("a password", password_hash, client="")
     await raised.stop()
 
 

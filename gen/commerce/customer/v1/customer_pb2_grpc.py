@@ -121,7 +121,8 @@ class CustomerServiceServicer:
         """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
         same email address only.
 
-        Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
+        Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many requests from this
+        IP address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

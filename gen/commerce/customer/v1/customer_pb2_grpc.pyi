@@ -41,7 +41,8 @@ class CustomerServiceStub:
     """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
     same email address only.
 
-    Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
+    Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many requests from this
+    IP address.
     """
     GetCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.GetCustomerRequest, _customer_pb2.GetCustomerResponse]
     """Gets a customer.
@@ -126,7 +127,8 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
     same email address only.
 
-    Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
+    Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many requests from this
+    IP address.
     """
     GetCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.GetCustomerRequest, _customer_pb2.GetCustomerResponse]  # type: ignore[assignment]
     """Gets a customer.
@@ -214,7 +216,8 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a customer. An idempotency key that is sent without an access token applies to requests with the
         same email address only.
 
-        Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`.
+        Errors: `ALREADY_EXISTS` / `EMAIL_TAKEN`; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many requests from this
+        IP address.
         """
 
     @_abc_1.abstractmethod

@@ -66,8 +66,9 @@ class SessionServiceServicer:
         """Signs a customer in.
 
         Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
-        wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
-        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
+        wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address,
+        or too many requests from this IP address; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does
+        not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

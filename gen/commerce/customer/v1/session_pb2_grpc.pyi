@@ -41,8 +41,9 @@ class SessionServiceStub:
     """Signs a customer in.
 
     Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
-    wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
-    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
+    wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address,
+    or too many requests from this IP address; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does
+    not answer.
     """
     RefreshSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _session_pb2.RefreshSessionResponse]
     """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
@@ -71,8 +72,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Signs a customer in.
 
     Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
-    wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
-    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
+    wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address,
+    or too many requests from this IP address; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does
+    not answer.
     """
     RefreshSession: _aio.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _session_pb2.RefreshSessionResponse]  # type: ignore[assignment]
     """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
@@ -104,8 +106,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signs a customer in.
 
         Errors: `UNAUTHENTICATED` / `CREDENTIALS_INVALID`, which is the same for an unknown email address and for a
-        wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address;
-        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
+        wrong password; `RESOURCE_EXHAUSTED` / `RATE_LIMITED` after too many failed attempts with this email address,
+        or too many requests from this IP address; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does
+        not answer.
         """
 
     @_abc_1.abstractmethod
