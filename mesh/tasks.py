@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -14,16 +14,26 @@ TURN_S = 0.001
 """How much is done at a time of what nobody waits for, and how long it lets others have their turns then (ADR-0025)."""
 
 
-async def in_portions(items: Iterable[T]) -> AsyncIterator[T]:
-    """The items one by one; after each `PORTION` of them others have their turns.
+def _one(_: object) -> int:
+    return 1
 
-    For a batch that takes the thread for longer than somebody in a call should wait. What the loop around it has read
-    may be out of date after each item.
+
+async def in_portions(
+    items: Iterable[T], *, weight: Callable[[T], int] = _one, portion: int = PORTION
+) -> AsyncIterator[T]:
+    """Yield the items, and let other tasks run before each new portion.
+
+    A portion is as many items as weigh `portion` together; an item that weighs more is a portion of its own. For loops
+    that would occupy the thread longer than a call should wait. Data read before the loop may change between portions.
     """
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % PORTION == 0:
+    weighed = 0
+    for item in items:
+        added = weight(item)
+        if weighed and weighed + added > portion:
+            weighed = 0
             await asyncio.sleep(TURN_S)
+        weighed += added
+        yield item
 
 
 async def end(*tasks: asyncio.Task[Any] | None) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from commerce.order.v1 import order_pb2 as order
+from mesh import tasks
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
+from order_svc.domain import Order
 from order_svc.usecases import Placement, Reading, Saga
+
+_PORTION = 256
+"""Orders and items of a reply that are converted without letting other calls run."""
+
+
+def _weight(value: Order) -> int:
+    return 1 + len(value.items)
 
 
 class OrderService:
@@ -40,7 +49,10 @@ class OrderService:
             page_size=request.page_size,
             page_token=request.page_token,
         )
-        return order.ListOrdersResponse(orders=[wire.order(each) for each in found], next_page_token=token)
+        reply = order.ListOrdersResponse(next_page_token=token)
+        async for each in tasks.in_portions(found, weight=_weight, portion=_PORTION):
+            reply.orders.append(wire.order(each))
+        return reply
 
     async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> bytes:
         return await call.answer(

@@ -64,6 +64,13 @@ ADD_ITEMS = BulkInsert(*items.c)
 ABANDON = BulkInsert(*orders.c, skip_existing=True)
 GET = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed))
 ITEMS = Statement(sa.select(items).where(items.c.order_id == sa.any_(_ids)).order_by(items.c.order_id, items.c.id))
+# In the order of a list, so that its limit ends the scan of the index.
+NEWEST_ITEMS = Statement(
+    sa.select(items)
+    .where(items.c.order_id == sa.any_(_ids))
+    .order_by(items.c.order_id.desc(), items.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
 LOCK = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update())
 LOCK_OVERDUE = Statement(
     sa.select(orders)
@@ -185,15 +192,32 @@ def write(transaction: Transaction, changes: Iterable[tuple[Order, Order]], now:
 
 
 async def list_orders(
-    reading: Transaction, *, customer_id: UUID | None, status: Status | None, before: UUID | None, most: int
-) -> list[Order]:
-    """Orders, newest first, of one customer or of all, in one status or in any."""
+    reading: Transaction,
+    *,
+    customer_id: UUID | None,
+    status: Status | None,
+    before: UUID | None,
+    most: int,
+    most_items: int,
+) -> tuple[list[Order], bool]:
+    """Orders, newest first, of one customer or of all, in one status or in any; and whether there are more.
+
+    At most `most` orders, and as many as have `most_items` items together. One order alone may not have more of them.
+    """
     filters = {
         name: value
         for name, value in (("customer_id", customer_id), ("status", status), ("before", before))
         if value is not None
     }
-    return await _with_items(reading, await reading.fetch(_listing(frozenset(filters)), most=most, **filters))
+    rows = await reading.fetch(_listing(frozenset(filters)), most=most + 1, **filters)
+    page = rows[:most]
+    lines = await reading.fetch(NEWEST_ITEMS, ids=[row["id"] for row in page], most=most_items + 1) if page else []
+    if len(lines) > most_items:
+        # The order of the last line is too much, or not all of its lines are here.
+        last = lines[-1]["order_id"]
+        page = [row for row in page if row["id"] > last]
+        lines = [line for line in lines if line["order_id"] > last]
+    return _assembled(page, reversed(lines)), len(page) < len(rows)
 
 
 async def abandon_unknown(transaction: Transaction, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
@@ -212,11 +236,14 @@ async def abandon_unknown(transaction: Transaction, ids: Sequence[UUID], now: da
 
 
 async def _with_items(reading: Transaction, rows: Sequence[Row]) -> list[Order]:
-    if not rows:
-        return []
-    lines: dict[UUID, list[Item]] = {row["id"]: [] for row in rows}
-    for line in await reading.fetch(ITEMS, ids=list(lines)):
-        lines[line["order_id"]].append(
+    return _assembled(rows, await reading.fetch(ITEMS, ids=[row["id"] for row in rows])) if rows else []
+
+
+def _assembled(rows: Sequence[Row], lines: Iterable[Row]) -> list[Order]:
+    """Orders of these rows, each with its items in the order of these lines."""
+    by_order: dict[UUID, list[Item]] = {row["id"]: [] for row in rows}
+    for line in lines:
+        by_order[line["order_id"]].append(
             Item(line["id"], line["product_id"], line["sku"], line["name"], line["quantity"], line["unit_price"])
         )
     return [
@@ -224,7 +251,7 @@ async def _with_items(reading: Transaction, rows: Sequence[Row]) -> list[Order]:
             id=row["id"],
             customer_id=row["customer_id"],
             status=Status(row["status"]),
-            items=tuple(lines[row["id"]]),
+            items=tuple(by_order[row["id"]]),
             total=row["total"],
             currency=row["currency"],
             payment_method_id=row["payment_method_id"],

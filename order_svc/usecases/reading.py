@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mesh.rpc.call import Call
 
 
+MAX_ITEMS = 2_000
+"""Items of all orders of a page together. A page ends early when the next order would exceed it."""
+
+
 class Reading:
     """Orders as their customers and staff read them."""
 
@@ -42,6 +46,7 @@ class Reading:
     ) -> tuple[list[Order], str]:
         """A page of the caller's orders (staff: anyone's), newest first, and the token of the next one.
 
+        The page ends after `page_size` orders, or before the order with which it would have more than `MAX_ITEMS`.
         Raises CustomerNotFound when a customer asks for another's.
         """
         if not call.caller.is_staff:
@@ -52,13 +57,12 @@ class Reading:
         size = self._pages.size(page_size)
         position = self._pages.position(scope, page_token)
         async with self._units.database.reading() as reading:
-            found = await store.list_orders(
+            found, more = await store.list_orders(
                 reading,
                 customer_id=customer_id,
                 status=status,
                 before=parse_id(position[0]) if position else None,
-                most=size + 1,
+                most=size,
+                most_items=MAX_ITEMS,
             )
-        if len(found) <= size:
-            return found, ""
-        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+        return found, self._pages.token(scope, [str(found[-1].id)]) if more else ""

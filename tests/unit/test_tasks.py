@@ -65,3 +65,21 @@ async def test_others_have_their_turns_after_each_portion_and_nothing_is_left_ou
     assert set(turns) == {tasks.PORTION, 2 * tasks.PORTION}
     assert turns.count(tasks.PORTION) > 1, "more than one turn of the loop"
     assert [item async for item in tasks.in_portions(range(0))] == []
+
+
+async def test_portion_is_bounded_by_the_weight_of_its_items() -> None:
+    weights = [3, 3, 4, 1, 12, 9, 1, 1, 10, 10]
+    portions: list[list[int]] = [[]]
+
+    async def other() -> None:
+        while sum(map(len, portions)) < len(weights):
+            if portions[-1]:
+                portions.append([])
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        async for item in tasks.in_portions(weights, weight=lambda item: item, portion=10):
+            portions[-1].append(item)
+
+    await asyncio.gather(work(), other())
+    assert portions == [[3, 3, 4], [1], [12], [9, 1], [1], [10], [10]]

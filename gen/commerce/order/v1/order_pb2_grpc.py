@@ -141,6 +141,9 @@ class OrderServiceServicer:
     def ListOrders(self, request, context):
         """Lists orders, newest first. Customers see their own orders, staff see all orders.
 
+        A page may contain fewer orders than requested, also if it is not the last one: the orders of a page have at most
+        2,000 items together. Only an empty `next_page_token` marks the last page.
+
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer names another customer;
         `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """

@@ -57,6 +57,9 @@ class OrderServiceStub:
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists orders, newest first. Customers see their own orders, staff see all orders.
 
+    A page may contain fewer orders than requested, also if it is not the last one: the orders of a page have at most
+    2,000 items together. Only an empty `next_page_token` marks the last page.
+
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer names another customer;
     `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
@@ -154,6 +157,9 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """
     ListOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]  # type: ignore[assignment]
     """Lists orders, newest first. Customers see their own orders, staff see all orders.
+
+    A page may contain fewer orders than requested, also if it is not the last one: the orders of a page have at most
+    2,000 items together. Only an empty `next_page_token` marks the last page.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer names another customer;
     `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
@@ -267,6 +273,9 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.ListOrdersResponse, _abc.Awaitable[_order_pb2.ListOrdersResponse]]:
         """Lists orders, newest first. Customers see their own orders, staff see all orders.
+
+        A page may contain fewer orders than requested, also if it is not the last one: the orders of a page have at most
+        2,000 items together. Only an empty `next_page_token` marks the last page.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND` when a customer names another customer;
         `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.

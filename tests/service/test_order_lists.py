@@ -1,0 +1,168 @@
+"""Pages of orders: bounded by orders and by items, read and converted in bounded portions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from commerce.order.v1 import order_pb2
+from mesh.db.database import Database, Row, Statement, Transaction
+from mesh.db.paging import Pages
+from mesh.db.unit_of_work import UnitsOfWork
+from mesh.events.bus import Bus
+from mesh.events.relay import Relay
+from mesh.ids import new_id
+from mesh.rpc.call import Call, Caller, Kind
+from order_svc import rpc, store, wire
+from order_svc.domain import Item, Order, Status
+from order_svc.rpc import OrderService
+from order_svc.usecases import Reading, reading
+from stack.servers import Servers
+from tests.services import migrated
+
+
+@pytest.fixture(scope="module")
+async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Database]:
+    """The database of orders, with no service at work on it."""
+    async with Servers.started(tmp_path_factory.mktemp("orders"), only={"postgres"}) as servers:
+        await migrated(servers)
+        opened = Database(servers.postgres.url_for("order_svc"), max_connections=2)
+        await opened.start()
+        yield opened
+        await opened.stop()
+
+
+async def placed(database: Database, customer: UUID, sizes: Sequence[int]) -> list[Order]:
+    """Orders of a customer with so many items, oldest first; every third one is confirmed."""
+    now = datetime.now(UTC)
+    orders = [
+        Order(
+            id=new_id(),
+            customer_id=customer,
+            status=Status.PENDING if number % 3 else Status.CONFIRMED,
+            items=tuple(Item(new_id(), uuid4(), f"SKU-{line}", "A thing", 1, Decimal(1)) for line in range(size)),
+            total=Decimal(size),
+            currency="EUR",
+            payment_method_id=uuid4(),
+            payment_id=None,
+            order_date=now,
+            payment_deadline=now + timedelta(minutes=15),
+            cancel_reason=None,
+            cancel_note="",
+            update_time=now,
+            version=1,
+        )
+        for number, size in enumerate(sizes)
+    ]
+    async with database.transaction() as transaction:
+        store.add_orders(transaction, orders)
+    return orders
+
+
+def service(database: Database) -> OrderService:
+    """The contract of the order service, as far as it lists."""
+    units = UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
+    lists = Reading(units, Pages(b"a secret of the tests"))
+    unused: Any = None
+    return OrderService(unused, lists, unused)
+
+
+async def pages(database: Database, customer: UUID, page_size: int, status: int = 0) -> list[list[order_pb2.Order]]:
+    """All pages of a customer's orders."""
+    listing, call, token = service(database), Call("ListOrders", caller=Caller(Kind.CUSTOMER, str(customer))), ""
+    found = []
+    while True:
+        request = order_pb2.ListOrdersRequest(page_size=page_size, page_token=token, status=status)  # type: ignore[arg-type]
+        reply = await listing.ListOrders(request, call)
+        found.append(list(reply.orders))
+        if not (token := reply.next_page_token):
+            return found
+
+
+def items(page: Sequence[order_pb2.Order]) -> int:
+    """How many there are in a page."""
+    return sum(len(order.items) for order in page)
+
+
+async def test_page_ends_before_the_order_with_which_it_would_have_too_many_items(database: Database) -> None:
+    customer = uuid4()
+    orders = await placed(database, customer, [100] * 45)
+    found = await pages(database, customer, 500)
+    assert [len(page) for page in found] == [20, 20, 5]
+    assert [items(page) for page in found] == [2_000, 2_000, 500]
+    assert [order for page in found for order in page] == [wire.order(order) for order in reversed(orders)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_pages_continue_exactly_where_the_one_before_has_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance, customer, most = random.Random(seed), uuid4(), 7
+    monkeypatch.setattr(reading, "MAX_ITEMS", most)
+    orders = await placed(database, customer, [chance.randint(1, most) for _ in range(40)])
+    await placed(database, uuid4(), [most] * 3)
+    for page_size, status in ((1, None), (3, None), (500, None), (2, Status.CONFIRMED), (500, Status.PENDING)):
+        expected, page = list[list[UUID]](), list[Order]()
+        for order in reversed(orders):
+            if status and order.status is not status:
+                continue
+            if len(page) == page_size or sum(len(each.items) for each in [*page, order]) > most:
+                expected.append([each.id for each in page])
+                page = []
+            page.append(order)
+        found = await pages(database, customer, page_size, wire.STATUSES[status] if status else 0)
+        assert [[UUID(order.id) for order in page] for page in found] == [*expected, [each.id for each in page]]
+
+
+async def test_customer_without_orders_has_one_empty_page(database: Database) -> None:
+    assert await pages(database, uuid4(), 50) == [[]]
+
+
+async def test_items_are_read_only_for_the_orders_of_a_page_and_one_more(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, fetch, read = uuid4(), Transaction.fetch, list[int]()
+    await placed(database, customer, [90] * 40)
+
+    async def noted(self: Transaction, statement: Statement, **values: Any) -> list[Row]:
+        rows = await fetch(self, statement, **values)
+        read.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(Transaction, "fetch", noted)
+    found = await pages(database, customer, 500)
+    assert [items(page) for page in found] == [22 * 90, 18 * 90]
+    assert read == [40, 2_001, 18, 18 * 90]
+
+
+async def test_list_is_converted_in_portions_between_which_other_calls_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, converted, marks = uuid4(), 0, list[int]()
+    await placed(database, customer, [100] * 20)
+    await placed(database, customer, [1] * 400)
+    make = wire.order
+
+    def noted(value: Order) -> order_pb2.Order:
+        nonlocal converted
+        converted += 1 + len(value.items)
+        return make(value)
+
+    monkeypatch.setattr(wire, "order", noted)
+    for size in (20, 400):
+        listing = asyncio.create_task(pages(database, customer, size))
+        while not listing.done():
+            marks.append(converted)
+            await asyncio.sleep(0)
+        await listing
+    steps = [later - earlier for earlier, later in zip(marks, [*marks[1:], converted], strict=True)]
+    assert converted == 2 * (20 * 101 + 400 * 2)
+    assert max(steps) <= rpc._PORTION < 300
+    assert sum(step > 0 for step in steps) >= converted / rpc._PORTION
