@@ -8,15 +8,7 @@ from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
-from order_svc.domain import Order
 from order_svc.usecases import Placement, Reading, Saga
-
-_PORTION = 256
-"""Orders and items of a reply that are converted without letting other calls run."""
-
-
-def _weight(value: Order) -> int:
-    return 1 + len(value.items)
 
 
 class OrderService:
@@ -50,7 +42,7 @@ class OrderService:
             page_token=request.page_token,
         )
         reply = order.ListOrdersResponse(next_page_token=token)
-        async for each in tasks.in_portions(found, weight=_weight, portion=_PORTION):
+        async for each in tasks.in_portions(found, weight=wire.size, portion=wire.PORTION):
             reply.orders.append(wire.order(each))
         return reply
 

@@ -38,6 +38,15 @@ RESOLUTIONS = {
 }
 
 
+PORTION = 256
+"""Orders and items that are converted without letting other tasks run."""
+
+
+def size(value: Order) -> int:
+    """What an order counts in a `PORTION`: itself and its items."""
+    return 1 + len(value.items)
+
+
 def order(value: Order) -> order_pb2.Order:
     """An order as its readers see it; `later` makes it from the message of an earlier version."""
     message = order_pb2.Order(

@@ -92,7 +92,7 @@ class Saga:
             overdue = await store.lock_overdue(work.transaction, most)
             cancelling = [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue]
             store.write(work.transaction, zip(overdue, cancelling, strict=True), now)
-            for order in cancelling:
+            async for order in tasks.in_portions(cancelling, weight=wire.size, portion=wire.PORTION):
                 work.publish(wire.moved(order))
         return len(overdue) == most
 
@@ -106,7 +106,7 @@ class Saga:
             stuck = await store.lock_cancelling(work.transaction, patience, most)
             cancelling = [order.still_cancelling(now) for order in stuck]
             store.write(work.transaction, zip(stuck, cancelling, strict=True), now)
-            for order in cancelling:
+            async for order in tasks.in_portions(cancelling, weight=wire.size, portion=wire.PORTION):
                 work.publish(wire.moved(order))
         if stuck:
             log.warning("orders still cancelling", orders=[str(order.id) for order in stuck])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,15 +17,16 @@ import pytest
 from commerce.order.v1 import order_pb2
 from mesh.db.database import Database, Row, Statement, Transaction
 from mesh.db.paging import Pages
+from mesh.db.recent import Recent
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
-from order_svc import rpc, store, wire
+from order_svc import store, wire
 from order_svc.domain import Item, Order, Status
 from order_svc.rpc import OrderService
-from order_svc.usecases import Reading, reading
+from order_svc.usecases import Reading, Saga, reading
 from stack.servers import Servers
 from tests.services import migrated
 
@@ -39,7 +42,9 @@ async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Da
         await opened.stop()
 
 
-async def placed(database: Database, customer: UUID, sizes: Sequence[int]) -> list[Order]:
+async def placed(
+    database: Database, customer: UUID, sizes: Sequence[int], *, deadline: timedelta = timedelta(minutes=15)
+) -> list[Order]:
     """Orders of a customer with so many items, oldest first; every third one is confirmed."""
     now = datetime.now(UTC)
     orders = [
@@ -53,7 +58,7 @@ async def placed(database: Database, customer: UUID, sizes: Sequence[int]) -> li
             payment_method_id=uuid4(),
             payment_id=None,
             order_date=now,
-            payment_deadline=now + timedelta(minutes=15),
+            payment_deadline=now + deadline,
             cancel_reason=None,
             cancel_note="",
             update_time=now,
@@ -66,10 +71,14 @@ async def placed(database: Database, customer: UUID, sizes: Sequence[int]) -> li
     return orders
 
 
+def units_of(database: Database) -> UnitsOfWork:
+    """What use cases write with. Events stay in the outbox: the relay is not started."""
+    return UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
+
+
 def service(database: Database) -> OrderService:
     """The contract of the order service, as far as it lists."""
-    units = UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
-    lists = Reading(units, Pages(b"a secret of the tests"))
+    lists = Reading(units_of(database), Pages(b"a secret of the tests"))
     unused: Any = None
     return OrderService(unused, lists, unused)
 
@@ -142,27 +151,49 @@ async def test_items_are_read_only_for_the_orders_of_a_page_and_one_more(
     assert read == [40, 2_001, 18, 18 * 90]
 
 
-async def test_list_is_converted_in_portions_between_which_other_calls_run(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    customer, converted, marks = uuid4(), 0, list[int]()
-    await placed(database, customer, [100] * 20)
-    await placed(database, customer, [1] * 400)
-    make = wire.order
+@dataclass
+class Converted:
+    """What `wire.order` has made so far, in orders and items."""
+
+    total: int = 0
+
+    async def portions(self, work: Awaitable[object]) -> list[int]:
+        """How much of it is made at a time during `work`, between the turns of another task."""
+        task, marks = asyncio.ensure_future(work), [self.total]
+        while not task.done():
+            await asyncio.sleep(0)
+            marks.append(self.total)
+        await task
+        return [later - earlier for earlier, later in pairwise(marks) if later > earlier]
+
+
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> Converted:
+    """Counts what is converted from here on."""
+    make, count = wire.order, Converted()
 
     def noted(value: Order) -> order_pb2.Order:
-        nonlocal converted
-        converted += 1 + len(value.items)
+        count.total += 1 + len(value.items)
         return make(value)
 
     monkeypatch.setattr(wire, "order", noted)
-    for size in (20, 400):
-        listing = asyncio.create_task(pages(database, customer, size))
-        while not listing.done():
-            marks.append(converted)
-            await asyncio.sleep(0)
-        await listing
-    steps = [later - earlier for earlier, later in zip(marks, [*marks[1:], converted], strict=True)]
-    assert converted == 2 * (20 * 101 + 400 * 2)
-    assert max(steps) <= rpc._PORTION < 300
-    assert sum(step > 0 for step in steps) >= converted / rpc._PORTION
+    return count
+
+
+@pytest.mark.parametrize("sizes", [[100] * 20, [1] * 400], ids=["large orders", "many orders"])
+async def test_list_is_converted_in_portions_between_which_other_calls_run(
+    database: Database, converted: Converted, sizes: list[int]
+) -> None:
+    customer = uuid4()
+    await placed(database, customer, sizes)
+    portions = await converted.portions(pages(database, customer, 500))
+    assert sum(portions) == sum(1 + size for size in sizes)
+    assert max(portions) <= wire.PORTION < 300
+
+
+async def test_sweep_makes_its_events_in_portions(database: Database, converted: Converted) -> None:
+    saga = Saga(units_of(database), Recent())
+    orders = await placed(database, uuid4(), [100] * 9, deadline=timedelta(seconds=-1))
+    portions = await converted.portions(saga.cancel_overdue())
+    assert sum(portions) == 101 * sum(order.status is Status.PENDING for order in orders)
+    assert max(portions) <= wire.PORTION
