@@ -45,6 +45,34 @@ async def test_a_product_is_made_once_for_its_key(client: Client) -> None:
     assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
 
 
+async def test_a_product_may_be_free(client: Client) -> None:
+    made = await make(client, "A gift", units=0)
+    assert made.price == Money(currency_code="EUR")
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    read = await client(stub.GetProduct, product_pb2.GetProductRequest(product_id=made.id))
+    assert read.product == made
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        Money(currency_code="JPY", nanos=500_000_000),
+        Money(currency_code="EUR", units=9, nanos=999_000_000),
+        Money(currency_code="KWD", units=1, nanos=125_400_000),
+        Money(currency_code="XXX", units=1),
+        Money(currency_code="EUR", units=-1),
+    ],
+    ids=str,
+)
+async def test_a_price_that_its_currency_does_not_have_is_refused_by_name(client: Client, price: Money) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    request = new_product()
+    request.price.CopyFrom(price)
+    error = await refused(client(stub.CreateProduct, request, key=new_key()))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "VALIDATION_FAILED")
+    assert [violation.field for violation in error.violations] == ["price"]
+
+
 async def test_a_sku_is_taken_once(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     request = new_product()

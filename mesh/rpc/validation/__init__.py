@@ -7,6 +7,8 @@ protovalidate evaluates every rule and decides. Its work is limited in three ste
 3. The sizes of what is left are compared with the contract. If a list or a text is too large, the violations name only
    such fields (`sizes`, ADR 30).
 
+Amounts of money have rules of their own, in every contract (`money`, ADR 32).
+
 The work is therefore linear in the number of parsed values, plus a few microseconds for each reported violation.
 """
 
@@ -20,6 +22,7 @@ import protovalidate
 
 from mesh.errors import Violation
 from mesh.rpc.validation.compiled import check_of
+from mesh.rpc.validation.money import Amounts
 from mesh.rpc.validation.paths import Fault, Path, text_of
 from mesh.rpc.validation.sample import Sample, lists_of
 from mesh.rpc.validation.sizes import Sizes, Unbounded
@@ -40,13 +43,14 @@ def violations_of(message_type: Descriptor) -> Callable[[Message], Sequence[Viol
     Raises Unbounded if the contract does not limit the size of such a message.
     """
     sizes = Sizes(message_type)
+    amounts = Amounts(message_type)
     valid = check_of(message_type)
     lists = lists_of(message_type) if valid is not None else {}
 
     def faults(message: Message, too_long: Iterable[Fault] = ()) -> list[Fault]:
         """Those of size alone, or all others."""
         of_size = list(islice(chain(too_long, sizes.exceeded(message)), MAX_VIOLATIONS))
-        return of_size or list(islice(_evaluate(message), MAX_VIOLATIONS))
+        return of_size or list(islice(chain(_evaluate(message), amounts.faults(message)), MAX_VIOLATIONS))
 
     def violations(message: Message) -> Sequence[Violation]:
         if valid is not None:

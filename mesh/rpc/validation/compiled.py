@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from buf.validate import validate_pb2
+from mesh.rpc.validation import money
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -80,6 +81,11 @@ def _of_message(message_type: Descriptor, above: tuple[Descriptor, ...]) -> list
     return checks
 
 
+def _of_messages(field: FieldDescriptor, message_type: Descriptor, above: tuple[Descriptor, ...]) -> list[Check]:
+    """The checks of a message in this field."""
+    return [money.check_of(field)] if message_type.full_name == money.TYPE else _of_message(message_type, above)
+
+
 def _of_field(field: FieldDescriptor, above: tuple[Descriptor, ...]) -> list[Check]:
     """The checks of a message that come of one of its fields; none when any value of it will do."""
     rules = field.GetOptions().Extensions[validate_pb2.field]
@@ -90,7 +96,7 @@ def _of_field(field: FieldDescriptor, above: tuple[Descriptor, ...]) -> list[Che
         checks = _of_items(field, rules, above)
     elif field.message_type is not None:
         _only(rules, {"required", "ignore"})
-        checks = _of_message(field.message_type, above)
+        checks = _of_messages(field, field.message_type, above)
     else:
         _only(rules, {"required", "ignore", kind})
         checks = _of_value(field, kind, getattr(rules, kind)) if kind else []
@@ -144,7 +150,7 @@ def _rules_of_items(
     else:
         if few.unique or few.HasField("items"):
             raise _NotUnderstood(f"{field.full_name} has rules for its messages")
-        each = _of_message(field.message_type, above)
+        each = _of_messages(field, field.message_type, above)
     return _all(each) if each else None, tuple(keys)
 
 

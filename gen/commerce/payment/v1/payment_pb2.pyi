@@ -242,7 +242,9 @@ class ProcessPaymentRequest(_message.Message):
     """Required. The provider's token for the payment method. Card numbers are rejected."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """Required. The amount to charge: greater than zero, with at most four decimal places."""
+        """Required. The amount to charge: greater than zero, with no more decimals than the minor unit of its currency
+        (ISO 4217).
+        """
 
     def __init__(
         self,
@@ -458,7 +460,9 @@ class RefundPaymentRequest(_message.Message):
     """Optional. The expected version of the payment. If empty, any version is accepted."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """Optional. The amount to refund, greater than zero. If unset, the remaining amount is refunded."""
+        """Optional. The amount to refund: greater than zero, with no more decimals than the minor unit of its currency. If
+        unset, the remaining amount is refunded.
+        """
 
     def __init__(
         self,

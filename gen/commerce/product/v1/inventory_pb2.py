@@ -32,7 +32,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#commerce/product/v1/inventory.proto\x12\x13\x63ommerce.product.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17google/type/money.proto\"\x82\x01\n\x05Stock\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0f\n\x07on_hand\x18\x02 \x01(\x05\x12\x10\n\x08reserved\x18\x03 \x01(\x05\x12\x11\n\tavailable\x18\x04 \x01(\x05\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x01\n\rStockMovement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x05\x12\x15\n\ron_hand_after\x18\x04 \x01(\x05\x12\x38\n\x06reason\x18\x05 \x01(\x0e\x32(.commerce.product.v1.StockMovementReason\x12\x10\n\x08order_id\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\"U\n\x0fReservationLine\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x08quantity\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x1a\x05\x18\x90N(\x01\"\x87\x03\n\x0bReservation\x12\x1e\n\x08order_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x08hold_key\x18\x02 \x01(\x0c\x42\r\xe2\x41\x01\x02\xbaH\x06z\x04\x10\x10\x18@\x12!\n\x0b\x63ustomer_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\xa4\x01\n\x05lines\x18\x04 \x03(\x0b\x32$.commerce.product.v1.ReservationLineBo\xe2\x41\x01\x02\xbaHh\x92\x01\x04\x08\x01\x10\x64\xba\x01^\n\x15lines.unique_products\x12\x1bmust name each product once\x1a(this.map(line, line.product_id).unique()\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x30\n\x0e\x65xpected_total\x18\x06 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x01\"s\n\x08HoldLine\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0b\n\x03sku\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08quantity\x18\x04 \x01(\x05\x12&\n\nunit_price\x18\x05 \x01(\x0b\x32\x12.google.type.Money\"w\n\x04Hold\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12,\n\x05lines\x18\x02 \x03(\x0b\x32\x1d.commerce.product.v1.HoldLine\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x11ReservationResult\x12)\n\x04hold\x18\x01 \x01(\x0b\x32\x19.commerce.product.v1.HoldH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"M\n\nHoldResult\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.commerce.product.v1.HoldState\"3\n\x0fGetStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"=\n\x10GetStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\xfc\x01\n\x12UpdateStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x05\x42\x18\xbaH\x15\x1a\x13\x18\x80\x94\xeb\xdc\x03(\x80\xec\x94\xa3\xfc\xff\xff\xff\xff\x01\x38\x00H\x00\x12\x1c\n\x03set\x18\x03 \x01(\x05\x42\r\xbaH\n\x1a\x08\x18\x80\x94\xeb\xdc\x03(\x00H\x00\x12J\n\x06reason\x18\x04 \x01(\x0e\x32(.commerce.product.v1.StockMovementReasonB\x10\xe2\x41\x01\x02\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x04\x12\x1e\n\x04note\x18\x05 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\xf4\x03\x90\xb5\x18\x01\x42\x0f\n\x06\x63hange\x12\x05\xbaH\x02\x08\x01\"@\n\x13UpdateStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\x82\x01\n\x19ListStockMovementsRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12 \n\npage_token\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\x80\x08\"r\n\x1aListStockMovementsResponse\x12;\n\x0fstock_movements\x18\x01 \x03(\x0b\x32\".commerce.product.v1.StockMovement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x11WatchStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"?\n\x12WatchStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"^\n\x13ReserveStockRequest\x12G\n\x0creservations\x18\x01 \x03(\x0b\x32 .commerce.product.v1.ReservationB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"O\n\x14ReserveStockResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.commerce.product.v1.ReservationResult\"A\n\x12\x43ommitStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"G\n\x13\x43ommitStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult\"B\n\x13ReleaseStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"H\n\x14ReleaseStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult*\xc7\x01\n\x13StockMovementReason\x12%\n!STOCK_MOVEMENT_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dSTOCK_MOVEMENT_REASON_RECEIPT\x10\x01\x12$\n STOCK_MOVEMENT_REASON_ADJUSTMENT\x10\x02\x12\x1e\n\x1aSTOCK_MOVEMENT_REASON_SALE\x10\x03\x12 \n\x1cSTOCK_MOVEMENT_REASON_RETURN\x10\x04*\x9f\x01\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_HELD\x10\x01\x12\x18\n\x14HOLD_STATE_COMMITTED\x10\x02\x12\x17\n\x13HOLD_STATE_RELEASED\x10\x03\x12\x17\n\x13HOLD_STATE_RETURNED\x10\x04\x12\x15\n\x11HOLD_STATE_ABSENT\x10\x05\x32\xcb\x07\n\x10InventoryService\x12\x8e\x01\n\x08GetStock\x12$.commerce.product.v1.GetStockRequest\x1a%.commerce.product.v1.GetStockResponse\"5\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02(\x12\x1f/v1/products/{product_id}/stockb\x05stock\x12\x9e\x01\n\x0bUpdateStock\x12\'.commerce.product.v1.UpdateStockRequest\x1a(.commerce.product.v1.UpdateStockResponse\"<\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\x32\"&/v1/products/{product_id}/stock:update:\x01*b\x05stock\x12\xae\x01\n\x12ListStockMovements\x12..commerce.product.v1.ListStockMovementsRequest\x1a/.commerce.product.v1.ListStockMovementsResponse\"7\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02*\x12(/v1/products/{product_id}/stockMovements\x12\x95\x01\n\nWatchStock\x12&.commerce.product.v1.WatchStockRequest\x1a\'.commerce.product.v1.WatchStockResponse\"4\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\'\x12%/v1/products/{product_id}/stock:watch0\x01\x12i\n\x0cReserveStock\x12(.commerce.product.v1.ReserveStockRequest\x1a).commerce.product.v1.ReserveStockResponse\"\x04\x88\xb5\x18\x04\x12\x66\n\x0b\x43ommitStock\x12\'.commerce.product.v1.CommitStockRequest\x1a(.commerce.product.v1.CommitStockResponse\"\x04\x88\xb5\x18\x04\x12i\n\x0cReleaseStock\x12(.commerce.product.v1.ReleaseStockRequest\x1a).commerce.product.v1.ReleaseStockResponse\"\x04\x88\xb5\x18\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#commerce/product/v1/inventory.proto\x12\x13\x63ommerce.product.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17google/type/money.proto\"\x82\x01\n\x05Stock\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0f\n\x07on_hand\x18\x02 \x01(\x05\x12\x10\n\x08reserved\x18\x03 \x01(\x05\x12\x11\n\tavailable\x18\x04 \x01(\x05\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x01\n\rStockMovement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x05\x12\x15\n\ron_hand_after\x18\x04 \x01(\x05\x12\x38\n\x06reason\x18\x05 \x01(\x0e\x32(.commerce.product.v1.StockMovementReason\x12\x10\n\x08order_id\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\"U\n\x0fReservationLine\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x08quantity\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x1a\x05\x18\x90N(\x01\"\x8b\x03\n\x0bReservation\x12\x1e\n\x08order_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x08hold_key\x18\x02 \x01(\x0c\x42\r\xe2\x41\x01\x02\xbaH\x06z\x04\x10\x10\x18@\x12!\n\x0b\x63ustomer_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\xa4\x01\n\x05lines\x18\x04 \x03(\x0b\x32$.commerce.product.v1.ReservationLineBo\xe2\x41\x01\x02\xbaHh\x92\x01\x04\x08\x01\x10\x64\xba\x01^\n\x15lines.unique_products\x12\x1bmust name each product once\x1a(this.map(line, line.product_id).unique()\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x34\n\x0e\x65xpected_total\x18\x06 \x01(\x0b\x32\x12.google.type.MoneyB\x08\xe2\x41\x01\x01\x90\xb5\x18\x01\"s\n\x08HoldLine\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0b\n\x03sku\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08quantity\x18\x04 \x01(\x05\x12&\n\nunit_price\x18\x05 \x01(\x0b\x32\x12.google.type.Money\"w\n\x04Hold\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12,\n\x05lines\x18\x02 \x03(\x0b\x32\x1d.commerce.product.v1.HoldLine\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x11ReservationResult\x12)\n\x04hold\x18\x01 \x01(\x0b\x32\x19.commerce.product.v1.HoldH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"M\n\nHoldResult\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.commerce.product.v1.HoldState\"3\n\x0fGetStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"=\n\x10GetStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\xfc\x01\n\x12UpdateStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x05\x42\x18\xbaH\x15\x1a\x13\x18\x80\x94\xeb\xdc\x03(\x80\xec\x94\xa3\xfc\xff\xff\xff\xff\x01\x38\x00H\x00\x12\x1c\n\x03set\x18\x03 \x01(\x05\x42\r\xbaH\n\x1a\x08\x18\x80\x94\xeb\xdc\x03(\x00H\x00\x12J\n\x06reason\x18\x04 \x01(\x0e\x32(.commerce.product.v1.StockMovementReasonB\x10\xe2\x41\x01\x02\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x04\x12\x1e\n\x04note\x18\x05 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\xf4\x03\x90\xb5\x18\x01\x42\x0f\n\x06\x63hange\x12\x05\xbaH\x02\x08\x01\"@\n\x13UpdateStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\x82\x01\n\x19ListStockMovementsRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12 \n\npage_token\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\x80\x08\"r\n\x1aListStockMovementsResponse\x12;\n\x0fstock_movements\x18\x01 \x03(\x0b\x32\".commerce.product.v1.StockMovement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x11WatchStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"?\n\x12WatchStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"^\n\x13ReserveStockRequest\x12G\n\x0creservations\x18\x01 \x03(\x0b\x32 .commerce.product.v1.ReservationB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"O\n\x14ReserveStockResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.commerce.product.v1.ReservationResult\"A\n\x12\x43ommitStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"G\n\x13\x43ommitStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult\"B\n\x13ReleaseStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"H\n\x14ReleaseStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult*\xc7\x01\n\x13StockMovementReason\x12%\n!STOCK_MOVEMENT_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dSTOCK_MOVEMENT_REASON_RECEIPT\x10\x01\x12$\n STOCK_MOVEMENT_REASON_ADJUSTMENT\x10\x02\x12\x1e\n\x1aSTOCK_MOVEMENT_REASON_SALE\x10\x03\x12 \n\x1cSTOCK_MOVEMENT_REASON_RETURN\x10\x04*\x9f\x01\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_HELD\x10\x01\x12\x18\n\x14HOLD_STATE_COMMITTED\x10\x02\x12\x17\n\x13HOLD_STATE_RELEASED\x10\x03\x12\x17\n\x13HOLD_STATE_RETURNED\x10\x04\x12\x15\n\x11HOLD_STATE_ABSENT\x10\x05\x32\xcb\x07\n\x10InventoryService\x12\x8e\x01\n\x08GetStock\x12$.commerce.product.v1.GetStockRequest\x1a%.commerce.product.v1.GetStockResponse\"5\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02(\x12\x1f/v1/products/{product_id}/stockb\x05stock\x12\x9e\x01\n\x0bUpdateStock\x12\'.commerce.product.v1.UpdateStockRequest\x1a(.commerce.product.v1.UpdateStockResponse\"<\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\x32\"&/v1/products/{product_id}/stock:update:\x01*b\x05stock\x12\xae\x01\n\x12ListStockMovements\x12..commerce.product.v1.ListStockMovementsRequest\x1a/.commerce.product.v1.ListStockMovementsResponse\"7\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02*\x12(/v1/products/{product_id}/stockMovements\x12\x95\x01\n\nWatchStock\x12&.commerce.product.v1.WatchStockRequest\x1a\'.commerce.product.v1.WatchStockResponse\"4\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\'\x12%/v1/products/{product_id}/stock:watch0\x01\x12i\n\x0cReserveStock\x12(.commerce.product.v1.ReserveStockRequest\x1a).commerce.product.v1.ReserveStockResponse\"\x04\x88\xb5\x18\x04\x12\x66\n\x0b\x43ommitStock\x12\'.commerce.product.v1.CommitStockRequest\x1a(.commerce.product.v1.CommitStockResponse\"\x04\x88\xb5\x18\x04\x12i\n\x0cReleaseStock\x12(.commerce.product.v1.ReleaseStockRequest\x1a).commerce.product.v1.ReleaseStockResponse\"\x04\x88\xb5\x18\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,7 +54,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVATION'].fields_by_name['expire_time']._loaded_options = None
   _globals['_RESERVATION'].fields_by_name['expire_time']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_RESERVATION'].fields_by_name['expected_total']._loaded_options = None
-  _globals['_RESERVATION'].fields_by_name['expected_total']._serialized_options = b'\342A\001\001'
+  _globals['_RESERVATION'].fields_by_name['expected_total']._serialized_options = b'\342A\001\001\220\265\030\001'
   _globals['_GETSTOCKREQUEST'].fields_by_name['product_id']._loaded_options = None
   _globals['_GETSTOCKREQUEST'].fields_by_name['product_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
   _globals['_UPDATESTOCKREQUEST'].oneofs_by_name['change']._loaded_options = None
@@ -97,10 +97,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVENTORYSERVICE'].methods_by_name['CommitStock']._serialized_options = b'\210\265\030\004'
   _globals['_INVENTORYSERVICE'].methods_by_name['ReleaseStock']._loaded_options = None
   _globals['_INVENTORYSERVICE'].methods_by_name['ReleaseStock']._serialized_options = b'\210\265\030\004'
-  _globals['_STOCKMOVEMENTREASON']._serialized_start=2860
-  _globals['_STOCKMOVEMENTREASON']._serialized_end=3059
-  _globals['_HOLDSTATE']._serialized_start=3062
-  _globals['_HOLDSTATE']._serialized_end=3221
+  _globals['_STOCKMOVEMENTREASON']._serialized_start=2864
+  _globals['_STOCKMOVEMENTREASON']._serialized_end=3063
+  _globals['_HOLDSTATE']._serialized_start=3066
+  _globals['_HOLDSTATE']._serialized_end=3225
   _globals['_STOCK']._serialized_start=310
   _globals['_STOCK']._serialized_end=440
   _globals['_STOCKMOVEMENT']._serialized_start=443
@@ -108,43 +108,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVATIONLINE']._serialized_start=684
   _globals['_RESERVATIONLINE']._serialized_end=769
   _globals['_RESERVATION']._serialized_start=772
-  _globals['_RESERVATION']._serialized_end=1163
-  _globals['_HOLDLINE']._serialized_start=1165
-  _globals['_HOLDLINE']._serialized_end=1280
-  _globals['_HOLD']._serialized_start=1282
-  _globals['_HOLD']._serialized_end=1401
-  _globals['_RESERVATIONRESULT']._serialized_start=1403
-  _globals['_RESERVATIONRESULT']._serialized_end=1513
-  _globals['_HOLDRESULT']._serialized_start=1515
-  _globals['_HOLDRESULT']._serialized_end=1592
-  _globals['_GETSTOCKREQUEST']._serialized_start=1594
-  _globals['_GETSTOCKREQUEST']._serialized_end=1645
-  _globals['_GETSTOCKRESPONSE']._serialized_start=1647
-  _globals['_GETSTOCKRESPONSE']._serialized_end=1708
-  _globals['_UPDATESTOCKREQUEST']._serialized_start=1711
-  _globals['_UPDATESTOCKREQUEST']._serialized_end=1963
-  _globals['_UPDATESTOCKRESPONSE']._serialized_start=1965
-  _globals['_UPDATESTOCKRESPONSE']._serialized_end=2029
-  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_start=2032
-  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_end=2162
-  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_start=2164
-  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_end=2278
-  _globals['_WATCHSTOCKREQUEST']._serialized_start=2280
-  _globals['_WATCHSTOCKREQUEST']._serialized_end=2333
-  _globals['_WATCHSTOCKRESPONSE']._serialized_start=2335
-  _globals['_WATCHSTOCKRESPONSE']._serialized_end=2398
-  _globals['_RESERVESTOCKREQUEST']._serialized_start=2400
-  _globals['_RESERVESTOCKREQUEST']._serialized_end=2494
-  _globals['_RESERVESTOCKRESPONSE']._serialized_start=2496
-  _globals['_RESERVESTOCKRESPONSE']._serialized_end=2575
-  _globals['_COMMITSTOCKREQUEST']._serialized_start=2577
-  _globals['_COMMITSTOCKREQUEST']._serialized_end=2642
-  _globals['_COMMITSTOCKRESPONSE']._serialized_start=2644
-  _globals['_COMMITSTOCKRESPONSE']._serialized_end=2715
-  _globals['_RELEASESTOCKREQUEST']._serialized_start=2717
-  _globals['_RELEASESTOCKREQUEST']._serialized_end=2783
-  _globals['_RELEASESTOCKRESPONSE']._serialized_start=2785
-  _globals['_RELEASESTOCKRESPONSE']._serialized_end=2857
-  _globals['_INVENTORYSERVICE']._serialized_start=3224
-  _globals['_INVENTORYSERVICE']._serialized_end=4195
+  _globals['_RESERVATION']._serialized_end=1167
+  _globals['_HOLDLINE']._serialized_start=1169
+  _globals['_HOLDLINE']._serialized_end=1284
+  _globals['_HOLD']._serialized_start=1286
+  _globals['_HOLD']._serialized_end=1405
+  _globals['_RESERVATIONRESULT']._serialized_start=1407
+  _globals['_RESERVATIONRESULT']._serialized_end=1517
+  _globals['_HOLDRESULT']._serialized_start=1519
+  _globals['_HOLDRESULT']._serialized_end=1596
+  _globals['_GETSTOCKREQUEST']._serialized_start=1598
+  _globals['_GETSTOCKREQUEST']._serialized_end=1649
+  _globals['_GETSTOCKRESPONSE']._serialized_start=1651
+  _globals['_GETSTOCKRESPONSE']._serialized_end=1712
+  _globals['_UPDATESTOCKREQUEST']._serialized_start=1715
+  _globals['_UPDATESTOCKREQUEST']._serialized_end=1967
+  _globals['_UPDATESTOCKRESPONSE']._serialized_start=1969
+  _globals['_UPDATESTOCKRESPONSE']._serialized_end=2033
+  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_start=2036
+  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_end=2166
+  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_start=2168
+  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_end=2282
+  _globals['_WATCHSTOCKREQUEST']._serialized_start=2284
+  _globals['_WATCHSTOCKREQUEST']._serialized_end=2337
+  _globals['_WATCHSTOCKRESPONSE']._serialized_start=2339
+  _globals['_WATCHSTOCKRESPONSE']._serialized_end=2402
+  _globals['_RESERVESTOCKREQUEST']._serialized_start=2404
+  _globals['_RESERVESTOCKREQUEST']._serialized_end=2498
+  _globals['_RESERVESTOCKRESPONSE']._serialized_start=2500
+  _globals['_RESERVESTOCKRESPONSE']._serialized_end=2579
+  _globals['_COMMITSTOCKREQUEST']._serialized_start=2581
+  _globals['_COMMITSTOCKREQUEST']._serialized_end=2646
+  _globals['_COMMITSTOCKRESPONSE']._serialized_start=2648
+  _globals['_COMMITSTOCKRESPONSE']._serialized_end=2719
+  _globals['_RELEASESTOCKREQUEST']._serialized_start=2721
+  _globals['_RELEASESTOCKREQUEST']._serialized_end=2787
+  _globals['_RELEASESTOCKRESPONSE']._serialized_start=2789
+  _globals['_RELEASESTOCKRESPONSE']._serialized_end=2861
+  _globals['_INVENTORYSERVICE']._serialized_start=3228
+  _globals['_INVENTORYSERVICE']._serialized_end=4199
 # @@protoc_insertion_point(module_scope)

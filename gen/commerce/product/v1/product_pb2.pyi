@@ -80,7 +80,9 @@ class Product(_message.Message):
     """
     @_builtins.property
     def price(self) -> _money_pb2.Money:
-        """Required. The price of one piece: greater than zero, with at most four decimal places."""
+        """Required. The price of one piece: zero or greater, with no more decimals than the minor unit of its currency
+        (ISO 4217).
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -133,7 +135,9 @@ class CreateProductRequest(_message.Message):
     """Optional. The initial quantity on hand. It is recorded as a receipt."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
-        """Required. The price of one piece: greater than zero, with at most four decimal places."""
+        """Required. The price of one piece: zero or greater, with no more decimals than the minor unit of its currency
+        (ISO 4217).
+        """
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class Limit(_message.Message):
 Global___Limit: _TypeAlias = Limit  # noqa: Y015
 
 LIMITS_FIELD_NUMBER: _builtins.int
+ZERO_WITHOUT_CURRENCY_FIELD_NUMBER: _builtins.int
 UUID_OR_ME_FIELD_NUMBER: _builtins.int
 NO_CARD_NUMBER_FIELD_NUMBER: _builtins.int
 PROVIDER_TOKEN_FIELD_NUMBER: _builtins.int
@@ -64,6 +65,10 @@ NO_CARD_NUMBER_AMONG_GOODS_FIELD_NUMBER: _builtins.int
 limits: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _containers.RepeatedCompositeFieldContainer[Global___Limit]]
 """The bounds of the fields of this field's message. A server rejects a larger message before it evaluates any rule.
 Every repeated, string and bytes field of a request has a bound, here or in its own rules.
+"""
+zero_without_currency: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
+"""Whether a `google.type.Money` in this field may be zero without a currency code, which means zero in any currency.
+Every other amount in a request has the ISO 4217 code of a currency, and not more decimals than its minor unit.
 """
 uuid_or_me: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The text must be a UUID or the word `me`, which stands for the caller."""
