@@ -30,11 +30,23 @@ class Limits:
     """How much the edge takes from clients. What goes beyond is refused, never queued without end."""
 
     requests_per_second: int = 200
-    """For each client, counted per customer when there is an access token, else per address; 0 is no limit."""
+    """Of each customer, or of each address without a valid access token; 0 is no limit."""
+    requests_per_second_of_address: int = 5_000
+    """From each address (IPv6: each /64), including refused requests; 0 is no limit."""
     connections: int = 10_000
     """From all clients together."""
-    body_bytes: int = 1024 * 1024
+    streams: int = 100
+    """Concurrent requests on one connection."""
+    heap_bytes: int = 512 * 1024 * 1024
+    """Memory for all clients. From half of it on, Envoy resets the largest requests; at 95 % it refuses all."""
+    request_seconds: float = 15.0
+    """Time for a request to arrive with its whole body."""
+    body_bytes: int = 64 * 1024
     """Of one request."""
+    staff_body_bytes: int = 1024 * 1024
+    """Of one request to a method of staff."""
+    raw_body_bytes: int = 256 * 1024
+    """Of one request whose body is not JSON, such as a webhook."""
     header_kilobytes: int = 60
     """Of one request, all headers together."""
     header_count: int = 100

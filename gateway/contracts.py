@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from google.api import annotations_pb2
+from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
     FileDescriptorProto,
     FileDescriptorSet,
     MethodDescriptorProto,
@@ -45,6 +46,12 @@ class Method:
     """Whether it has no side effects, so that it can be tried again whatever became of it."""
     is_stream: bool
     """Whether it answers again and again, for as long as the client listens."""
+    verb: str
+    """The HTTP verb for JSON clients, `POST`; empty for a method without an HTTP rule."""
+    template: str
+    """The HTTP path for JSON clients, `/v1/orders/{order_id}:cancel`; empty for a method without an HTTP rule."""
+    is_raw: bool
+    """Whether the HTTP body is not JSON but arbitrary bytes, such as a webhook."""
     response_body: str
     """The JSON name of the one field of its response that JSON clients get, bare; empty when they get all of it."""
 
@@ -86,22 +93,25 @@ def methods() -> Sequence[Method]:
     contracts = _contracts()
     messages = {f".{file.package}.{message.name}": message for file in contracts.file for message in file.message_type}
     return tuple(
-        Method(
-            service=f"{file.package}.{service.name}",
-            name=method.name,
-            access=method.options.Extensions[access_pb2.access],
-            is_read=method.options.idempotency_level == MethodOptions.NO_SIDE_EFFECTS,
-            is_stream=method.server_streaming,
-            response_body=next(
-                (
-                    field.json_name
-                    for field in messages[method.output_type].field
-                    if field.name == method.options.Extensions[annotations_pb2.http].response_body
-                ),
-                "",
-            ),
-        )
-        for file, service, method in _declared(contracts)
+        _method(f"{file.package}.{service.name}", method, messages) for file, service, method in _declared(contracts)
+    )
+
+
+def _method(service: str, method: MethodDescriptorProto, messages: Mapping[str, DescriptorProto]) -> Method:
+    rule: http_pb2.HttpRule = method.options.Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern") or ""
+    request = {field.name: field for field in messages[method.input_type].field}
+    response = {field.name: field for field in messages[method.output_type].field}
+    return Method(
+        service=service,
+        name=method.name,
+        access=method.options.Extensions[access_pb2.access],
+        is_read=method.options.idempotency_level == MethodOptions.NO_SIDE_EFFECTS,
+        is_stream=method.server_streaming,
+        verb=verb.upper(),
+        template=getattr(rule, verb) if verb else "",
+        is_raw=rule.body in request and request[rule.body].type_name == ".google.api.HttpBody",
+        response_body=response[rule.response_body].json_name if rule.response_body else "",
     )
 
 

@@ -1,9 +1,10 @@
-"""The edge's HTTP filters: what happens to a request between the client and the router, and to the answer.
+"""The HTTP filters of the edge. A request passes them in this order, its response in the opposite order.
 
-    client → gRPC-Web → client's kind → CORS → body limit → bare resources → transcoder → token → rate → router
+    client → gRPC-Web → content type → CORS → rate per address → identification → rate per client
+           → authorization → body limit → bare resources → transcoder → router
 
-From the transcoder on every request is gRPC, whatever the client speaks, so that access and routes are
-decided in one way, by the name of the method. An answer takes the same way back.
+The filters before the body limit decide by the headers, so the edge buffers no body of a request that they refuse
+(ADR-0032).
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ CLIENT_ADDRESS = "x-mesh-client-address"
 
 CONTENT_TYPE = "x-mesh-content-type"
 """The header in which the listener keeps the content type that the client sent, until a filter has noted it."""
+
+_IDENTIFY = "mesh.identify"
+_RATE_OF_ADDRESS = "mesh.rate_of_address"
+_RATE_OF_CLIENT = "envoy.filters.http.local_ratelimit"
+
+_ADDRESS = {"masked_remote_address": {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": 64}}
+"""The address of a client. The owner of one IPv6 address usually owns its /64."""
+_ADDRESS_KEY = {"key": "masked_remote_address"}
 
 _TYPES = "type.googleapis.com/envoy.extensions.filters.http"
 
@@ -60,13 +69,16 @@ def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
     yield _filter("grpc_web", "grpc_web.v3.GrpcWeb")
     yield _clients_kind()
     yield _filter("cors", "cors.v3.Cors")
+    if config.limits.requests_per_second_of_address:
+        yield _rate_of_address(config.limits.requests_per_second_of_address)
+    if config.limits.requests_per_second:
+        yield _identify(config.jwks)
+        yield _rate_of_client(config.limits.requests_per_second)
+    yield _require_token(config.jwks)
     yield _filter("buffer", "buffer.v3.Buffer", max_request_bytes=config.limits.body_bytes)
     # Envoy's transcoder does not do what `response_body` asks for, so that `{"order":{…}}` becomes `{…}` here.
     yield _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": _UNWRAP})
     yield _transcoder(descriptors)
-    yield _tokens(config.jwks)
-    if config.limits.requests_per_second:
-        yield _rate_limit(config.limits.requests_per_second)
     yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
 
 
@@ -103,17 +115,27 @@ TOKEN_WELCOME = _token("welcome")
 
 def _without(name: str) -> dict[str, Any]:
     return {
-        f"envoy.filters.http.{name}": {
+        name: {
             "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
             "disabled": True,
         }
     }
 
 
-NO_BODY_LIMIT = _without("buffer")
+def body_limit(most_bytes: int) -> dict[str, Any]:
+    """For a route: the limit of the body of a request."""
+    return {
+        "envoy.filters.http.buffer": {
+            "@type": f"{_TYPES}.buffer.v3.BufferPerRoute",
+            "buffer": {"max_request_bytes": most_bytes},
+        }
+    }
+
+
+NO_BODY_LIMIT = _without("envoy.filters.http.buffer")
 """For a route: the request goes on before it has ended."""
 
-NO_RATE_LIMIT = _without("local_ratelimit")
+NO_RATE_LIMIT = {**_without(_RATE_OF_ADDRESS), **_without(_RATE_OF_CLIENT)}
 """For a route: nobody comes too often."""
 
 
@@ -131,6 +153,8 @@ def _transcoder(descriptors: Path) -> dict[str, Any]:
         proto_descriptor=str(descriptors),
         services=sorted({method.service for method in methods() if method.is_open}),
         convert_grpc_status=True,
+        # Keep the route of the JSON path: by default, the transcoder matches again by the name of the method.
+        match_incoming_request_route=True,
         # Zeros are shown, for `"reserved": 0` says something. A stream is a line for each message.
         print_options={"always_print_primitive_fields": True, "stream_newline_delimited": True},
         request_validation_options={
@@ -142,27 +166,26 @@ def _transcoder(descriptors: Path) -> dict[str, Any]:
     )
 
 
-def _tokens(jwks: Path) -> dict[str, Any]:
-    """Verify the access token, which goes on to the service: it verifies it for itself."""
+def _identify(jwks: Path) -> dict[str, Any]:
+    """Verify the access token, set the header `SUBJECT` if it is valid, and accept every request."""
+    mesh = {**_provider(jwks), "claim_to_headers": [{"header_name": SUBJECT, "claim_name": "sub"}]}
+    requires = {"requires_any": {"requirements": [{"provider_name": "mesh"}, {"allow_missing_or_failed": {}}]}}
+    return _filter(
+        "jwt_authn",
+        "jwt_authn.v3.JwtAuthentication",
+        name=_IDENTIFY,
+        providers={"mesh": mesh},
+        rules=[{"match": {"prefix": "/"}, "requires": requires}],
+    )
+
+
+def _require_token(jwks: Path) -> dict[str, Any]:
+    """Refuse requests without the access token that their route requires."""
     token = {"provider_name": "mesh"}
     return _filter(
         "jwt_authn",
         "jwt_authn.v3.JwtAuthentication",
-        providers={
-            "mesh": {
-                "issuer": ISSUER,
-                "audiences": [ISSUER],
-                "require_expiration": True,
-                "forward": True,
-                "local_jwks": {"filename": str(jwks)},
-                # The scheme may be written in any way; this is how clients do.
-                "from_headers": [
-                    {"name": "authorization", "value_prefix": scheme} for scheme in ("Bearer ", "bearer ")
-                ],
-                "claim_to_headers": [{"header_name": SUBJECT, "claim_name": "sub"}],
-                "jwt_cache_config": {"jwt_cache_size": 10_000},
-            }
-        },
+        providers={"mesh": _provider(jwks)},
         requirement_map={
             "needed": token,
             "welcome": {"requires_any": {"requirements": [token, {"allow_missing": {}}]}},
@@ -170,10 +193,27 @@ def _tokens(jwks: Path) -> dict[str, Any]:
     )
 
 
-def _rate_limit(per_second: int) -> dict[str, Any]:
-    """So many requests for each customer, and for each address that sends no token."""
-    bucket = {"max_tokens": per_second, "tokens_per_fill": per_second, "fill_interval": "1s"}
-    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+def _provider(jwks: Path) -> dict[str, Any]:
+    """How tokens are verified. The service receives the token too and verifies it again."""
+    return {
+        "issuer": ISSUER,
+        "audiences": [ISSUER],
+        "require_expiration": True,
+        "forward": True,
+        "local_jwks": {"filename": str(jwks)},
+        # The scheme may be written in any way; this is how clients do.
+        "from_headers": [{"name": "authorization", "value_prefix": scheme} for scheme in ("Bearer ", "bearer ")],
+        "jwt_cache_config": {"jwt_cache_size": 10_000},
+    }
+
+
+def _rate_of_address(per_second: int) -> dict[str, Any]:
+    """Limit all requests of an address, including those that are refused later."""
+    return _rate_limit(_RATE_OF_ADDRESS, per_second, [([_ADDRESS], [_ADDRESS_KEY])])
+
+
+def _rate_of_client(per_second: int) -> dict[str, Any]:
+    """Limit the requests of a customer, or of an address without a valid token."""
     by_subject = {"request_headers": {"header_name": SUBJECT, "descriptor_key": "subject"}}
     without_subject = {
         "header_value_match": {
@@ -183,23 +223,41 @@ def _rate_limit(per_second: int) -> dict[str, Any]:
             "headers": [{"name": SUBJECT, "present_match": True}],
         }
     }
+    return _rate_limit(
+        _RATE_OF_CLIENT,
+        per_second,
+        [
+            ([by_subject], [{"key": "subject"}]),
+            ([without_subject, _ADDRESS], [{"key": "anonymous", "value": "yes"}, _ADDRESS_KEY]),
+        ],
+    )
+
+
+def _rate_limit(
+    name: str, per_second: int, counted: Sequence[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]]
+) -> dict[str, Any]:
+    """`counted` are pairs of the actions that produce a descriptor and the entries of that descriptor."""
+    bucket = {"max_tokens": per_second, "tokens_per_fill": per_second, "fill_interval": "1s"}
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
     return _filter(
         "local_ratelimit",
         "local_ratelimit.v3.LocalRateLimit",
+        name=name,
         stat_prefix="rate",
         filter_enabled=always,
         filter_enforced=always,
         rate_limited_as_resource_exhausted=True,
-        rate_limits=[{"actions": [by_subject]}, {"actions": [without_subject, {"remote_address": {}}]}],
-        # An entry without a value has a bucket for each value that comes; the least used ones are forgotten.
-        descriptors=[
-            {"entries": [{"key": "subject"}], "token_bucket": bucket},
-            {"entries": [{"key": "anonymous", "value": "yes"}, {"key": "remote_address"}], "token_bucket": bucket},
-        ],
+        rate_limits=[{"actions": actions} for actions, _ in counted],
+        # An entry without a value has a bucket for each value; the least recently used ones are dropped.
+        descriptors=[{"entries": entries, "token_bucket": bucket} for _, entries in counted],
         max_dynamic_descriptors=100_000,
         always_consume_default_token_bucket=False,
     )
 
 
-def _filter(name: str, kind: str, **settings: Any) -> dict[str, Any]:
-    return {"name": f"envoy.filters.http.{name}", "typed_config": {"@type": f"{_TYPES}.{kind}", **settings}}
+def _filter(extension: str, kind: str, *, name: str = "", **settings: Any) -> dict[str, Any]:
+    """A filter. `name` distinguishes two filters of the same extension; routes refer to it."""
+    return {
+        "name": name or f"envoy.filters.http.{extension}",
+        "typed_config": {"@type": f"{_TYPES}.{kind}", **settings},
+    }

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.config import EdgeConfig
 from gateway.errors import local_reply
 from gateway.filters import CONTENT_TYPE, filters
-from gateway.routes import STREAM_IDLE, route_table
+from gateway.routes import route_table
 
 
 def listener(config: EdgeConfig, descriptors: Path) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def listener(config: EdgeConfig, descriptors: Path) -> dict[str, Any]:
         "address": {"socket_address": {"address": config.host, "port_value": config.port}},
         # Else another edge on the same port would get a part of the calls, and neither would know.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": config.limits.body_bytes,
+        "per_connection_buffer_limit_bytes": 1024 * 1024,
         "filter_chains": [
             {
                 "filters": [
@@ -48,18 +48,18 @@ def _connection_manager(config: EdgeConfig, descriptors: Path) -> dict[str, Any]
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "max_request_headers_kb": config.limits.header_kilobytes,
         "common_http_protocol_options": {
-            "idle_timeout": STREAM_IDLE,
+            "idle_timeout": "300s",
             "max_headers_count": config.limits.header_count,
         },
         "http2_protocol_options": {
-            "max_concurrent_streams": 2048,
+            "max_concurrent_streams": config.limits.streams,
             "initial_stream_window_size": 256 * 1024,
             "initial_connection_window_size": 1024 * 1024,
             "connection_keepalive": {"interval": "30s", "timeout": "10s"},
         },
         # A client that sends its request drop by drop holds a connection, but not for long.
         "request_headers_timeout": "10s",
-        "request_timeout": "60s",
+        "request_timeout": f"{config.limits.request_seconds:g}s",
         "stream_idle_timeout": "60s",
         "drain_timeout": "5s",
         "early_header_mutation_extensions": [_clean_headers(config.trusted_proxies)],

@@ -15,9 +15,11 @@ from gateway.clusters import clusters
 from gateway.config import Address, EdgeConfig
 from gateway.contracts import transcoder_descriptors
 from gateway.listener import listener
+from gateway.overload import overload_manager
 
 _CONFIG = "envoy.yaml"
 _DESCRIPTORS = "commerce.binpb"
+_HEAP_KEPT = 64 * 1024 * 1024
 
 
 def render(config: EdgeConfig, folder: Path) -> dict[str, Any]:
@@ -27,18 +29,9 @@ def render(config: EdgeConfig, folder: Path) -> dict[str, Any]:
             "listeners": [listener(config, folder / _DESCRIPTORS)],
             "clusters": clusters(config),
         },
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3"
-                        ".DownstreamConnectionsConfig",
-                        "max_active_downstream_connections": config.limits.connections,
-                    },
-                }
-            ]
-        },
+        "overload_manager": overload_manager(config.limits),
+        # Beyond this size, freed memory returns to the system, for example after an attack.
+        "memory_allocator_manager": {"soft_memory_limit_bytes": _HEAP_KEPT},
     }
     if config.admin is not None:
         bootstrap["admin"] = {"address": _address(config.admin)}

@@ -1,15 +1,17 @@
-"""The edge's routes: one for each method that people may call, and no other way in.
+"""The routes of the edge: two for each public method, and no others to the services.
 
-Envoy matches them after transcoding, so that a JSON request is found by the name of its method, as any other.
+One route matches gRPC and gRPC-Web clients by the name of the method, the other matches JSON clients by HTTP verb and
+path. Envoy therefore knows the requirements of a route, such as a token, before it reads the body (ADR-0032).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from commerce.access.v1 import access_pb2
 from gateway.clusters import ANY
-from gateway.config import EdgeConfig
+from gateway.config import EdgeConfig, Limits
 from gateway.contracts import Method, methods
 from gateway.filters import (
     CLIENT_ADDRESS,
@@ -19,6 +21,7 @@ from gateway.filters import (
     TOKEN_NEEDED,
     TOKEN_WELCOME,
     bare_resource,
+    body_limit,
     cors_policy,
 )
 
@@ -29,7 +32,9 @@ STREAM_IDLE = "3600s"
 """How long a stream may be silent. A client that is gone is noticed much sooner, by HTTP/2 pings or TCP."""
 
 _SPEAKS_GRPC = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
-"""A client of gRPC or gRPC-Web, or one of JSON whose request the transcoder has taken up."""
+"""A gRPC or gRPC-Web client."""
+_SPEAKS_JSON = {**_SPEAKS_GRPC, "invert_match": True, "treat_missing_header_as_empty": True}
+"""A JSON client."""
 
 _NOWHERE = {
     "match": {"prefix": "/"},
@@ -40,6 +45,7 @@ _NOWHERE = {
 
 def route_table(config: EdgeConfig) -> dict[str, Any]:
     """Envoy's `route_config`."""
+    open_methods = [method for method in methods() if method.is_open]
     return {
         "name": "edge",
         "validate_clusters": False,
@@ -55,7 +61,8 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
                 "routes": [
                     _answer("/healthz", {"inline_string": '{"status":"up"}'}, cache="no-store"),
                     _answer("/.well-known/jwks.json", {"filename": str(config.jwks)}, cache="public, max-age=300"),
-                    *(_route(method) for method in methods() if method.is_open),
+                    *(_of_json(method, config.limits) for method in open_methods),
+                    *(_of_grpc(method, config.limits) for method in open_methods),
                     *(_reflection(service) for service in REFLECTION),
                     _NOWHERE,
                 ],
@@ -64,15 +71,37 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
     }
 
 
-def _route(method: Method) -> dict[str, Any]:
+def _of_json(method: Method, limits: Limits) -> dict[str, Any]:
+    """The route for JSON clients."""
+    verb = {"name": ":method", "string_match": {"exact": method.verb}}
+    route = {"match": {**_path(method.template), "headers": [verb, _SPEAKS_JSON]}, **_to_service(method, limits)}
+    if method.response_body:
+        route["metadata"] = bare_resource(method.response_body)
+    return route
+
+
+def _of_grpc(method: Method, limits: Limits) -> dict[str, Any]:
+    """The route for gRPC and gRPC-Web clients."""
+    return {"match": {"path": method.path, "headers": [_SPEAKS_GRPC]}, **_to_service(method, limits)}
+
+
+def _path(template: str) -> dict[str, Any]:
+    """A match of the path of JSON clients. Ids contain no colon; a colon separates a custom verb."""
+    parts = re.split(r"{[\w.]+}", template)
+    if len(parts) == 1:
+        return {"path": template}
+    return {"safe_regex": {"regex": "[^/:]+".join(map(re.escape, parts))}}
+
+
+def _to_service(method: Method, limits: Limits) -> dict[str, Any]:
+    """The destination and the requirements of a call, the same for all kinds of clients."""
     route: dict[str, Any] = {
-        "match": {"path": method.path, "headers": [_SPEAKS_GRPC]},
         "route": {
             "cluster": method.upstream,
             "timeout": f"{method.seconds:g}s",
             "retry_policy": _retries(method),
         },
-        "typed_per_filter_config": TOKEN_WELCOME if method.access == access_pb2.ACCESS_PUBLIC else TOKEN_NEEDED,
+        "typed_per_filter_config": {**_token(method), **_body(method, limits)},
         "response_headers_to_add": [_header("cache-control", "no-store")],
     }
     if method.is_stream:
@@ -82,9 +111,17 @@ def _route(method: Method) -> dict[str, Any]:
         # waits: gRPC itself ends a call at its deadline, and gives no reason.
         timeout = {"key": "grpc-timeout", "value": f"{method.seconds * 1000 + 250:.0f}m"}
         route["request_headers_to_add"] = [{"header": timeout, "append_action": "ADD_IF_ABSENT"}]
-    if method.response_body:
-        route["metadata"] = bare_resource(method.response_body)
     return route
+
+
+def _token(method: Method) -> dict[str, Any]:
+    return TOKEN_WELCOME if method.access == access_pb2.ACCESS_PUBLIC else TOKEN_NEEDED
+
+
+def _body(method: Method, limits: Limits) -> dict[str, Any]:
+    if method.is_raw:
+        return body_limit(limits.raw_body_bytes)
+    return body_limit(limits.staff_body_bytes) if method.access == access_pb2.ACCESS_STAFF else {}
 
 
 def _retries(method: Method) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Edge:
             upstreams={name: [Address(*address) for address in services.addresses(name)] for name in NAMES},
             tls=TlsFiles(ca=credentials.ca, cert=credentials.cert, key=credentials.key),
             jwks=jwks,
-            limits=_limits(services.environment),
+            limits=limits(services.environment),
             admin=self._admin,
         )
 
@@ -85,11 +85,26 @@ class Edge:
                 await asyncio.sleep(0.02)
 
 
-def _limits(environment: Mapping[str, str]) -> Limits:
-    rate = environment.get("MESH_EDGE_RATE_PER_CLIENT", "")
-    if not rate:
-        return Limits()
+def limits(environment: Mapping[str, str]) -> Limits:
+    """The limits that the environment sets.
+
+    MESH_EDGE_RATE_PER_CLIENT=0 also removes the limit per address, unless MESH_EDGE_RATE_PER_ADDRESS is set.
+
+    Raises:
+        StackError: a limit is not a number.
+    """
+    usual = Limits()
+    per_client = _rate(environment, "MESH_EDGE_RATE_PER_CLIENT", usual.requests_per_second)
+    usual_of_address = usual.requests_per_second_of_address if per_client else 0
+    return Limits(
+        requests_per_second=per_client,
+        requests_per_second_of_address=_rate(environment, "MESH_EDGE_RATE_PER_ADDRESS", usual_of_address),
+    )
+
+
+def _rate(environment: Mapping[str, str], name: str, usual: int) -> int:
+    rate = environment.get(name) or str(usual)
     # Envoy counts in 32 bits.
     if not rate.isdecimal() or int(rate) >= 2**32:
-        raise StackError(f"MESH_EDGE_RATE_PER_CLIENT is {rate!r}: it is a number of requests a second, 0 for no limit.")
-    return Limits(requests_per_second=int(rate))
+        raise StackError(f"{name} is {rate!r}: it is a number of requests a second, 0 for no limit.")
+    return int(rate)

@@ -67,7 +67,7 @@ def config(
         upstreams={name: [upstream.address] for name, upstream in running_upstreams.items()},
         tls=TlsFiles(ca=gateway.ca, cert=gateway.cert, key=gateway.key),
         jwks=signing_key.jwks,
-        limits=Limits(requests_per_second=0),
+        limits=Limits(requests_per_second=0, requests_per_second_of_address=0),
     )
 
 

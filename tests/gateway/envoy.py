@@ -34,6 +34,10 @@ class Envoy:
         [found] = [entry["value"] for entry in answer.json()["stats"] if entry.get("name") == name]
         return int(found)
 
+    async def memory(self) -> int:
+        """The allocated memory, in bytes."""
+        return int((await self.admin.get("/memory")).json()["allocated"])
+
     async def until(self, name: str, value: int) -> None:
         """Wait until a statistic has a value."""
         async with asyncio.timeout(_WITHIN):

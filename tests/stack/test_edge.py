@@ -1,0 +1,35 @@
+"""The settings of the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from gateway.config import Limits
+from stack.edge import limits
+from stack.errors import StackError
+
+
+@pytest.mark.parametrize(
+    ("environment", "per_client", "per_address"),
+    [
+        ({}, 200, 5000),
+        ({"MESH_EDGE_RATE_PER_CLIENT": ""}, 200, 5000),
+        ({"MESH_EDGE_RATE_PER_CLIENT": "7"}, 7, 5000),
+        ({"MESH_EDGE_RATE_PER_CLIENT": "0"}, 0, 0),
+        ({"MESH_EDGE_RATE_PER_ADDRESS": "9"}, 200, 9),
+        ({"MESH_EDGE_RATE_PER_ADDRESS": "0"}, 200, 0),
+        ({"MESH_EDGE_RATE_PER_CLIENT": "0", "MESH_EDGE_RATE_PER_ADDRESS": "9"}, 0, 9),
+    ],
+    ids=str,
+)
+def test_rates_are_what_a_person_sets(environment: Mapping[str, str], per_client: int, per_address: int) -> None:
+    expected = Limits(requests_per_second=per_client, requests_per_second_of_address=per_address)
+    assert limits(environment) == expected
+
+
+@pytest.mark.parametrize("name", ["MESH_EDGE_RATE_PER_CLIENT", "MESH_EDGE_RATE_PER_ADDRESS"])
+def test_a_rate_that_is_none_is_named(name: str) -> None:
+    with pytest.raises(StackError, match=f"{name} is 'many'"):
+        limits({name: "many"})
