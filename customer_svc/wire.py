@@ -25,8 +25,8 @@ def named(customer_id: str) -> UUID | None:
 
 
 def new_customer(request: customer_pb2.CreateCustomerRequest) -> NewCustomer:
-    """What somebody gives to sign up."""
-    return NewCustomer(request.email, request.name, request.phone, request.password)
+    """What somebody gives to sign up, without the white space around the name."""
+    return NewCustomer(request.email, request.name.strip(), request.phone, request.password)
 
 
 def customer(value: Customer) -> customer_pb2.Customer:

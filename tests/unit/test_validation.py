@@ -56,7 +56,20 @@ REQUESTS = [
 ]
 UNDERSTOOD = [request for request in REQUESTS if compiled.check_of(request)]
 
-TEXTS = ["", "me", "x", ID, ID.upper(), ID + "\n", ID[:-1], "٣" * 8 + ID[8:], "é" * 16, "\N{GRINNING FACE}" * 64]
+TEXTS = [
+    "",
+    "me",
+    "x",
+    "\0",
+    "a\0b",
+    ID,
+    ID.upper(),
+    ID + "\n",
+    ID[:-1],
+    "٣" * 8 + ID[8:],
+    "é" * 16,
+    "\N{GRINNING FACE}" * 64,
+]
 NUMBERS = [-(2**31), -1, 0, 1, 2, 10, 500, 501, 10_000, 10_001, 2**31 - 1]
 
 

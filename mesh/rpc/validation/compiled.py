@@ -26,6 +26,8 @@ Check = Callable[[Any], object]
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNIQUE_BY = re.compile(r"this\.map\((\w+), \1\.(\w+)\)\.unique\(\)")
 _FLAG_OR_SIZE = re.compile(r"this\.(\w+) \|\| this\.(\w+)\.size\(\) >= (\d+)")
+_CHARACTERS = re.compile(r"!rule \|\| (!?)this\.matches\(r'(\[\^?(?:\\x\{[0-9A-F]+\}-?)*\])'\)")
+_CODE_POINT = re.compile(r"\\x\{([0-9A-F]+)\}")
 _COUNTS = {"int32", "int64", "uint32", "uint64"}
 
 
@@ -161,10 +163,13 @@ def _itself(value: object) -> object:
 def _of_value(field: FieldDescriptor, kind: str, rules: Message) -> list[Check]:
     """The checks of a value that is no message."""
     if kind == "string":
-        _only(rules, {"uuid", "min_len", "max_len"})
+        predefined = [(rule, value) for rule, value in rules.ListFields() if rule.is_extension]
+        _only(rules, {"uuid", "min_len", "max_len", *(rule.full_name for rule, _ in predefined)})
         # As in Python, a string is as long as it has characters.
         checks = _lengths(rules, "min_len", "max_len")
-        return [*checks, _UUID.fullmatch] if _set(rules, "uuid") else checks
+        if _set(rules, "uuid"):
+            checks.append(_UUID.fullmatch)
+        return checks + [_characters(rule, value) for rule, value in predefined]
     if kind == "bytes":
         _only(rules, {"min_len", "max_len"})
         return _lengths(rules, "min_len", "max_len")
@@ -179,6 +184,16 @@ def _of_value(field: FieldDescriptor, kind: str, rules: Message) -> list[Check]:
         least, most = _bounds(rules, "gte", "lte")
         return [lambda number: least <= number <= most]
     raise _NotUnderstood(f"{field.full_name} has rules for {kind}")
+
+
+def _characters(rule: FieldDescriptor, value: object) -> Check:
+    """A predefined rule whose expression says that a text contains, or does not contain, a character of a set."""
+    expressions = [each.expression for each in rule.GetOptions().Extensions[validate_pb2.predefined].cel]
+    shape = _CHARACTERS.fullmatch(expressions[0]) if value is True and len(expressions) == 1 else None
+    if shape is None:
+        raise _NotUnderstood(rule.full_name)
+    search = re.compile(_CODE_POINT.sub(lambda point: re.escape(chr(int(point[1], 16))), shape[2])).search
+    return (lambda text: search(text) is None) if shape[1] else search
 
 
 def _lengths(rules: Message, lower: str, upper: str) -> list[Check]:
@@ -217,8 +232,9 @@ def _rules_of(message_type: Descriptor) -> validate_pb2.MessageRules:
 
 
 def _only(rules: Message, understood: Iterable[str | None]) -> None:
-    """Raises _NotUnderstood when other rules are set than these. An extension is another one, whatever its name."""
-    if other := [rule.name for rule, _ in rules.ListFields() if rule.is_extension or rule.name not in understood]:
+    """Raises _NotUnderstood when other rules are set than these. An extension goes by its full name."""
+    set_rules = [(rule.full_name if rule.is_extension else rule.name) for rule, _ in rules.ListFields()]
+    if other := [name for name in set_rules if name not in understood]:
         raise _NotUnderstood(", ".join(other))
 
 

@@ -42,7 +42,7 @@ class Customer(_message.Message):
     email: _builtins.str
     """Required. The email address that the customer signs in with. It is unique, regardless of case."""
     name: _builtins.str
-    """Required. The name of the customer, 1 to 200 characters."""
+    """Required. The name of the customer: one line of 1 to 200 characters. White space around it is removed."""
     phone: _builtins.str
     """Optional. A phone number in E.164 form, such as `+4930123456`. Numbers that begin with 3 have at most 13
     digits, which distinguishes them from card numbers.
@@ -221,7 +221,7 @@ class CreateCustomerRequest(_message.Message):
     email: _builtins.str
     """Required. The email address that the customer signs in with."""
     name: _builtins.str
-    """Required. The name of the customer, 1 to 200 characters."""
+    """Required. The name of the customer: one line of 1 to 200 characters. White space around it is removed."""
     phone: _builtins.str
     """Optional. A phone number in E.164 form, such as `+4930123456`. Numbers that begin with 3 have at most 13
     digits, which distinguishes them from card numbers.

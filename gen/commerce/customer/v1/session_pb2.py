@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from commerce.access.v1 import access_pb2 as commerce_dot_access_dot_v1_dot_access__pb2
+from commerce.validation.v1 import validation_pb2 as commerce_dot_validation_dot_v1_dot_validation__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"commerce/customer/v1/session.proto\x12\x14\x63ommerce.customer.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n\x07Session\x12\x1d\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x03\x12\x1e\n\rrefresh_token\x18\x02 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x63ustomer_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\"Z\n\x14\x43reateSessionRequest\x12\x1d\n\x05\x65mail\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x18\xfe\x01`\x01\x12#\n\x08password\x18\x02 \x01(\tB\x11\x80\x01\x01\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x01\"G\n\x15\x43reateSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.commerce.customer.v1.Session\"A\n\x15RefreshSessionRequest\x12(\n\rrefresh_token\x18\x01 \x01(\tB\x11\x80\x01\x01\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04\"H\n\x16RefreshSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.commerce.customer.v1.Session\"@\n\x14\x44\x65leteSessionRequest\x12(\n\rrefresh_token\x18\x01 \x01(\tB\x11\x80\x01\x01\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04\"\x17\n\x15\x44\x65leteSessionResponse2\xf8\x03\n\x0eSessionService\x12\x97\x01\n\rCreateSession\x12*.commerce.customer.v1.CreateSessionRequest\x1a+.commerce.customer.v1.CreateSessionResponse\"-\x88\xb5\x18\x01\x92\xb5\x18\x05\x65mail\x82\xd3\xe4\x93\x02\x1a\"\x0c/v1/sessions:\x01*b\x07session\x12\xaa\x01\n\x0eRefreshSession\x12+.commerce.customer.v1.RefreshSessionRequest\x1a,.commerce.customer.v1.RefreshSessionResponse\"=\x88\xb5\x18\x01\x92\xb5\x18\rrefresh_token\x82\xd3\xe4\x93\x02\"\"\x14/v1/sessions:refresh:\x01*b\x07session\x12\x9e\x01\n\rDeleteSession\x12*.commerce.customer.v1.DeleteSessionRequest\x1a+.commerce.customer.v1.DeleteSessionResponse\"4\x88\xb5\x18\x01\x92\xb5\x18\rrefresh_token\x82\xd3\xe4\x93\x02\x19\"\x14/v1/sessions:signOut:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"commerce/customer/v1/session.proto\x12\x14\x63ommerce.customer.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n\x07Session\x12\x1d\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x03\x12\x1e\n\rrefresh_token\x18\x02 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x63ustomer_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\"^\n\x14\x43reateSessionRequest\x12\x1d\n\x05\x65mail\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x18\xfe\x01`\x01\x12\'\n\x08password\x18\x02 \x01(\tB\x15\x80\x01\x01\xe2\x41\x01\x02\xbaH\x0br\t\x10\x01\x18\x80\x01\xa8\xb5\x18\x01\"G\n\x15\x43reateSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.commerce.customer.v1.Session\"E\n\x15RefreshSessionRequest\x12,\n\rrefresh_token\x18\x01 \x01(\tB\x15\x80\x01\x01\xe2\x41\x01\x02\xbaH\x0br\t\x10\x01\x18\x80\x04\xa8\xb5\x18\x01\"H\n\x16RefreshSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.commerce.customer.v1.Session\"D\n\x14\x44\x65leteSessionRequest\x12,\n\rrefresh_token\x18\x01 \x01(\tB\x15\x80\x01\x01\xe2\x41\x01\x02\xbaH\x0br\t\x10\x01\x18\x80\x04\xa8\xb5\x18\x01\"\x17\n\x15\x44\x65leteSessionResponse2\xf8\x03\n\x0eSessionService\x12\x97\x01\n\rCreateSession\x12*.commerce.customer.v1.CreateSessionRequest\x1a+.commerce.customer.v1.CreateSessionResponse\"-\x88\xb5\x18\x01\x92\xb5\x18\x05\x65mail\x82\xd3\xe4\x93\x02\x1a\"\x0c/v1/sessions:\x01*b\x07session\x12\xaa\x01\n\x0eRefreshSession\x12+.commerce.customer.v1.RefreshSessionRequest\x1a,.commerce.customer.v1.RefreshSessionResponse\"=\x88\xb5\x18\x01\x92\xb5\x18\rrefresh_token\x82\xd3\xe4\x93\x02\"\"\x14/v1/sessions:refresh:\x01*b\x07session\x12\x9e\x01\n\rDeleteSession\x12*.commerce.customer.v1.DeleteSessionRequest\x1a+.commerce.customer.v1.DeleteSessionResponse\"4\x88\xb5\x18\x01\x92\xb5\x18\rrefresh_token\x82\xd3\xe4\x93\x02\x19\"\x14/v1/sessions:signOut:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,31 +48,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONREQUEST'].fields_by_name['email']._loaded_options = None
   _globals['_CREATESESSIONREQUEST'].fields_by_name['email']._serialized_options = b'\342A\001\002\272H\007r\005\030\376\001`\001'
   _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._loaded_options = None
-  _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\342A\001\002\272H\007r\005\020\001\030\200\001'
+  _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\342A\001\002\272H\013r\t\020\001\030\200\001\250\265\030\001'
   _globals['_REFRESHSESSIONREQUEST'].fields_by_name['refresh_token']._loaded_options = None
-  _globals['_REFRESHSESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\342A\001\002\272H\007r\005\020\001\030\200\004'
+  _globals['_REFRESHSESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\342A\001\002\272H\013r\t\020\001\030\200\004\250\265\030\001'
   _globals['_DELETESESSIONREQUEST'].fields_by_name['refresh_token']._loaded_options = None
-  _globals['_DELETESESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\342A\001\002\272H\007r\005\020\001\030\200\004'
+  _globals['_DELETESESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\342A\001\002\272H\013r\t\020\001\030\200\004\250\265\030\001'
   _globals['_SESSIONSERVICE'].methods_by_name['CreateSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['CreateSession']._serialized_options = b'\210\265\030\001\222\265\030\005email\202\323\344\223\002\032\"\014/v1/sessions:\001*b\007session'
   _globals['_SESSIONSERVICE'].methods_by_name['RefreshSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['RefreshSession']._serialized_options = b'\210\265\030\001\222\265\030\rrefresh_token\202\323\344\223\002\"\"\024/v1/sessions:refresh:\001*b\007session'
   _globals['_SESSIONSERVICE'].methods_by_name['DeleteSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['DeleteSession']._serialized_options = b'\210\265\030\001\222\265\030\rrefresh_token\202\323\344\223\002\031\"\024/v1/sessions:signOut:\001*'
-  _globals['_SESSION']._serialized_start=219
-  _globals['_SESSION']._serialized_end=373
-  _globals['_CREATESESSIONREQUEST']._serialized_start=375
-  _globals['_CREATESESSIONREQUEST']._serialized_end=465
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=467
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=538
-  _globals['_REFRESHSESSIONREQUEST']._serialized_start=540
-  _globals['_REFRESHSESSIONREQUEST']._serialized_end=605
-  _globals['_REFRESHSESSIONRESPONSE']._serialized_start=607
-  _globals['_REFRESHSESSIONRESPONSE']._serialized_end=679
-  _globals['_DELETESESSIONREQUEST']._serialized_start=681
-  _globals['_DELETESESSIONREQUEST']._serialized_end=745
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=747
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=770
-  _globals['_SESSIONSERVICE']._serialized_start=773
-  _globals['_SESSIONSERVICE']._serialized_end=1277
+  _globals['_SESSION']._serialized_start=260
+  _globals['_SESSION']._serialized_end=414
+  _globals['_CREATESESSIONREQUEST']._serialized_start=416
+  _globals['_CREATESESSIONREQUEST']._serialized_end=510
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=512
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=583
+  _globals['_REFRESHSESSIONREQUEST']._serialized_start=585
+  _globals['_REFRESHSESSIONREQUEST']._serialized_end=654
+  _globals['_REFRESHSESSIONRESPONSE']._serialized_start=656
+  _globals['_REFRESHSESSIONRESPONSE']._serialized_end=728
+  _globals['_DELETESESSIONREQUEST']._serialized_start=730
+  _globals['_DELETESESSIONREQUEST']._serialized_end=798
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=800
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=823
+  _globals['_SESSIONSERVICE']._serialized_start=826
+  _globals['_SESSIONSERVICE']._serialized_end=1330
 # @@protoc_insertion_point(module_scope)

@@ -863,7 +863,7 @@ class ShipOrderRequest(_message.Message):
     order_id: _builtins.str
     """Required. The order's UUID."""
     carrier: _builtins.str
-    """Required. The name of the carrier, 1 to 100 characters."""
+    """Required. The name of the carrier: one line of 1 to 100 characters."""
     tracking_number: _builtins.str
     """Required. The carrier's tracking number: 1 to 64 letters, digits, spaces and dashes. Numbers that look like
     card numbers are accepted here, since the tracking numbers of many carriers have as many digits.

@@ -32,7 +32,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!commerce/product/v1/product.proto\x12\x13\x63ommerce.product.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xe0\x03\n\x07Product\x12\x18\n\x02id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x03\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x03sku\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x05\xbaH\x04r\x02\x18@\x12\x1e\n\x04name\x18\x03 \x01(\tB\x10\xe2\x41\x01\x02\xbaH\tr\x07\x18\xc8\x01\xa0\xb5\x18\x01\x12%\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\x88\'\xa0\xb5\x18\x01\x12{\n\x05price\x18\x05 \x01(\x0b\x32\x12.google.type.MoneyBX\xe2\x41\x01\x02\xbaHQ\xba\x01N\n\x12money.not_negative\x12\x14must not be negative\x1a\"this.units >= 0 && this.nanos >= 0\x12\x1c\n\x0estock_quantity\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x36\n\x05state\x18\x07 \x01(\x0e\x32!.commerce.product.v1.ProductStateB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x04\x65tag\x18\n \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18@\"\xc6\x02\n\x14\x43reateProductRequest\x12;\n\x03sku\x18\x01 \x01(\tB.\xe2\x41\x01\x02\xbaH\'r%\x18@2!^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$\x12 \n\x04name\x18\x02 \x01(\tB\x12\xe2\x41\x01\x02\xbaH\x0br\t\x10\x01\x18\xc8\x01\xa0\xb5\x18\x01\x12%\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\x88\'\xa0\xb5\x18\x01\x12~\n\x05price\x18\x04 \x01(\x0b\x32\x12.google.type.MoneyB[\xe2\x41\x01\x02\xbaHT\xba\x01N\n\x12money.not_negative\x12\x14must not be negative\x1a\"this.units >= 0 && this.nanos >= 0\xc8\x01\x01\x12(\n\rinitial_stock\x18\x05 \x01(\x05\x42\x11\xe2\x41\x01\x01\xbaH\n\x1a\x08\x18\x80\x94\xeb\xdc\x03(\x00\"F\n\x15\x43reateProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"5\n\x11GetProductRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"C\n\x12GetProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"G\n\x17\x42\x61tchGetProductsRequest\x12,\n\x0bproduct_ids\x18\x01 \x03(\tB\x17\xe2\x41\x01\x02\xbaH\x10\x92\x01\r\x08\x01\x10\x64\x18\x01\"\x05r\x03\xb0\x01\x01\"J\n\x18\x42\x61tchGetProductsResponse\x12.\n\x08products\x18\x01 \x03(\x0b\x32\x1c.commerce.product.v1.Product\"\xbc\x01\n\x13ListProductsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12 \n\npage_token\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\x80\x08\x12\x1b\n\x05query\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xc8\x01\x12\x43\n\x08order_by\x18\x04 \x01(\tB1\xe2\x41\x01\x01\xbaH*r%\x18 2!^(name|price|createTime)( desc)?$\xd8\x01\x01\"_\n\x14ListProductsResponse\x12.\n\x08products\x18\x01 \x03(\x0b\x32\x1c.commerce.product.v1.Product\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdc\x03\n\x14UpdateProductRequest\x12\x39\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.ProductB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12U\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB$\xe2\x41\x01\x01\xbaH\x1d\xe2\x01\x1a\x12\x04name\x12\x0b\x64\x65scription\x12\x05price:\xb1\x02\xbaH\xad\x02\x1a\x92\x01\n\x16product.name.not_empty\x12\x38product.name must not be empty when update_mask names it\x1a>!(\'name\' in this.update_mask.paths) || this.product.name != \'\'\x1a\x95\x01\n\x17product.price.not_empty\x12\x39product.price must not be empty when update_mask names it\x1a?!(\'price\' in this.update_mask.paths) || has(this.product.price)\"F\n\x15UpdateProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"T\n\x15\x41rchiveProductRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x04\x65tag\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18@\"G\n\x16\x41rchiveProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product*c\n\x0cProductState\x12\x1d\n\x19PRODUCT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14PRODUCT_STATE_ACTIVE\x10\x01\x12\x1a\n\x16PRODUCT_STATE_ARCHIVED\x10\x02\x32\x96\x07\n\x0eProductService\x12\x8c\x01\n\rCreateProduct\x12).commerce.product.v1.CreateProductRequest\x1a*.commerce.product.v1.CreateProductResponse\"$\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\x1a\"\x0c/v1/products:\x01*b\x07product\x12\x90\x01\n\nGetProduct\x12&.commerce.product.v1.GetProductRequest\x1a\'.commerce.product.v1.GetProductResponse\"1\x90\x02\x01\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02$\x12\x19/v1/products/{product_id}b\x07product\x12\x95\x01\n\x10\x42\x61tchGetProducts\x12,.commerce.product.v1.BatchGetProductsRequest\x1a-.commerce.product.v1.BatchGetProductsResponse\"$\x90\x02\x01\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/products:batchGet\x12\x80\x01\n\x0cListProducts\x12(.commerce.product.v1.ListProductsRequest\x1a).commerce.product.v1.ListProductsResponse\"\x1b\x90\x02\x01\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/products\x12\x9f\x01\n\rUpdateProduct\x12).commerce.product.v1.UpdateProductRequest\x1a*.commerce.product.v1.UpdateProductResponse\"7\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02-2\x19/v1/products/{product.id}:\x07productb\x07product\x12\xa4\x01\n\x0e\x41rchiveProduct\x12*.commerce.product.v1.ArchiveProductRequest\x1a+.commerce.product.v1.ArchiveProductResponse\"9\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02/\"!/v1/products/{product_id}:archive:\x01*b\x07productb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!commerce/product/v1/product.proto\x12\x13\x63ommerce.product.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xf7\x03\n\x07Product\x12\x18\n\x02id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x03\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x03sku\x18\x02 \x01(\tB\x0f\xe2\x41\x01\x05\xbaH\x08r\x06\x18@\xa8\xb5\x18\x01\x12)\n\x04name\x18\x03 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x0f\x18\xc8\x01\xa0\xb5\x18\x01\xb0\xb5\x18\x01\xb8\xb5\x18\x01\xd8\x01\x01\x12)\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x14\xe2\x41\x01\x01\xbaH\rr\x0b\x18\x88\'\xa0\xb5\x18\x01\xc0\xb5\x18\x01\x12{\n\x05price\x18\x05 \x01(\x0b\x32\x12.google.type.MoneyBX\xe2\x41\x01\x02\xbaHQ\xba\x01N\n\x12money.not_negative\x12\x14must not be negative\x1a\"this.units >= 0 && this.nanos >= 0\x12\x1c\n\x0estock_quantity\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x36\n\x05state\x18\x07 \x01(\x0e\x32!.commerce.product.v1.ProductStateB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1d\n\x04\x65tag\x18\n \x01(\tB\x0f\xe2\x41\x01\x01\xbaH\x08r\x06\x18@\xa8\xb5\x18\x01\"\xdf\x03\n\x14\x43reateProductRequest\x12\xc9\x01\n\x03sku\x18\x01 \x01(\tB\xbb\x01\xe2\x41\x01\x02\xbaH\xb3\x01r\x03\x18\x80\x01\xba\x01\xaa\x01\n\x0esku.characters\x12\x61must be 1 to 64 letters, digits, dots, dashes and underscores, beginning with a letter or a digit\x1a\x35this.matches(\'^ *[A-Za-z0-9][A-Za-z0-9._-]{0,63} *$\')\x12&\n\x04name\x18\x02 \x01(\tB\x18\xe2\x41\x01\x02\xbaH\x11r\x0f\x18\xc8\x01\xa0\xb5\x18\x01\xb0\xb5\x18\x01\xb8\xb5\x18\x01\x12)\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x14\xe2\x41\x01\x01\xbaH\rr\x0b\x18\x88\'\xa0\xb5\x18\x01\xc0\xb5\x18\x01\x12~\n\x05price\x18\x04 \x01(\x0b\x32\x12.google.type.MoneyB[\xe2\x41\x01\x02\xbaHT\xba\x01N\n\x12money.not_negative\x12\x14must not be negative\x1a\"this.units >= 0 && this.nanos >= 0\xc8\x01\x01\x12(\n\rinitial_stock\x18\x05 \x01(\x05\x42\x11\xe2\x41\x01\x01\xbaH\n\x1a\x08\x18\x80\x94\xeb\xdc\x03(\x00\"F\n\x15\x43reateProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"5\n\x11GetProductRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"C\n\x12GetProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"G\n\x17\x42\x61tchGetProductsRequest\x12,\n\x0bproduct_ids\x18\x01 \x03(\tB\x17\xe2\x41\x01\x02\xbaH\x10\x92\x01\r\x08\x01\x10\x64\x18\x01\"\x05r\x03\xb0\x01\x01\"J\n\x18\x42\x61tchGetProductsResponse\x12.\n\x08products\x18\x01 \x03(\x0b\x32\x1c.commerce.product.v1.Product\"\xc4\x01\n\x13ListProductsRequest\x12!\n\tpage_size\x18\x01 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12$\n\npage_token\x18\x02 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\x80\x08\xa8\xb5\x18\x01\x12\x1f\n\x05query\x18\x03 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\xc8\x01\xa8\xb5\x18\x01\x12\x43\n\x08order_by\x18\x04 \x01(\tB1\xe2\x41\x01\x01\xbaH*r%\x18 2!^(name|price|createTime)( desc)?$\xd8\x01\x01\"_\n\x14ListProductsResponse\x12.\n\x08products\x18\x01 \x03(\x0b\x32\x1c.commerce.product.v1.Product\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdc\x03\n\x14UpdateProductRequest\x12\x39\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.ProductB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12U\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB$\xe2\x41\x01\x01\xbaH\x1d\xe2\x01\x1a\x12\x04name\x12\x0b\x64\x65scription\x12\x05price:\xb1\x02\xbaH\xad\x02\x1a\x92\x01\n\x16product.name.not_empty\x12\x38product.name must not be empty when update_mask names it\x1a>!(\'name\' in this.update_mask.paths) || this.product.name != \'\'\x1a\x95\x01\n\x17product.price.not_empty\x12\x39product.price must not be empty when update_mask names it\x1a?!(\'price\' in this.update_mask.paths) || has(this.product.price)\"F\n\x15UpdateProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"X\n\x15\x41rchiveProductRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\x04\x65tag\x18\x02 \x01(\tB\x0f\xe2\x41\x01\x01\xbaH\x08r\x06\x18@\xa8\xb5\x18\x01\"G\n\x16\x41rchiveProductResponse\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product*c\n\x0cProductState\x12\x1d\n\x19PRODUCT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14PRODUCT_STATE_ACTIVE\x10\x01\x12\x1a\n\x16PRODUCT_STATE_ARCHIVED\x10\x02\x32\x96\x07\n\x0eProductService\x12\x8c\x01\n\rCreateProduct\x12).commerce.product.v1.CreateProductRequest\x1a*.commerce.product.v1.CreateProductResponse\"$\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\x1a\"\x0c/v1/products:\x01*b\x07product\x12\x90\x01\n\nGetProduct\x12&.commerce.product.v1.GetProductRequest\x1a\'.commerce.product.v1.GetProductResponse\"1\x90\x02\x01\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02$\x12\x19/v1/products/{product_id}b\x07product\x12\x95\x01\n\x10\x42\x61tchGetProducts\x12,.commerce.product.v1.BatchGetProductsRequest\x1a-.commerce.product.v1.BatchGetProductsResponse\"$\x90\x02\x01\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/products:batchGet\x12\x80\x01\n\x0cListProducts\x12(.commerce.product.v1.ListProductsRequest\x1a).commerce.product.v1.ListProductsResponse\"\x1b\x90\x02\x01\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/products\x12\x9f\x01\n\rUpdateProduct\x12).commerce.product.v1.UpdateProductRequest\x1a*.commerce.product.v1.UpdateProductResponse\"7\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02-2\x19/v1/products/{product.id}:\x07productb\x07product\x12\xa4\x01\n\x0e\x41rchiveProduct\x12*.commerce.product.v1.ArchiveProductRequest\x1a+.commerce.product.v1.ArchiveProductResponse\"9\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02/\"!/v1/products/{product_id}:archive:\x01*b\x07productb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,11 +42,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRODUCT'].fields_by_name['id']._loaded_options = None
   _globals['_PRODUCT'].fields_by_name['id']._serialized_options = b'\342A\001\003\272H\005r\003\260\001\001'
   _globals['_PRODUCT'].fields_by_name['sku']._loaded_options = None
-  _globals['_PRODUCT'].fields_by_name['sku']._serialized_options = b'\342A\001\005\272H\004r\002\030@'
+  _globals['_PRODUCT'].fields_by_name['sku']._serialized_options = b'\342A\001\005\272H\010r\006\030@\250\265\030\001'
   _globals['_PRODUCT'].fields_by_name['name']._loaded_options = None
-  _globals['_PRODUCT'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\tr\007\030\310\001\240\265\030\001'
+  _globals['_PRODUCT'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\024r\017\030\310\001\240\265\030\001\260\265\030\001\270\265\030\001\330\001\001'
   _globals['_PRODUCT'].fields_by_name['description']._loaded_options = None
-  _globals['_PRODUCT'].fields_by_name['description']._serialized_options = b'\342A\001\001\272H\tr\007\030\210\'\240\265\030\001'
+  _globals['_PRODUCT'].fields_by_name['description']._serialized_options = b'\342A\001\001\272H\rr\013\030\210\'\240\265\030\001\300\265\030\001'
   _globals['_PRODUCT'].fields_by_name['price']._loaded_options = None
   _globals['_PRODUCT'].fields_by_name['price']._serialized_options = b'\342A\001\002\272HQ\272\001N\n\022money.not_negative\022\024must not be negative\032\"this.units >= 0 && this.nanos >= 0'
   _globals['_PRODUCT'].fields_by_name['stock_quantity']._loaded_options = None
@@ -58,13 +58,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRODUCT'].fields_by_name['update_time']._loaded_options = None
   _globals['_PRODUCT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_PRODUCT'].fields_by_name['etag']._loaded_options = None
-  _globals['_PRODUCT'].fields_by_name['etag']._serialized_options = b'\342A\001\001\272H\004r\002\030@'
+  _globals['_PRODUCT'].fields_by_name['etag']._serialized_options = b'\342A\001\001\272H\010r\006\030@\250\265\030\001'
   _globals['_CREATEPRODUCTREQUEST'].fields_by_name['sku']._loaded_options = None
-  _globals['_CREATEPRODUCTREQUEST'].fields_by_name['sku']._serialized_options = b'\342A\001\002\272H\'r%\030@2!^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$'
+  _globals['_CREATEPRODUCTREQUEST'].fields_by_name['sku']._serialized_options = b'\342A\001\002\272H\263\001r\003\030\200\001\272\001\252\001\n\016sku.characters\022amust be 1 to 64 letters, digits, dots, dashes and underscores, beginning with a letter or a digit\0325this.matches(\'^ *[A-Za-z0-9][A-Za-z0-9._-]{0,63} *$\')'
   _globals['_CREATEPRODUCTREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_CREATEPRODUCTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\013r\t\020\001\030\310\001\240\265\030\001'
+  _globals['_CREATEPRODUCTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\021r\017\030\310\001\240\265\030\001\260\265\030\001\270\265\030\001'
   _globals['_CREATEPRODUCTREQUEST'].fields_by_name['description']._loaded_options = None
-  _globals['_CREATEPRODUCTREQUEST'].fields_by_name['description']._serialized_options = b'\342A\001\001\272H\tr\007\030\210\'\240\265\030\001'
+  _globals['_CREATEPRODUCTREQUEST'].fields_by_name['description']._serialized_options = b'\342A\001\001\272H\rr\013\030\210\'\240\265\030\001\300\265\030\001'
   _globals['_CREATEPRODUCTREQUEST'].fields_by_name['price']._loaded_options = None
   _globals['_CREATEPRODUCTREQUEST'].fields_by_name['price']._serialized_options = b'\342A\001\002\272HT\272\001N\n\022money.not_negative\022\024must not be negative\032\"this.units >= 0 && this.nanos >= 0\310\001\001'
   _globals['_CREATEPRODUCTREQUEST'].fields_by_name['initial_stock']._loaded_options = None
@@ -76,9 +76,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001\272H\007\032\005\030\364\003(\000'
   _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_token']._loaded_options = None
-  _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001\272H\005r\003\030\200\010'
+  _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001\272H\tr\007\030\200\010\250\265\030\001'
   _globals['_LISTPRODUCTSREQUEST'].fields_by_name['query']._loaded_options = None
-  _globals['_LISTPRODUCTSREQUEST'].fields_by_name['query']._serialized_options = b'\342A\001\001\272H\005r\003\030\310\001'
+  _globals['_LISTPRODUCTSREQUEST'].fields_by_name['query']._serialized_options = b'\342A\001\001\272H\tr\007\030\310\001\250\265\030\001'
   _globals['_LISTPRODUCTSREQUEST'].fields_by_name['order_by']._loaded_options = None
   _globals['_LISTPRODUCTSREQUEST'].fields_by_name['order_by']._serialized_options = b'\342A\001\001\272H*r%\030 2!^(name|price|createTime)( desc)?$\330\001\001'
   _globals['_UPDATEPRODUCTREQUEST'].fields_by_name['product']._loaded_options = None
@@ -90,7 +90,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARCHIVEPRODUCTREQUEST'].fields_by_name['product_id']._loaded_options = None
   _globals['_ARCHIVEPRODUCTREQUEST'].fields_by_name['product_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
   _globals['_ARCHIVEPRODUCTREQUEST'].fields_by_name['etag']._loaded_options = None
-  _globals['_ARCHIVEPRODUCTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001\272H\004r\002\030@'
+  _globals['_ARCHIVEPRODUCTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001\272H\010r\006\030@\250\265\030\001'
   _globals['_PRODUCTSERVICE'].methods_by_name['CreateProduct']._loaded_options = None
   _globals['_PRODUCTSERVICE'].methods_by_name['CreateProduct']._serialized_options = b'\210\265\030\003\202\323\344\223\002\032\"\014/v1/products:\001*b\007product'
   _globals['_PRODUCTSERVICE'].methods_by_name['GetProduct']._loaded_options = None
@@ -103,34 +103,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRODUCTSERVICE'].methods_by_name['UpdateProduct']._serialized_options = b'\210\265\030\003\202\323\344\223\002-2\031/v1/products/{product.id}:\007productb\007product'
   _globals['_PRODUCTSERVICE'].methods_by_name['ArchiveProduct']._loaded_options = None
   _globals['_PRODUCTSERVICE'].methods_by_name['ArchiveProduct']._serialized_options = b'\210\265\030\003\202\323\344\223\002/\"!/v1/products/{product_id}:archive:\001*b\007product'
-  _globals['_PRODUCTSTATE']._serialized_start=2471
-  _globals['_PRODUCTSTATE']._serialized_end=2570
+  _globals['_PRODUCTSTATE']._serialized_start=2659
+  _globals['_PRODUCTSTATE']._serialized_end=2758
   _globals['_PRODUCT']._serialized_start=317
-  _globals['_PRODUCT']._serialized_end=797
-  _globals['_CREATEPRODUCTREQUEST']._serialized_start=800
-  _globals['_CREATEPRODUCTREQUEST']._serialized_end=1126
-  _globals['_CREATEPRODUCTRESPONSE']._serialized_start=1128
-  _globals['_CREATEPRODUCTRESPONSE']._serialized_end=1198
-  _globals['_GETPRODUCTREQUEST']._serialized_start=1200
-  _globals['_GETPRODUCTREQUEST']._serialized_end=1253
-  _globals['_GETPRODUCTRESPONSE']._serialized_start=1255
-  _globals['_GETPRODUCTRESPONSE']._serialized_end=1322
-  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_start=1324
-  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_end=1395
-  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_start=1397
-  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_end=1471
-  _globals['_LISTPRODUCTSREQUEST']._serialized_start=1474
-  _globals['_LISTPRODUCTSREQUEST']._serialized_end=1662
-  _globals['_LISTPRODUCTSRESPONSE']._serialized_start=1664
-  _globals['_LISTPRODUCTSRESPONSE']._serialized_end=1759
-  _globals['_UPDATEPRODUCTREQUEST']._serialized_start=1762
-  _globals['_UPDATEPRODUCTREQUEST']._serialized_end=2238
-  _globals['_UPDATEPRODUCTRESPONSE']._serialized_start=2240
-  _globals['_UPDATEPRODUCTRESPONSE']._serialized_end=2310
-  _globals['_ARCHIVEPRODUCTREQUEST']._serialized_start=2312
-  _globals['_ARCHIVEPRODUCTREQUEST']._serialized_end=2396
-  _globals['_ARCHIVEPRODUCTRESPONSE']._serialized_start=2398
-  _globals['_ARCHIVEPRODUCTRESPONSE']._serialized_end=2469
-  _globals['_PRODUCTSERVICE']._serialized_start=2573
-  _globals['_PRODUCTSERVICE']._serialized_end=3491
+  _globals['_PRODUCT']._serialized_end=820
+  _globals['_CREATEPRODUCTREQUEST']._serialized_start=823
+  _globals['_CREATEPRODUCTREQUEST']._serialized_end=1302
+  _globals['_CREATEPRODUCTRESPONSE']._serialized_start=1304
+  _globals['_CREATEPRODUCTRESPONSE']._serialized_end=1374
+  _globals['_GETPRODUCTREQUEST']._serialized_start=1376
+  _globals['_GETPRODUCTREQUEST']._serialized_end=1429
+  _globals['_GETPRODUCTRESPONSE']._serialized_start=1431
+  _globals['_GETPRODUCTRESPONSE']._serialized_end=1498
+  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_start=1500
+  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_end=1571
+  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_start=1573
+  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_end=1647
+  _globals['_LISTPRODUCTSREQUEST']._serialized_start=1650
+  _globals['_LISTPRODUCTSREQUEST']._serialized_end=1846
+  _globals['_LISTPRODUCTSRESPONSE']._serialized_start=1848
+  _globals['_LISTPRODUCTSRESPONSE']._serialized_end=1943
+  _globals['_UPDATEPRODUCTREQUEST']._serialized_start=1946
+  _globals['_UPDATEPRODUCTREQUEST']._serialized_end=2422
+  _globals['_UPDATEPRODUCTRESPONSE']._serialized_start=2424
+  _globals['_UPDATEPRODUCTRESPONSE']._serialized_end=2494
+  _globals['_ARCHIVEPRODUCTREQUEST']._serialized_start=2496
+  _globals['_ARCHIVEPRODUCTREQUEST']._serialized_end=2584
+  _globals['_ARCHIVEPRODUCTRESPONSE']._serialized_start=2586
+  _globals['_ARCHIVEPRODUCTRESPONSE']._serialized_end=2657
+  _globals['_PRODUCTSERVICE']._serialized_start=2761
+  _globals['_PRODUCTSERVICE']._serialized_end=3679
 # @@protoc_insertion_point(module_scope)

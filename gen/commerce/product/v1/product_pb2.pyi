@@ -67,7 +67,9 @@ class Product(_message.Message):
     sku: _builtins.str
     """Immutable. The stock keeping unit (SKU): the merchant's own identifier of the product. It is unique."""
     name: _builtins.str
-    """Required. The product's name: 1 to 200 characters, without card numbers."""
+    """Required. The product's name: one line of 1 to 200 characters, without card numbers. White space around it is
+    removed.
+    """
     description: _builtins.str
     """Optional. The product's description: at most 5,000 characters, without card numbers."""
     stock_quantity: _builtins.int
@@ -126,9 +128,13 @@ class CreateProductRequest(_message.Message):
     PRICE_FIELD_NUMBER: _builtins.int
     INITIAL_STOCK_FIELD_NUMBER: _builtins.int
     sku: _builtins.str
-    """Required. The stock keeping unit (SKU): 1 to 64 letters, digits, dots, dashes and underscores."""
+    """Required. The stock keeping unit (SKU): 1 to 64 letters, digits, dots, dashes and underscores. Spaces around it are
+    removed.
+    """
     name: _builtins.str
-    """Required. The product's name: 1 to 200 characters, without card numbers."""
+    """Required. The product's name: one line of 1 to 200 characters, without card numbers. White space around it is
+    removed.
+    """
     description: _builtins.str
     """Optional. The product's description: at most 5,000 characters, without card numbers."""
     initial_stock: _builtins.int

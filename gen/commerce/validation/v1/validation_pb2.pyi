@@ -62,6 +62,10 @@ UUID_OR_ME_FIELD_NUMBER: _builtins.int
 NO_CARD_NUMBER_FIELD_NUMBER: _builtins.int
 PROVIDER_TOKEN_FIELD_NUMBER: _builtins.int
 NO_CARD_NUMBER_AMONG_GOODS_FIELD_NUMBER: _builtins.int
+NO_NUL_FIELD_NUMBER: _builtins.int
+NOT_BLANK_FIELD_NUMBER: _builtins.int
+SINGLE_LINE_FIELD_NUMBER: _builtins.int
+MULTI_LINE_FIELD_NUMBER: _builtins.int
 limits: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _containers.RepeatedCompositeFieldContainer[Global___Limit]]
 """The bounds of the fields of this field's message. A server rejects a larger message before it evaluates any rule.
 Every repeated, string and bytes field of a request has a bound, here or in its own rules.
@@ -85,4 +89,17 @@ provider_token: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRu
 no_card_number_among_goods: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The text describes goods and must not contain a payment card number. The rule accepts numbers that
 `no_card_number` rejects and that are common in such texts: article numbers with 13 digits and rows of sizes.
+"""
+no_nul: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
+"""The text must not contain the character NUL, which a database cannot store."""
+not_blank: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
+"""The text must contain at least one visible character."""
+single_line: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
+"""The text must be a single line: without control characters, line and paragraph separators, and characters that
+change the direction of text (bidirectional marks, embeddings, overrides and isolates). With these a name could
+look like another one.
+"""
+multi_line: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
+"""The text may have several lines. It must not contain control characters other than tabs and line breaks, or
+characters that override the direction of text.
 """
