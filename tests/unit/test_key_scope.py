@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
+from buf.validate import validate_pb2
 from commerce.access.v1 import access_pb2
 from commerce.customer.v1 import customer_pb2
 from commerce.payment.v1 import payment_pb2
@@ -26,13 +27,19 @@ def declared(
 ) -> MethodDescriptor:
     """A method of a contract that is like no other, and declares this scope."""
     name = f"t{uuid4().hex}"
-    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package=name, syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{name}.proto", package=name, syntax="proto3", dependency=["buf/validate/validate.proto"]
+    )
     message = file.message_type.add(name="Request")
     text, number = descriptor_pb2.FieldDescriptorProto.TYPE_STRING, descriptor_pb2.FieldDescriptorProto.TYPE_INT32
     one, many = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL, descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
-    message.field.add(name="email", number=1, type=text, label=one)
+    email = message.field.add(name="email", number=1, type=text, label=one)
     message.field.add(name="age", number=2, type=number, label=one)
-    message.field.add(name="names", number=3, type=text, label=many)
+    names = message.field.add(name="names", number=3, type=text, label=many)
+    email.options.Extensions[validate_pb2.field].string.max_len = 100
+    many_names = names.options.Extensions[validate_pb2.field].repeated
+    many_names.max_items = 100
+    many_names.items.string.max_len = 100
     method = file.service.add(name="Service").method.add(
         name="Do", input_type=f".{name}.Request", output_type=f".{name}.Request"
     )
