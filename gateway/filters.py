@@ -4,7 +4,7 @@
            → authorization → body limit → bare resources → transcoder → router
 
 The filters before the body limit decide by the headers, so the edge buffers no body of a request that they refuse
-(ADR-0032).
+(ADR-0033).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reaction of the edge to memory pressure: it resets the largest requests before it refuses others (ADR-0032)."""
+"""The reaction of the edge to memory pressure: it resets the largest requests before it refuses others (ADR-0033)."""
 
 from __future__ import annotations
 

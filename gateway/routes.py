@@ -1,7 +1,7 @@
 """The routes of the edge: two for each public method, and no others to the services.
 
 One route matches gRPC and gRPC-Web clients by the name of the method, the other matches JSON clients by HTTP verb and
-path. Envoy therefore knows the requirements of a route, such as a token, before it reads the body (ADR-0032).
+path. Envoy therefore knows the requirements of a route, such as a token, before it reads the body (ADR-0033).
 """
 
 from __future__ import annotations
