@@ -62,6 +62,15 @@ class EtagMismatch(Aborted):
         super().__init__(f"order {order_id} has changed: read it again", metadata={"orderId": str(order_id)})
 
 
+class PaymentMethodMissing(FailedPrecondition):
+    """The customer has no payment method, and the order costs something."""
+
+    reason = "PAYMENT_METHOD_MISSING"
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__("the customer has no payment method", metadata={"customerId": str(customer_id)})
+
+
 class HoldLost(Aborted):
     """The hold behind this attempt was given up as orphaned; a retry makes a new one."""
 
@@ -162,7 +171,8 @@ class Order:
     items: tuple[Item, ...]
     total: Decimal
     currency: str
-    payment_method_id: UUID
+    payment_method_id: UUID | None
+    """None if nothing is to be paid."""
     payment_id: UUID | None
     order_date: datetime
     payment_deadline: datetime
@@ -213,6 +223,19 @@ class HeldLine(NamedTuple):
     currency: str
 
 
+class HoldRequest(NamedTuple):
+    """A request to hold stock for an order, all lines or none.
+
+    `key` identifies the hold across retries. With `only_if_free` nothing is held unless the total is zero.
+    """
+
+    order_id: UUID
+    key: bytes
+    customer_id: UUID
+    quantities: Mapping[UUID, int]
+    only_if_free: bool
+
+
 class Hold(NamedTuple):
     """Stock that the product service has set aside, under the order id of the first attempt."""
 
@@ -247,12 +270,16 @@ def placed(
     customer_id: UUID,
     hold: Hold,
     item_ids: Sequence[UUID],
-    payment_method: PaymentMethod,
+    payment_method: PaymentMethod | None,
     *,
     now: datetime,
     deadline: timedelta,
 ) -> Order:
-    """The order for goods that are held. Raises InvalidArgument / CURRENCY_MISMATCH: one currency an order."""
+    """The order for goods that are held. If it costs nothing, it has no payment method.
+
+    Raises InvalidArgument / CURRENCY_MISMATCH (one currency an order), or PaymentMethodMissing. The product service
+    makes no such hold, but one of an earlier version may.
+    """
     currencies = sorted({line.currency for line in hold.lines})
     if len(currencies) > 1:
         raise InvalidArgument(
@@ -265,14 +292,17 @@ def placed(
         Item(item_id, line.product_id, line.sku, line.name, line.quantity, line.unit_price)
         for item_id, line in zip(item_ids, hold.lines, strict=True)
     )
+    total = sum((item.line_total for item in items), Decimal(0))
+    if total and payment_method is None:
+        raise PaymentMethodMissing(customer_id)
     return Order(
         id=hold.order_id,
         customer_id=customer_id,
         status=Status.PENDING,
         items=items,
-        total=sum((item.line_total for item in items), Decimal(0)),
+        total=total,
         currency=currencies[0],
-        payment_method_id=payment_method.id,
+        payment_method_id=payment_method.id if total and payment_method else None,
         payment_id=None,
         order_date=now,
         payment_deadline=now + deadline,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from mesh.ids import parse_id
 from mesh.rpc import status, wire
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
-from order_svc.domain import HeldLine, Hold, PaymentMethod
+from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, PaymentMethodMissing
 
 
 class CustomerPeer:
@@ -26,8 +26,11 @@ class CustomerPeer:
 
     async def payment_methods(
         self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
-    ) -> list[PaymentMethod | MeshError]:
-        """For each customer the payment method with that id, or the default one; an error where there is none."""
+    ) -> list[PaymentMethod | MeshError | None]:
+        """For each customer the payment method with that id, or the default one.
+
+        None if the customer has no payment method at all; an error if there is no such payment method or customer.
+        """
         stub = self._peer.stub(customer_pb2_grpc.CustomerServiceStub)
         request = customer_pb2.ResolvePaymentMethodsRequest(
             queries=[
@@ -38,14 +41,7 @@ class CustomerPeer:
             ]
         )
         reply = await self._peer.ask(stub.ResolvePaymentMethods, request, calls=calls)
-        return [
-            status.from_status(result.error)
-            if result.HasField("error")
-            else PaymentMethod(
-                parse_id(result.payment_method.id), result.payment_method.provider, result.payment_method.token
-            )
-            for result in reply.results
-        ]
+        return [_payment_method(result) for result in reply.results]
 
 
 class StockPeer:
@@ -55,22 +51,24 @@ class StockPeer:
         self._peer = peer
 
     async def reserve(
-        self,
-        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
-        expire_time: datetime,
-        calls: Sequence[Call],
+        self, wanted: Sequence[HoldRequest], expire_time: datetime, calls: Sequence[Call]
     ) -> list[Hold | MeshError]:
-        """Hold stock for each (order id, key, customer, quantities), all of it or none; an error where that fails.
+        """Hold stock for each; an error where that fails.
 
         A key that holds already gets its hold back, with the order id of its first attempt.
         """
         stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
         request = inventory_pb2.ReserveStockRequest()
-        for order_id, key, customer_id, quantities in wanted:
-            reservation = request.reservations.add(order_id=str(order_id), hold_key=key, customer_id=str(customer_id))
+        for each in wanted:
+            reservation = request.reservations.add(
+                order_id=str(each.order_id), hold_key=each.key, customer_id=str(each.customer_id)
+            )
             wire.put_time(reservation.expire_time, expire_time)
-            for product_id, quantity in quantities.items():
+            for product_id, quantity in each.quantities.items():
                 reservation.lines.add(product_id=str(product_id), quantity=quantity)
+            if each.only_if_free:
+                # Zero, in whatever currency the products are sold.
+                reservation.expected_total.SetInParent()
         reply = await self._peer.ask(stub.ReserveStock, request, calls=calls)
         return [_refusal(result.error) if result.HasField("error") else _hold(result.hold) for result in reply.results]
 
@@ -80,6 +78,14 @@ class StockPeer:
         await self._peer.ask(
             stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[str(each) for each in order_ids])
         )
+
+
+def _payment_method(result: customer_pb2.PaymentMethodResult) -> PaymentMethod | MeshError | None:
+    if not result.HasField("error"):
+        method = result.payment_method
+        return PaymentMethod(parse_id(method.id), method.provider, method.token)
+    error = status.from_status(result.error)
+    return None if error.reason == PaymentMethodMissing.reason else error
 
 
 def _refusal(message: status_pb2.Status) -> MeshError:

@@ -29,7 +29,7 @@ orders = sa.Table(
     sa.Column("status", sa.String, nullable=False),
     sa.Column("total", _AMOUNT, nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
-    sa.Column("payment_method_id", sa.Uuid, nullable=False),
+    sa.Column("payment_method_id", sa.Uuid, comment="null if nothing is to be paid"),
     sa.Column("payment_id", sa.Uuid),
     sa.Column("order_date", _TIME, nullable=False),
     sa.Column("payment_deadline", _TIME, nullable=False),

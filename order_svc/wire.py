@@ -53,7 +53,7 @@ def order(value: Order) -> order_pb2.Order:
         id=str(value.id),
         customer_id=str(value.customer_id),
         status=STATUSES[value.status],
-        payment_method_id=str(value.payment_method_id),
+        payment_method_id=str(value.payment_method_id) if value.payment_method_id else "",
         payment_id=str(value.payment_id) if value.payment_id else "",
         cancel_reason=REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED,
         cancel_note=value.cancel_note,
@@ -97,7 +97,7 @@ def decision(order_id: UUID, wish: HoldWish) -> order_pb2.HoldDecision:
     return order_pb2.HoldDecision(order_id=str(order_id), resolution=RESOLUTIONS[wish])
 
 
-def placed(value: Order, message: order_pb2.Order, method: PaymentMethod) -> Event:
+def placed(value: Order, message: order_pb2.Order, method: PaymentMethod | None) -> Event:
     """The event of a new order, whose message is made already, with all that is needed to charge it."""
     return Event(
         "commerce.order.placed",
@@ -105,8 +105,8 @@ def placed(value: Order, message: order_pb2.Order, method: PaymentMethod) -> Eve
         value.version,
         events_pb2.OrderPlaced(
             order=message,
-            provider=method.provider,
-            provider_token=method.token,
+            provider=method.provider if method else "",
+            provider_token=method.token if method else "",
             payment_deadline=message.payment_deadline,
         ),
     )

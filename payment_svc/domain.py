@@ -4,6 +4,9 @@
        ├────── decline ──▶ DECLINED
        └─────── void ────▶ VOIDED
 
+A payment of zero moves no money, so no provider hears of it: it is CAPTURED as soon as its order is placed, and VOIDED
+when the order is cancelled.
+
 A payment says by itself what is due at the provider (`Payment.due`), so that whoever reads its row can go on where
 another process died. `cancel_requested` is never taken back: from then on a charge is voided if it can be, and given
 back if it cannot.
@@ -57,11 +60,13 @@ class ProviderNotFound(NotFound):
         super().__init__(f"there is no payment provider {provider}", metadata={"provider": provider})
 
 
-class AmountNotPositive(Internal):
-    """An order is to be charged nothing, or less: the contracts do not let it come so far."""
+class AmountInvalid(Internal):
+    """An order is to be charged less than nothing, or in no currency. The contracts prevent that."""
 
-    def __init__(self, order_id: UUID, amount: Decimal) -> None:
-        super().__init__(f"order {order_id} is to be charged {amount}", metadata={"orderId": str(order_id)})
+    def __init__(self, order_id: UUID, amount: Decimal, currency: str) -> None:
+        super().__init__(
+            f"order {order_id} is to be charged {amount} {currency}".rstrip(), metadata={"orderId": str(order_id)}
+        )
 
 
 class ProviderContradiction(Internal):
@@ -119,8 +124,8 @@ class NewPayment:
 
     def __post_init__(self) -> None:
         # Here and not in the database alone, whose complaint would show the row, and the token with it.
-        if self.amount <= 0:
-            raise AmountNotPositive(self.order_id, self.amount)
+        if self.amount < 0 or not self.currency:
+            raise AmountInvalid(self.order_id, self.amount, self.currency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,12 @@ class Payment:
         )
 
     @classmethod
+    def free(cls, payment_id: UUID, new: NewPayment, traceparent: str, now: datetime) -> Payment:
+        """The payment of an order whose total is zero: captured at once, without a provider."""
+        nothing = replace(new, provider="", token="")
+        return cls.begin(payment_id, nothing, traceparent, now, now).capture("", now, now)
+
+    @classmethod
     def called_off(cls, payment_id: UUID, new: NewPayment, traceparent: str, now: datetime) -> Payment:
         """The payment of an order that was cancelled before it was heard of: it never reaches a provider."""
         return cls.begin(payment_id, new, traceparent, now, now).request_cancel(traceparent, now, now).void(now)
@@ -225,9 +236,14 @@ class Payment:
             raise PaymentStateRefused(self, f"order {self.order_id} is cancelled")
 
     def request_cancel(self, traceparent: str, now: datetime, until: datetime) -> Payment:
-        """Call the payment off: void it or give the money back is now due, unless there is none."""
+        """Call the payment off. To void it or to refund the money is due then, unless there is none.
+
+        A payment of zero is void at once, as it would be had it been called off before it was captured.
+        """
         if self.cancel_requested:
             return self
+        if self.status is PaymentStatus.CAPTURED and not self.amount:
+            return self._moved(now, until, status=PaymentStatus.VOIDED, cancel_requested=True, traceparent=traceparent)
         return self._moved(now, until, cancel_requested=True, traceparent=traceparent)
 
     def capture(self, reference: str, now: datetime, until: datetime) -> Payment:

@@ -28,7 +28,7 @@ payments = sa.Table(
     sa.Column("customer_id", sa.Uuid, nullable=False),
     sa.Column("amount", _AMOUNT, nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
-    sa.Column("provider", sa.String, nullable=False, comment="empty when called off before one was chosen"),
+    sa.Column("provider", sa.String, nullable=False, comment="empty if nothing was ever to be charged"),
     sa.Column("token", sa.String, nullable=False, comment="a secret, kept while a charge may need it"),
     sa.Column("provider_key", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
@@ -44,7 +44,10 @@ payments = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     # The last word on money: whatever the code does, these do not let it.
     sa.CheckConstraint("provider_key = 'payment-' || id::text", name="provider_key_of_one_payment"),
-    sa.CheckConstraint("amount > 0", name="amount_positive"),
+    # No provider hears of a payment of zero.
+    sa.CheckConstraint(
+        "amount > 0 OR amount = 0 AND provider = '' AND status IN ('CAPTURED', 'VOIDED')", name="zero_without_provider"
+    ),
     sa.CheckConstraint("0 <= refunded_amount AND refunded_amount <= amount", name="refunded_within_amount"),
     sa.CheckConstraint(
         "CASE status"

@@ -93,8 +93,8 @@ class Payments:
     async def on_orders(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
         """Orders were placed, or are to be cancelled. They come together: rows are written in one order.
 
-        Placed: their payments begin, and are charged once that is committed. An order that has a payment, also one
-        called off before this came, gets no other.
+        Placed: their payments begin, and are charged once that is committed. A payment of zero is captured at once. An
+        order that has a payment, also one called off before this came, gets no other.
 
         To be cancelled: each gets one answer, `voided`, or `refunded` once the money is given back. A payment that is
         final already is answered for at once; what is due of the others is carried out after the commit. An order
@@ -108,8 +108,7 @@ class Payments:
         news: list[Payment] = []
         for event in events:
             if event.type == ORDER_PLACED:
-                begun = Payment.begin(new_id(), wire.placed(event.payload), event.traceparent, now, until)
-                news.append(begun if begun.provider in self._providers else begun.decline(PROVIDER_UNKNOWN, now))
+                news.append(self._begun(wire.placed(event.payload), event.traceparent, now))
             else:
                 new = wire.cancelled(event.payload)
                 traces[new.order_id] = event.traceparent
@@ -147,10 +146,19 @@ class Payments:
         self._charger.resume(taken)
         return len(taken) == most
 
+    def _begun(self, new: NewPayment, traceparent: str, now: datetime) -> Payment:
+        """The payment of an order that was placed."""
+        if not new.amount:
+            return Payment.free(new_id(), new, traceparent, now)
+        begun = Payment.begin(new_id(), new, traceparent, now, now + self._lease)
+        return begun if begun.provider in self._providers else begun.decline(PROVIDER_UNKNOWN, now)
+
     def _start(self, work: UnitOfWork, added: Sequence[Payment]) -> None:
         for payment in added:
             if payment.status is PaymentStatus.DECLINED:
                 work.publish(wire.declined(payment), payment.traceparent)
+            elif payment.status is PaymentStatus.CAPTURED:
+                work.publish(wire.captured(payment), payment.traceparent)
         due = [payment for payment in added if payment.due]
         work.transaction.on_commit(lambda: self._charger.begin(due))
 

@@ -222,10 +222,10 @@ def stock_down_by_what_was_sold(
 
 
 def one_charge_each(confirmed: Mapping[UUID, Decimal], charges: list[tuple[UUID, Decimal]]) -> list[str]:
-    """The provider has charged each confirmed order once and its total, and no other."""
+    """The provider has charged each confirmed order once and its total, and no other: none whose total is zero."""
     times = Counter(order_id for order_id, _ in charges)
     twice = [order_id for order_id, count in times.items() if count > 1]
-    never = confirmed.keys() - times.keys()
+    never = {order_id for order_id, total in confirmed.items() if total} - times.keys()
     others = times.keys() - confirmed.keys()
     wrong = [order_id for order_id, amount in charges if confirmed.get(order_id, amount) != amount]
     return [

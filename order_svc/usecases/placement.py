@@ -16,7 +16,17 @@ from mesh.db.idempotency import IdempotencyKeyReused, Replay
 from mesh.errors import NOBODYS_FAULT, InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.ids import new_id
 from order_svc import store, wire
-from order_svc.domain import CustomerNotFound, Hold, HoldLost, Order, PaymentMethod, merged, placed
+from order_svc.domain import (
+    CustomerNotFound,
+    Hold,
+    HoldLost,
+    HoldRequest,
+    Order,
+    PaymentMethod,
+    PaymentMethodMissing,
+    merged,
+    placed,
+)
 
 if TYPE_CHECKING:
     from mesh.db.recent import Recent
@@ -50,7 +60,7 @@ class Ready:
 
     index: int
     placing: Placing
-    method: PaymentMethod
+    method: PaymentMethod | None
     hold: Hold
 
 
@@ -62,8 +72,11 @@ class Made:
     call: Call
     order: Order
     message: order_pb2.Order
-    method: PaymentMethod
+    method: PaymentMethod | None
 
+
+_UNPRICED = {"PRICE_CHANGED", "PRODUCT_NOT_FOUND", "PRODUCT_ARCHIVED", "CURRENCY_MISMATCH", "VALIDATION_FAILED"}
+"""Why there is no hold whose total is zero. Without a payment method, there is no order then."""
 
 Placed = tuple[Order, order_pb2.Order]
 """An order as it was placed, and its message."""
@@ -171,8 +184,11 @@ class Placement:
 
     async def _payable(
         self, fresh: Sequence[tuple[int, Placing]], results: Results
-    ) -> list[tuple[int, Placing, PaymentMethod]]:
-        """Those with a payment method; the others get their result."""
+    ) -> list[tuple[int, Placing, PaymentMethod | None]]:
+        """Those with a payment method, and those of customers who have none: they may order what costs nothing.
+
+        The others get their result.
+        """
         if not fresh:
             return []
         question = self._customers.payment_methods(
@@ -188,12 +204,17 @@ class Placement:
                 payable.append((index, placing, method))
         return payable
 
-    async def _hold(self, payable: Sequence[tuple[int, Placing, PaymentMethod]], results: Results) -> list[Ready]:
+    async def _hold(
+        self, payable: Sequence[tuple[int, Placing, PaymentMethod | None]], results: Results
+    ) -> list[Ready]:
         """Those whose stock is held; the others get their result."""
         if not payable:
             return []
         question = self._stock.reserve(
-            [(each.order_id, each.hold_key, each.customer_id, each.quantities) for _, each, _ in payable],
+            [
+                HoldRequest(each.order_id, each.hold_key, each.customer_id, each.quantities, only_if_free=not method)
+                for _, each, method in payable
+            ],
             self._units.now() + self._deadline + self._hold_margin,
             [placing.call for _, placing, _ in payable],
         )
@@ -201,7 +222,8 @@ class Placement:
         ready = []
         for (index, placing, method), hold in zip(payable, holds, strict=True):
             if isinstance(hold, MeshError):
-                results[index] = hold
+                unpaid = method is None and hold.reason in _UNPRICED
+                results[index] = PaymentMethodMissing(placing.customer_id) if unpaid else hold
             else:
                 ready.append(Ready(index, placing, method, hold))
         return ready
@@ -225,7 +247,8 @@ class Placement:
             else:
                 message = wire.order(order)
                 each.placing.call.encode(message)
-                made.append(Made(each.index, each.placing.call, order, message, each.method))
+                method = each.method if order.payment_method_id else None
+                made.append(Made(each.index, each.placing.call, order, message, method))
         return made
 
     async def _write(self, made: Sequence[Made], results: Results) -> None:

@@ -59,6 +59,10 @@ def test_every_confirmed_order_is_charged_once_and_its_total_and_no_other_is() -
     once, twice, never, other = (uuid4() for _ in range(4))
     confirmed = {once: Decimal(5), twice: Decimal(5), never: Decimal(5)}
     assert one_charge_each({once: Decimal(5)}, [(once, Decimal(5))]) == []
+    assert one_charge_each({once: Decimal(5), never: Decimal("0E-9")}, [(once, Decimal(5))]) == []
+    assert one_charge_each({never: Decimal(0)}, [(never, Decimal(1))]) == [
+        f"1 orders were charged another amount than their total, as {never}"
+    ]
     charges = [(once, Decimal(6)), (twice, Decimal(5)), (twice, Decimal(5)), (other, Decimal(5))]
     assert one_charge_each(confirmed, charges) == [
         f"1 orders were charged more than once, as {twice}",

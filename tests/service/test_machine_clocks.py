@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -17,7 +17,7 @@ from mesh.db.database import Database
 from mesh.db.recent import Recent
 from mesh.errors import MeshError
 from mesh.rpc.call import Call
-from order_svc.domain import Hold
+from order_svc.domain import Hold, HoldRequest
 from order_svc.usecases import Placement, Saga
 from product_svc.domain import HoldState
 from stack.servers import Servers
@@ -101,7 +101,7 @@ class Stock(test_order_service.Stock):
 
     async def reserve(
         self,
-        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
+        wanted: Sequence[HoldRequest],
         expire_time: datetime,
         calls: Sequence[Call],
     ) -> list[Hold | MeshError]:

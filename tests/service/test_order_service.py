@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from google.type.money_pb2 import Money
 
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.payment.v1 import events_pb2 as payment_events
@@ -26,7 +27,7 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
-from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
+from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, PaymentMethodMissing, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import get, orders
 from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds, unused_holds
@@ -39,18 +40,21 @@ Reserved = list[Hold | MeshError]
 
 
 class Wallets(CustomerPeer):
-    """A customer service whose customers all have a card, unless it fails."""
+    """A customer service whose customers all have a card or none, unless it fails."""
 
-    def __init__(self, failure: MeshError | None = None) -> None:
-        self.failure = failure
+    def __init__(self, *, empty: bool = False) -> None:
+        self.failure: MeshError | None = None
+        self.empty = empty
 
     async def payment_methods(
         self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
-    ) -> list[PaymentMethod | MeshError]:
+    ) -> list[PaymentMethod | MeshError | None]:
         """The card of each."""
         assert len(calls) == len(wanted)
         if self.failure:
             raise self.failure
+        if self.empty:
+            return [None] * len(wanted)
         return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
 
 
@@ -67,10 +71,11 @@ class Stock(StockPeer):
         self.releasing: Callable[[], Awaitable[None]] | None = None
         """What a release waits for."""
         self.currencies = currencies
+        self.price = Decimal(10)
 
     async def reserve(
         self,
-        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
+        wanted: Sequence[HoldRequest],
         expire_time: datetime,  # noqa: ARG002  # as the peer has it
         calls: Sequence[Call],
     ) -> Reserved:
@@ -81,13 +86,13 @@ class Stock(StockPeer):
             return await self.instead()
         return [
             Hold(
-                order_id,
+                each.order_id,
                 tuple(
-                    HeldLine(product_id, "SKU", "A thing", quantity, Decimal(10), currency)
-                    for (product_id, quantity), currency in zip(quantities.items(), self.currencies, strict=False)
+                    HeldLine(product_id, "SKU", "A thing", quantity, self.price, currency)
+                    for (product_id, quantity), currency in zip(each.quantities.items(), self.currencies, strict=False)
                 ),
             )
-            for order_id, _, _, quantities in wanted
+            for each in wanted
         ]
 
     async def release(self, order_ids: Sequence[UUID]) -> None:
@@ -325,6 +330,59 @@ async def test_retry_gets_its_order_though_a_peer_answers_with_a_fault(database:
     fresh, retry = await run_batch(placement_of(database, stock)._place, batch)
     assert isinstance(fresh, Internal)
     assert replayed(retry) == first
+
+
+@pytest.mark.parametrize("empty", [True, False])
+async def test_order_that_costs_nothing_has_no_payment_method(database: Database, empty: bool) -> None:
+    stock, wallets = Stock(), Wallets(empty=empty)
+    stock.price = Decimal(0)
+    placement = placement_of(database, stock, wallets=wallets)
+    (order,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 3})])
+    assert isinstance(order, order_pb2.Order)
+    assert (order.payment_method_id, order.total_amount) == ("", Money(currency_code="EUR"))
+    connection = await asyncpg.connect(database.url)
+    payload = await connection.fetchval("SELECT payload FROM mesh.outbox WHERE aggregate_id = $1", UUID(order.id))
+    await connection.close()
+    event = events_pb2.OrderPlaced.FromString(payload)
+    assert (event.order, event.provider) == (order, "")
+    async with database.reading() as reading:
+        assert (await get(reading, [UUID(order.id)]))[UUID(order.id)].payment_method_id is None
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        ("PRICE_CHANGED", "PAYMENT_METHOD_MISSING"),
+        ("PRODUCT_NOT_FOUND", "PAYMENT_METHOD_MISSING"),
+        ("STOCK_INSUFFICIENT", "STOCK_INSUFFICIENT"),
+        ("DEPENDENCY_UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"),
+    ],
+)
+async def test_customer_without_payment_method_is_told_so_unless_the_total_is_zero(
+    database: Database, refusal: str, told: str
+) -> None:
+    stock, customer = Stock(), uuid4()
+
+    async def refuse() -> Reserved:
+        return [MeshError("no hold", reason=refusal)]
+
+    stock.instead = refuse
+    placement = placement_of(database, stock, wallets=Wallets(empty=True))
+    (error,) = await placement._place([placing(customer, new_key(), {uuid4(): 1})])
+    assert isinstance(error, MeshError)
+    assert error.reason == told
+    if told == "PAYMENT_METHOD_MISSING":
+        assert (error.code.name, error.metadata) == ("FAILED_PRECONDITION", {"customerId": str(customer)})
+
+
+async def test_hold_that_costs_something_is_released_for_a_customer_without_payment_method(database: Database) -> None:
+    stock = Stock()
+    placement = placement_of(database, stock, wallets=Wallets(empty=True))
+    wanted = placing(uuid4(), new_key(), {uuid4(): 1})
+    (error,) = await placement._place([wanted])
+    assert isinstance(error, PaymentMethodMissing)
+    await placement.unused_holds.idle()
+    assert stock.released == [wanted.order_id]
 
 
 async def test_known_retry_gets_its_order_while_a_batch_waits_for_a_peer(database: Database) -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from commerce.order.v1 import events_pb2 as order_events
 from mesh.errors import Unavailable as DatabaseLost
 from payment_svc.charger import Settlement
-from payment_svc.domain import AmountNotPositive, Due, Payment, ProviderContradiction
+from payment_svc.domain import AmountInvalid, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Unknown, Voided
 from tests.service.payments import Broken, Deaf, House, Late, Stingy, order, tell
 from tests.services import eventually
@@ -104,7 +104,7 @@ async def test_no_token_is_logged(house: House) -> None:
         await process.idle()
         bad = order("tok_visa")
         bad.order.total_amount.Clear()
-        with pytest.raises(AmountNotPositive) as refusal:
+        with pytest.raises(AmountInvalid) as refusal:
             await process.placed(bad)
     assert lines
     assert "tok_" not in repr(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +26,7 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
-from order_svc.domain import HeldLine, Hold, PaymentMethod, Status
+from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
 from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds
@@ -47,7 +47,7 @@ class Wallets(CustomerPeer):
 
     async def payment_methods(
         self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
-    ) -> list[PaymentMethod | MeshError]:
+    ) -> list[PaymentMethod | MeshError | None]:
         """The card of each."""
         assert len(calls) == len(wanted)
         return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
@@ -61,17 +61,14 @@ class Stock(StockPeer):
 
     async def reserve(
         self,
-        wanted: Sequence[tuple[UUID, bytes, UUID, Mapping[UUID, int]]],
+        wanted: Sequence[HoldRequest],
         expire_time: datetime,
         calls: Sequence[Call],
     ) -> list[Hold | MeshError]:
         """Hold stock for each."""
         assert len(calls) == len(wanted)
         held = await self._holds.reserve(
-            [
-                Reservation(order_id, key, customer_id, expire_time, quantities)
-                for order_id, key, customer_id, quantities in wanted
-            ]
+            [Reservation(each.order_id, each.key, each.customer_id, expire_time, each.quantities) for each in wanted]
         )
         return [
             Hold(

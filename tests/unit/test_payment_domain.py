@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from payment_svc.domain import (
     LONGEST_BACKOFF,
+    AmountInvalid,
     Due,
     NewPayment,
     Payment,
@@ -40,6 +41,26 @@ def cancelled() -> Payment:
 
 def captured() -> Payment:
     return pending().capture("ch_1", NOW, UNTIL)
+
+
+def free() -> Payment:
+    return Payment.free(uuid4(), new(Decimal(0)), "", NOW)
+
+
+def test_payment_of_zero_is_captured_without_a_provider_and_voided_when_it_is_called_off() -> None:
+    assert (free().status, free().provider, free().token, free().due) == (PaymentStatus.CAPTURED, "", "", None)
+    assert free().process_time == NOW
+    voided = free().request_cancel("", NOW, UNTIL)
+    assert (voided.status, voided.due, voided.version) == (PaymentStatus.VOIDED, None, 3)
+    assert voided.request_cancel("", NOW, UNTIL) == voided
+    early = Payment.called_off(uuid4(), new(Decimal(0)), "", NOW)
+    assert (early.status, early.due) == (PaymentStatus.VOIDED, None)
+
+
+@pytest.mark.parametrize(("amount", "currency"), [(Decimal("-0.01"), "EUR"), (Decimal(0), ""), (Decimal(1), "")])
+def test_less_than_nothing_or_an_amount_without_currency_is_not_charged(amount: Decimal, currency: str) -> None:
+    with pytest.raises(AmountInvalid):
+        NewPayment(uuid4(), uuid4(), amount, currency, "sandbox", "tok_visa")
 
 
 def test_what_is_due_follows_from_the_state() -> None:

@@ -153,7 +153,7 @@ class Order(_message.Message):
     status: Global___OrderStatus.ValueType
     """The status of the order."""
     payment_method_id: _builtins.str
-    """The UUID of the payment method. Empty for a draft without one."""
+    """The UUID of the payment method. Empty for a draft without one, and for an order whose total is zero."""
     payment_id: _builtins.str
     """The UUID of the payment. Empty until the payment exists."""
     cancel_reason: Global___CancelReason.ValueType
@@ -168,7 +168,7 @@ class Order(_message.Message):
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
-        """The sum of all line totals. All amounts of an order have the same currency."""
+        """The sum of all line totals, at most 999,999,999,999,999 units. All amounts of an order have the same currency."""
 
     @_builtins.property
     def order_date(self) -> _timestamp_pb2.Timestamp:
@@ -407,7 +407,9 @@ class CreateOrderRequest(_message.Message):
     DRAFT_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     payment_method_id: _builtins.str
-    """Optional. The UUID of the payment method. If empty, the customer's default payment method is used."""
+    """Optional. The UUID of the payment method. If empty, the customer's default payment method is used. An order whose
+    total is zero needs none.
+    """
     draft: _builtins.bool
     """Optional. Whether to create a draft. A draft holds no stock and charges nothing until it is placed."""
     customer_id: _builtins.str
@@ -753,7 +755,7 @@ class PlaceOrderRequest(_message.Message):
     """Required. The UUID of the draft."""
     payment_method_id: _builtins.str
     """Optional. The UUID of the payment method. If empty, the payment method of the draft is used, or else the
-    customer's default payment method.
+    customer's default payment method. An order whose total is zero needs none.
     """
     etag: _builtins.str
     """Optional. The expected version of the order. If empty, any version is accepted."""

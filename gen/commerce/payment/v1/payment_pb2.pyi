@@ -33,11 +33,13 @@ class _PaymentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payment
     PAYMENT_STATUS_PENDING: _PaymentStatus.ValueType  # 1
     """The outcome of the charge is not known yet."""
     PAYMENT_STATUS_CAPTURED: _PaymentStatus.ValueType  # 2
-    """The money was captured."""
+    """The money was captured. A payment of zero has this status from the beginning, without a provider."""
     PAYMENT_STATUS_DECLINED: _PaymentStatus.ValueType  # 3
     """The provider declined the payment. This status is final."""
     PAYMENT_STATUS_VOIDED: _PaymentStatus.ValueType  # 4
-    """The payment was voided before money was captured. This status is final."""
+    """The payment was voided before money was captured, or its amount is zero and the order was cancelled. This status is
+    final.
+    """
     PAYMENT_STATUS_PARTIALLY_REFUNDED: _PaymentStatus.ValueType  # 5
     """Part of the money was refunded."""
     PAYMENT_STATUS_REFUNDED: _PaymentStatus.ValueType  # 6
@@ -51,11 +53,13 @@ PAYMENT_STATUS_UNSPECIFIED: PaymentStatus.ValueType  # 0
 PAYMENT_STATUS_PENDING: PaymentStatus.ValueType  # 1
 """The outcome of the charge is not known yet."""
 PAYMENT_STATUS_CAPTURED: PaymentStatus.ValueType  # 2
-"""The money was captured."""
+"""The money was captured. A payment of zero has this status from the beginning, without a provider."""
 PAYMENT_STATUS_DECLINED: PaymentStatus.ValueType  # 3
 """The provider declined the payment. This status is final."""
 PAYMENT_STATUS_VOIDED: PaymentStatus.ValueType  # 4
-"""The payment was voided before money was captured. This status is final."""
+"""The payment was voided before money was captured, or its amount is zero and the order was cancelled. This status is
+final.
+"""
 PAYMENT_STATUS_PARTIALLY_REFUNDED: PaymentStatus.ValueType  # 5
 """Part of the money was refunded."""
 PAYMENT_STATUS_REFUNDED: PaymentStatus.ValueType  # 6
@@ -117,7 +121,9 @@ class Payment(_message.Message):
     status: Global___PaymentStatus.ValueType
     """The status of the payment."""
     provider: _builtins.str
-    """The payment provider, such as `sandbox`."""
+    """The payment provider, such as `sandbox`. Empty if nothing was ever to be charged: the amount is zero, or the order
+    was cancelled before its payment began.
+    """
     provider_reference: _builtins.str
     """The provider's reference of the charge. Empty until it is known."""
     failure_reason: _builtins.str
