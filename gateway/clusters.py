@@ -8,17 +8,43 @@ from typing import Any
 
 from gateway.config import Address, EdgeConfig, TlsFiles
 
-ANY = "any"
-"""The cluster of all services, for what every service answers alike."""
+REFLECTION = "reflection"
+"""The cluster for reflection, with the endpoints of all services: each describes the whole mesh."""
+
+STREAMS = "HIGH"
+"""The routing priority of server streams. Envoy counts each priority of a cluster in a circuit breaker of its own."""
 
 
 def clusters(config: EdgeConfig) -> list[dict[str, Any]]:
-    """A cluster for each service, and one of them all."""
-    services = [_service(name, addresses, config) for name, addresses in config.upstreams.items()]
-    return [*services, _any_of(list(config.upstreams))]
+    """A cluster for each service, and one for reflection unless it is off."""
+    limits = config.limits
+    found = [
+        _cluster(
+            name,
+            addresses,
+            config.tls,
+            certificates=[name],
+            thresholds=[_threshold(limits.upstream_requests), _threshold(limits.upstream_streams, priority=STREAMS)],
+        )
+        for name, addresses in config.upstreams.items()
+    ]
+    if config.reflection:
+        everywhere = [address for addresses in config.upstreams.values() for address in addresses]
+        thresholds = [_threshold(limits.reflection_streams)]
+        certificates = list(config.upstreams)
+        found.append(_cluster(REFLECTION, everywhere, config.tls, certificates=certificates, thresholds=thresholds))
+    return found
 
 
-def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dict[str, Any]:
+def _cluster(
+    name: str,
+    addresses: Sequence[Address],
+    tls: TlsFiles,
+    *,
+    certificates: Sequence[str],
+    thresholds: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """`certificates` are the names of the services whose certificates are accepted."""
     return {
         "name": name,
         "type": "STATIC" if all(_is_ip(address.host) for address in addresses) else "STRICT_DNS",
@@ -49,7 +75,7 @@ def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dic
         },
         "transport_socket": {
             "name": "envoy.transport_sockets.tls",
-            "typed_config": _mutual_tls(name, config.tls),
+            "typed_config": _mutual_tls(certificates, tls),
         },
         "health_checks": [
             {
@@ -76,39 +102,24 @@ def _service(name: str, addresses: Sequence[Address], config: EdgeConfig) -> dic
             "base_ejection_time": "5s",
             "max_ejection_percent": 50,
         },
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_connections": config.limits.upstream_requests,
-                    "max_pending_requests": config.limits.upstream_requests,
-                    "max_requests": config.limits.upstream_requests,
-                    "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 10},
-                }
-            ]
-        },
+        "circuit_breakers": {"thresholds": thresholds},
     }
 
 
-def _any_of(names: list[str]) -> dict[str, Any]:
-    """All services in one, the first healthy one taken."""
+def _threshold(requests: int, *, priority: str = "DEFAULT") -> dict[str, Any]:
     return {
-        "name": ANY,
-        "connect_timeout": "1s",
-        "lb_policy": "CLUSTER_PROVIDED",
-        "cluster_type": {
-            "name": "envoy.clusters.aggregate",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig",
-                "clusters": names,
-            },
-        },
+        "priority": priority,
+        "max_connections": requests,
+        "max_pending_requests": requests,
+        "max_requests": requests,
+        "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 10},
     }
 
 
-def _mutual_tls(name: str, tls: TlsFiles) -> dict[str, Any]:
+def _mutual_tls(names: Sequence[str], tls: TlsFiles) -> dict[str, Any]:
     return {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        "sni": name,
+        "sni": names[0],
         "common_tls_context": {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
             "alpn_protocols": ["h2"],
@@ -117,7 +128,7 @@ def _mutual_tls(name: str, tls: TlsFiles) -> dict[str, Any]:
             ],
             "validation_context": {
                 "trusted_ca": {"filename": str(tls.ca)},
-                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}}],
+                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}} for name in names],
             },
         },
     }

@@ -53,6 +53,12 @@ class Limits:
     """Of one request."""
     upstream_requests: int = 8192
     """Under way to one service; those waiting for a connection not counted, of which there may be as many."""
+    upstream_streams: int = 4096
+    """Server streams (watches) under way to one service."""
+    reflection_streams: int = 32
+    """Streams of reflection under way, over all services."""
+    reflection_seconds: float = 10.0
+    """The duration of a stream of reflection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,5 +81,7 @@ class EdgeConfig:
     """Where Envoy's own interface listens: best a Unix socket, since it can do anything; nowhere by default."""
     allowed_origins: Sequence[str] = ("*",)
     """The web origins whose scripts may call. Access tokens are sent by scripts, never by the browser on its own."""
+    reflection: bool = True
+    """Whether clients can use gRPC reflection."""
     trusted_proxies: int = 0
     """How many proxies in front of the edge write the client's address to `x-forwarded-for`."""

@@ -9,7 +9,7 @@ The filters before the body limit decide by the headers, so the edge buffers no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ _RATE_OF_CLIENT = "envoy.filters.http.local_ratelimit"
 _ADDRESS = {"masked_remote_address": {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": 64}}
 """The address of a client. The owner of one IPv6 address usually owns its /64."""
 _ADDRESS_KEY = {"key": "masked_remote_address"}
+
+Counted = Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]
+"""What a rate limit counts: pairs of the actions that produce a descriptor and the entries of that descriptor."""
 
 _TYPES = "type.googleapis.com/envoy.extensions.filters.http"
 
@@ -209,7 +212,7 @@ def _provider(jwks: Path) -> dict[str, Any]:
 
 def _rate_of_address(per_second: int) -> dict[str, Any]:
     """Limit all requests of an address, including those that are refused later."""
-    return _rate_limit(_RATE_OF_ADDRESS, per_second, [([_ADDRESS], [_ADDRESS_KEY])])
+    return _rate_limit(_RATE_OF_ADDRESS, _rates(per_second, [([_ADDRESS], [_ADDRESS_KEY])]))
 
 
 def _rate_of_client(per_second: int) -> dict[str, Any]:
@@ -223,36 +226,46 @@ def _rate_of_client(per_second: int) -> dict[str, Any]:
             "headers": [{"name": SUBJECT, "present_match": True}],
         }
     }
-    return _rate_limit(
-        _RATE_OF_CLIENT,
-        per_second,
-        [
-            ([by_subject], [{"key": "subject"}]),
-            ([without_subject, _ADDRESS], [{"key": "anonymous", "value": "yes"}, _ADDRESS_KEY]),
-        ],
-    )
+    counted: Counted = [
+        ([by_subject], [{"key": "subject"}]),
+        ([without_subject, _ADDRESS], [{"key": "anonymous", "value": "yes"}, _ADDRESS_KEY]),
+    ]
+    return _rate_limit(_RATE_OF_CLIENT, _rates(per_second, counted))
 
 
-def _rate_limit(
-    name: str, per_second: int, counted: Sequence[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]]
-) -> dict[str, Any]:
-    """`counted` are pairs of the actions that produce a descriptor and the entries of that descriptor."""
-    bucket = {"max_tokens": per_second, "tokens_per_fill": per_second, "fill_interval": "1s"}
+def _rate_limit(name: str, rates: dict[str, Any]) -> dict[str, Any]:
+    return _filter("local_ratelimit", "local_ratelimit.v3.LocalRateLimit", name=name, **rates)
+
+
+def _rates(per_second: int, counted: Counted) -> dict[str, Any]:
     always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
-    return _filter(
-        "local_ratelimit",
-        "local_ratelimit.v3.LocalRateLimit",
-        name=name,
-        stat_prefix="rate",
-        filter_enabled=always,
-        filter_enforced=always,
-        rate_limited_as_resource_exhausted=True,
-        rate_limits=[{"actions": actions} for actions, _ in counted],
+    return {
+        "stat_prefix": "rate",
+        "filter_enabled": always,
+        "filter_enforced": always,
+        "rate_limited_as_resource_exhausted": True,
+        "rate_limits": [{"actions": actions} for actions, _ in counted],
         # An entry without a value has a bucket for each value; the least recently used ones are dropped.
-        descriptors=[{"entries": entries, "token_bucket": bucket} for _, entries in counted],
-        max_dynamic_descriptors=100_000,
-        always_consume_default_token_bucket=False,
-    )
+        "descriptors": [{"entries": entries, "token_bucket": _bucket(per_second)} for _, entries in counted],
+        "max_dynamic_descriptors": 100_000,
+        "always_consume_default_token_bucket": False,
+    }
+
+
+def _bucket(per_second: int) -> dict[str, Any]:
+    return {"max_tokens": per_second, "tokens_per_fill": per_second, "fill_interval": "1s"}
+
+
+_REFLECTIONS_PER_SECOND = 20
+REFLECTION_RATE = {
+    _RATE_OF_CLIENT: {
+        "@type": f"{_TYPES}.local_ratelimit.v3.LocalRateLimit",
+        **_rates(_REFLECTIONS_PER_SECOND, [([_ADDRESS], [_ADDRESS_KEY])]),
+        # Envoy requires it for a route; no request counts in it.
+        "token_bucket": _bucket(_REFLECTIONS_PER_SECOND),
+    }
+}
+"""For the routes of reflection: a limit of their own per address, so that they leave the other requests theirs."""
 
 
 def _filter(extension: str, kind: str, *, name: str = "", **settings: Any) -> dict[str, Any]:

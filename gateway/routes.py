@@ -10,13 +10,14 @@ import re
 from typing import Any
 
 from commerce.access.v1 import access_pb2
-from gateway.clusters import ANY
+from gateway.clusters import REFLECTION, STREAMS
 from gateway.config import EdgeConfig, Limits
 from gateway.contracts import Method, methods
 from gateway.filters import (
     CLIENT_ADDRESS,
     NO_BODY_LIMIT,
     NO_RATE_LIMIT,
+    REFLECTION_RATE,
     SUBJECT,
     TOKEN_NEEDED,
     TOKEN_WELCOME,
@@ -25,8 +26,7 @@ from gateway.filters import (
     cors_policy,
 )
 
-REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-"""With these a client finds out what is served. Every service of the mesh answers for all of them."""
+_REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 STREAM_IDLE = "3600s"
 """How long a stream may be silent. A client that is gone is noticed much sooner, by HTTP/2 pings or TCP."""
@@ -63,7 +63,7 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
                     _answer("/.well-known/jwks.json", {"filename": str(config.jwks)}, cache="public, max-age=300"),
                     *(_of_json(method, config.limits) for method in open_methods),
                     *(_of_grpc(method, config.limits) for method in open_methods),
-                    *(_reflection(service) for service in REFLECTION),
+                    *(_reflection(service, config.limits) for service in _REFLECTION_SERVICES if config.reflection),
                     _NOWHERE,
                 ],
             }
@@ -106,6 +106,7 @@ def _to_service(method: Method, limits: Limits) -> dict[str, Any]:
     }
     if method.is_stream:
         route["route"]["idle_timeout"] = STREAM_IDLE
+        route["route"]["priority"] = STREAMS
     else:
         # The service learns how long it has, unless the client has told it. It is a little longer than the edge
         # waits: gRPC itself ends a call at its deadline, and gives no reason.
@@ -145,12 +146,16 @@ def _retries(method: Method) -> dict[str, Any]:
     }
 
 
-def _reflection(service: str) -> dict[str, Any]:
+def _reflection(service: str, limits: Limits) -> dict[str, Any]:
     return {
         "match": {"prefix": f"/{service}/", "headers": [_SPEAKS_GRPC]},
-        "route": {"cluster": ANY, "timeout": "0s"},
-        # It is a conversation: to wait for the end of the request would be to wait for ever.
-        "typed_per_filter_config": NO_BODY_LIMIT,
+        "route": {
+            "cluster": REFLECTION,
+            "timeout": "0s",
+            "max_stream_duration": {"max_stream_duration": f"{limits.reflection_seconds:g}s"},
+        },
+        # The request is a stream, which the buffer of the body limit would hold back until it ends.
+        "typed_per_filter_config": {**NO_BODY_LIMIT, **(REFLECTION_RATE if limits.requests_per_second else {})},
     }
 
 

@@ -61,6 +61,8 @@ class ServiceSettings(BaseSettings):
     """The timeout in seconds of a call whose caller sets no deadline."""
     max_in_flight: int = Field(default=4096, gt=0)
     """The maximum number of concurrent calls. Further calls are rejected as OVERLOADED."""
+    reflection: bool = True
+    """Whether the gRPC server describes the public services of the mesh to its callers, for tools such as grpcurl."""
     drain_seconds: float = Field(default=20.0, ge=0)
     """How many seconds calls in progress may take to finish after SIGTERM."""
     drain_notice_seconds: float = Field(default=0.0, ge=0)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from gateway.config import Address, EdgeConfig, Limits, TlsFiles
 from gateway.render import envoy_command, write
 from stack.errors import BinaryMissing, StackError
@@ -39,6 +41,7 @@ class Edge:
             tls=TlsFiles(ca=credentials.ca, cert=credentials.cert, key=credentials.key),
             jwks=jwks,
             limits=limits(services.environment),
+            reflection=reflection(services.environment),
             admin=self._admin,
         )
 
@@ -108,3 +111,12 @@ def _rate(environment: Mapping[str, str], name: str, usual: int) -> int:
     if not rate.isdecimal() or int(rate) >= 2**32:
         raise StackError(f"{name} is {rate!r}: it is a number of requests a second, 0 for no limit.")
     return int(rate)
+
+
+def reflection(environment: Mapping[str, str]) -> bool:
+    """Whether MESH_REFLECTION, which the services read as well, leaves reflection on. Raises StackError."""
+    text = environment.get("MESH_REFLECTION") or "true"
+    try:
+        return TypeAdapter(bool).validate_python(text)
+    except ValidationError:
+        raise StackError(f"MESH_REFLECTION is {text!r}: it is true or false.") from None

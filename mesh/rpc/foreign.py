@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ def _guarded(handler: Handler, method: str) -> Handler:
 
     async def stream_stream(requests: AsyncIterable[bytes], context: Context) -> AsyncIterator[Any]:
         async with _named_errors(context, method):
-            async for reply in handler.stream_stream((parsed(parse, each) async for each in requests), context):
+            async for reply in handler.stream_stream(_parsed_each(parse, requests), context):
                 yield reply
 
     if handler.request_streaming:
@@ -62,6 +62,12 @@ def _guarded(handler: Handler, method: str) -> Handler:
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(unary_stream, response_serializer=handler.response_serializer)
     return grpc.unary_unary_rpc_method_handler(unary_unary, response_serializer=handler.response_serializer)
+
+
+async def _parsed_each(parse: Callable[[bytes], Any], requests: AsyncIterable[bytes]) -> AsyncIterator[Any]:
+    """The parsed requests. Unlike a generator expression, it does not begin to read before it is iterated."""
+    async for each in requests:
+        yield parsed(parse, each)
 
 
 @asynccontextmanager

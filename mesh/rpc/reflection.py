@@ -1,29 +1,44 @@
-"""gRPC reflection for the whole mesh: every service answers for all contracts (ADR-0008)."""
+"""gRPC reflection for the whole mesh: every service answers for all contracts (ADR-0008).
+
+A stream of reflection asks a few questions and ends. Its duration and the number of streams are bounded here, because
+reflection does not pass the chain, which bounds other calls.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 import commerce
 from commerce.access.v1 import access_pb2
+from mesh.errors import DeadlineExceeded, ResourceExhausted
 from mesh.rpc.access import rule_of
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import FileDescriptor
+    from collections.abc import AsyncIterable, AsyncIterator
 
+    from google.protobuf.descriptor import FileDescriptor
+    from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+
+    from mesh.rpc.chain import Context
     from mesh.rpc.foreign import Guarded
+
+STREAM_SECONDS = 10.0
+"""The duration after which a stream ends with DEADLINE_EXCEEDED."""
+MAX_STREAMS = 64
+"""The maximum number of concurrent streams. Further streams are rejected as OVERLOADED."""
 
 
 def enable(server: Guarded) -> None:
     """Let `server` describe all public services of the mesh, and reflection itself."""
     names = [*public_services(), reflection.SERVICE_NAME]
     servicer = reflection.aio.ReflectionServicer(names, pool=_Pool(descriptor_pool.Default()))
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Bounded(servicer), server)  # type: ignore[no-untyped-call]
 
 
 def public_services() -> list[str]:
@@ -45,6 +60,44 @@ def load_contracts() -> list[str]:
             name = ".".join(found.relative_to(root.parent).with_suffix("").parts)
             files.append(importlib.import_module(name).DESCRIPTOR.name)
     return files
+
+
+class _Bounded:
+    """The servicer of the library, with bounds."""
+
+    def __init__(self, servicer: Any) -> None:
+        self._servicer = servicer
+        self._streams = 0
+
+    async def ServerReflectionInfo(  # noqa: N802  # the method's name in the contract
+        self, requests: AsyncIterable[ServerReflectionRequest], context: Context
+    ) -> AsyncIterator[ServerReflectionResponse]:
+        """Raises ResourceExhausted and DeadlineExceeded."""
+        if self._streams >= MAX_STREAMS:
+            raise ResourceExhausted(f"{self._streams} streams of reflection are open", retry_after=1.0)
+        self._streams += 1
+        try:
+            async for reply in self._servicer.ServerReflectionInfo(_received(requests, STREAM_SECONDS), context):
+                yield reply
+        finally:
+            self._streams -= 1
+
+
+async def _received(
+    requests: AsyncIterable[ServerReflectionRequest], seconds: float
+) -> AsyncIterator[ServerReflectionRequest]:
+    """The requests of a stream until it ends. Raises DeadlineExceeded when it is still open after `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    iterator = aiter(requests)
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                request = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"a stream of reflection ends after {seconds:g} s") from error
+        yield request
 
 
 class _Pool:

@@ -75,7 +75,8 @@ class Server:
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         guarded = foreign.Guarded(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guarded)  # type: ignore[arg-type]  # it adds methods as one
-        reflection.enable(guarded)
+        if self._settings.reflection:
+            reflection.enable(guarded)
         credentials = grpc.ssl_server_credentials(
             [(self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())],
             root_certificates=self._settings.tls_ca.read_bytes(),

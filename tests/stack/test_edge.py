@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from gateway.config import Limits
-from stack.edge import limits
+from stack.edge import limits, reflection
 from stack.errors import StackError
 
 
@@ -33,3 +33,16 @@ def test_rates_are_what_a_person_sets(environment: Mapping[str, str], per_client
 def test_a_rate_that_is_none_is_named(name: str) -> None:
     with pytest.raises(StackError, match=f"{name} is 'many'"):
         limits({name: "many"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", True), ("true", True), ("1", True), ("false", False), ("0", False)]
+)
+def test_reflection_is_what_the_environment_sets(text: str, expected: bool) -> None:
+    assert reflection({"MESH_REFLECTION": text}) is expected
+    assert reflection({}) is True
+
+
+def test_a_setting_of_reflection_that_is_no_boolean_is_named() -> None:
+    with pytest.raises(StackError, match="MESH_REFLECTION is 'perhaps'"):
+        reflection({"MESH_REFLECTION": "perhaps"})
