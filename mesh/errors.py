@@ -10,7 +10,8 @@ MeshError
 ├── FailedPrecondition   right request, wrong state
 ├── ResourceExhausted    too much at once; `retry_after` says when
 ├── Unavailable          a part is down; `retry_after` says when
-│   └── Overtaken        another transaction was quicker: nothing was done
+│   ├── Overtaken        another transaction was quicker: nothing was done
+│   └── StatementTimeout the database took too long: less at a time may succeed
 ├── DeadlineExceeded     the caller's time ran out
 ├── Unimplemented        in the contract, not built yet
 └── Internal             a fault of ours; the caller learns a trace id only
@@ -155,6 +156,13 @@ class Overtaken(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("another change came first", retry_after=0.0)
+
+
+class StatementTimeout(Unavailable):
+    """The database did not finish a statement in time. It is overloaded, or the work is too much for one statement."""
+
+    def __init__(self) -> None:
+        super().__init__("the database takes too long")
 
 
 class DeadlineExceeded(MeshError):

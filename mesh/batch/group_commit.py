@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from mesh.errors import NOBODYS_FAULT, ResourceExhausted, Unavailable
+from mesh.errors import NOBODYS_FAULT, ResourceExhausted, StatementTimeout, Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,21 +28,32 @@ async def run_batch(work: BatchWork[Item, Result], items: Sequence[Item]) -> lis
     Returns one result for each item, in order; the result of a failed item is its error. `work` must have no effect if
     it raises. Then the batch is split into halves, and each half is tried separately, until the failing item is alone.
     A transient error (`NOBODYS_FAULT`) fails the whole batch immediately, because each half would wait again for the
-    part that does not answer.
+    part that does not answer. A batch that takes the database too long may be too large, so it is split once.
     """
+    return await _run_batch(work, items, may_be_large=True)
+
+
+async def _run_batch(
+    work: BatchWork[Item, Result], items: Sequence[Item], *, may_be_large: bool
+) -> list[Result | Exception]:
     try:
         results = list(await work(items))
     except NOBODYS_FAULT as error:
-        return [error] * len(items)
+        is_large = isinstance(error, StatementTimeout) and may_be_large and len(items) > 1
+        if not is_large:
+            return [error] * len(items)
+        may_be_large = False
     except Exception as error:  # noqa: BLE001  # it becomes its item's result
         if len(items) == 1:
             return [error]
-        middle = len(items) // 2
-        return await run_batch(work, items[:middle]) + await run_batch(work, items[middle:])
-    if len(results) != len(items):
-        # The results cannot be assigned to the items, and the effects must not be repeated.
-        return [RuntimeError(f"{len(items)} items went into a batch, {len(results)} results came out")] * len(items)
-    return results
+    else:
+        if len(results) != len(items):
+            # The results cannot be assigned to the items, and the effects must not be repeated.
+            return [RuntimeError(f"{len(items)} items went into a batch, {len(results)} results came out")] * len(items)
+        return results
+    middle = len(items) // 2
+    halves = items[:middle], items[middle:]
+    return [result for half in halves for result in await _run_batch(work, half, may_be_large=may_be_large)]
 
 
 class _Entry(NamedTuple, Generic[Item, Result]):

@@ -12,8 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import structlog
+
+from mesh.errors import Unavailable
+
 if TYPE_CHECKING:
     import asyncpg
+
+log = structlog.get_logger(__name__)
 
 
 class Connections:
@@ -33,8 +39,15 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection for the block. Raises TimeoutError if none is free in time, and whatever `connect` raises."""
-        connection = self._take_idle() or await self._take()
+        """A connection for the block. Raises Unavailable if none is free in time or can be opened."""
+        connection = self._take_idle()
+        if connection is None:
+            try:
+                connection = await self._take()
+            except Exception as error:
+                # Whatever it is: no statement was sent, so no work is at fault.
+                log.warning("no connection to the database", error=repr(error))
+                raise Unavailable("the database does not answer") from error
         try:
             yield connection
         finally:

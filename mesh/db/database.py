@@ -10,42 +10,15 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from mesh.clock import DatabaseClock
+from mesh.db import failures
 from mesh.db.connections import Connections
-from mesh.errors import InvalidArgument, Overtaken, Unavailable
+from mesh.errors import MeshError, Overtaken, Unavailable
 
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
-
-_LOST = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    # Whole branches of SQLSTATE, so that no leaf is forgotten: a disk that is full, a server that is stopped, a
-    # statement that is cancelled, a password that was changed.
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    # A standby that is not yet the primary, or the primary that no longer is.
-    asyncpg.ReadOnlySQLTransactionError,
-    # Two transactions in each other's way, or one that took too long: nothing took effect, and a retry may succeed.
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.TransactionTimeoutError,
-)
-"""What the driver raises when the database, not the statement, is at fault."""
-
-log = structlog.get_logger(__name__)
-
 
 Refusals = Mapping[str, type[Exception]]
 """What it means when a constraint is violated: by its name, or `table.column` for a NOT NULL."""
@@ -191,7 +164,7 @@ class Transaction:
         arguments = statement.arguments(values)
         await self._catch_up()
         self._database.statements += 1
-        tag = await self._connection.execute(statement.sql, *arguments)
+        tag = await failures.answer(self._connection, self._connection.execute(statement.sql, *arguments))
         return int(tag.rpartition(" ")[2])
 
     async def insert(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> list[Row]:
@@ -225,7 +198,7 @@ class Transaction:
         if self._writes:
             await self._send_writes()
         if self._begun:
-            if await self._connection.execute("COMMIT") != "COMMIT":
+            if await failures.answer(self._connection, self._connection.execute("COMMIT")) != "COMMIT":
                 # What it says when a statement has failed, and whoever sent that has passed over it.
                 raise RuntimeError("the transaction was rolled back, for a statement in it had failed")
             self._begun = False
@@ -248,7 +221,7 @@ class Transaction:
         if not self._begun:
             # First of all: the server may have begun, and the call be cut off before it says so.
             self._begun = True
-            await self._connection.execute("BEGIN")
+            await failures.answer(self._connection, self._connection.execute("BEGIN"))
         if self._writes:
             await self._send_writes()
 
@@ -261,7 +234,7 @@ class Transaction:
         """Run these as one. Raises what their refusals say."""
         self._database.statements += 1
         try:
-            return await self._connection.fetch(together(statements), *arguments)
+            return await failures.answer(self._connection, self._connection.fetch(together(statements), *arguments))
         except asyncpg.IntegrityConstraintViolationError as error:
             violated = error.constraint_name or f"{error.table_name}.{error.column_name}"
             for statement in statements:
@@ -274,7 +247,13 @@ class Transaction:
 class Database:
     """A service's own database."""
 
-    def __init__(self, url: str, *, max_connections: int = 16, acquire_timeout: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, max_connections: int = 16, acquire_timeout: float = 5.0, command_timeout: float = 15.0
+    ) -> None:
+        """`acquire_timeout` and `command_timeout` are the seconds to wait for a connection and for a reply.
+
+        The second is longer than the session's statement timeout, so that the server is the first to give up.
+        """
         self.url = url
         self.statements = 0
         """Statements sent so far, without BEGIN and COMMIT."""
@@ -282,6 +261,7 @@ class Database:
         """Transactions committed so far."""
         self.clock = DatabaseClock()
         """The database's time, once it has started."""
+        self._command_timeout = command_timeout
         self._connections = Connections(self._connect, most=max_connections, wait=acquire_timeout)
         self._is_open = False
 
@@ -290,7 +270,7 @@ class Database:
         self._is_open = True
         try:
             await self.check()
-        except (Unavailable, asyncpg.PostgresError) as error:
+        except (MeshError, asyncpg.PostgresError) as error:
             raise Unavailable(f"the database cannot be opened: {error.__cause__ or error}") from error
 
     async def stop(self) -> None:
@@ -302,7 +282,7 @@ class Database:
         """Raise Unavailable unless the database answers. Reads its clock, which keeps `clock` accurate."""
         async with self._connection() as connection:
             asked = self.clock.steady()
-            reading = await connection.fetchval(READ_CLOCK)
+            reading = await failures.answer(connection, connection.fetchval(READ_CLOCK))
             self.clock.observe(asked, self.clock.steady(), reading)
 
     @asynccontextmanager
@@ -331,25 +311,14 @@ class Database:
                 raise RuntimeError("a write was left to the commit of single reads, and they have none")
 
     async def _connect(self) -> asyncpg.Connection:
-        return await asyncpg.connect(self.url, command_timeout=15, server_settings=SESSION)
+        return await asyncpg.connect(self.url, command_timeout=self._command_timeout, server_settings=SESSION)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
         if not self._is_open:
             raise Unavailable("the database is not open")
-        try:
-            async with self._connections.one() as connection:
-                yield connection
-        except asyncpg.CharacterNotInRepertoireError as error:
-            # UTF-8 on the wire may hold NUL, PostgreSQL's text may not.
-            raise InvalidArgument("text must not hold the character NUL") from error
-        except _LOST as error:
-            log.warning("database lost", error=repr(error))
-            raise Unavailable("the database does not answer") from error
-        except asyncpg.PostgresError as error:
-            # The detail shows the row that an error is about, and whoever logs the error would log it, too.
-            error.detail = None
-            raise
+        async with self._connections.one() as connection:
+            yield connection
 
 
 READ_CLOCK = "SELECT clock_timestamp()"

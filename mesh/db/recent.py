@@ -28,6 +28,10 @@ class Recent(Generic[Key, Value]):
         """The number of values."""
         return len(self._values)
 
+    def get(self, key: Key) -> Value | None:
+        """The value, which stays."""
+        return self._values.get(key)
+
     def put(self, values: Mapping[Key, Value]) -> None:
         """Keep these; what is a row of the database must be committed."""
         self._values |= values

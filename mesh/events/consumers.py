@@ -7,6 +7,9 @@ delivered again changes nothing. That few are is taken for granted: a batch is l
 failed for one that is there. An event that fails is tried again with growing pauses; after `MAX_ATTEMPTS` it is
 parked in the dead-letter stream with what went wrong. A database or peer that is down is not the event's fault: then
 the whole batch waits, for as long as it takes.
+
+A batch that takes the database too long is tried again in smaller parts, beside new events. An event that takes too
+long even alone has failed.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import nats.js.api as js
 import sqlalchemy as sa
@@ -26,7 +29,7 @@ from mesh.batch.group_commit import run_batch
 from mesh.db.database import BulkInsert, Statement
 from mesh.db.recent import Recent
 from mesh.db.schema import inbox
-from mesh.errors import NOBODYS_FAULT, Overtaken
+from mesh.errors import NOBODYS_FAULT, Overtaken, StatementTimeout
 from mesh.events import cloudevents as events
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received, stream_of
@@ -78,6 +81,17 @@ class Handler(Generic[M]):
     apply: Callable[[UnitOfWork, Sequence[Received[M]]], Awaitable[None]]
 
 
+class _Retry(NamedTuple):
+    """How an event is tried again."""
+
+    failures: int = 0
+    """How often it has failed by itself."""
+    most: int = MAX_BATCH
+    """The largest part of a batch to apply it in."""
+
+
+_FIRST = _Retry()
+
 Handlers = Mapping[str, Handler[Any]]
 """By event type. Within a batch the types are applied in the order of this table: list causes before effects.
 
@@ -113,7 +127,7 @@ class Consumer:
         self._units = units
         self._gather = gather
         # Bounded, because another process may apply an event that has failed here.
-        self._failures: Recent[str, int] = Recent(most=MAX_UNACKNOWLEDGED)
+        self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of(f"commerce.{area}.")
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
         self._task: asyncio.Task[None] | None = None
@@ -158,18 +172,51 @@ class Consumer:
         )
 
     async def _consume(self, batch: Sequence[Msg]) -> None:
-        outcomes = await run_batch(self._apply, batch)
+        is_slow = False
+        for part in self._parts(batch):
+            if is_slow:
+                # One part that takes too long is enough: new events wait meanwhile.
+                for message in part:
+                    await message.nak(delay=1)
+            else:
+                is_slow = await self._consume_part(part)
+
+    def _parts(self, batch: Sequence[Msg]) -> list[Sequence[Msg]]:
+        """The batch, in parts that the database may finish in time: the largest part first."""
+        if not self._retries:
+            return [batch]
+        by_size: dict[int, list[Msg]] = {}
+        for message in batch:
+            by_size.setdefault(self._retry_of(message).most, []).append(message)
+        return [
+            messages[start : start + size]
+            for size, messages in sorted(by_size.items(), reverse=True)
+            for start in range(0, len(messages), size)
+        ]
+
+    async def _consume_part(self, part: Sequence[Msg]) -> bool:
+        """Apply events and acknowledge them; whether the database took too long for some of them."""
+        outcomes = await run_batch(self._apply, part)
         await self._bus.acknowledge(
-            [message for message, outcome in zip(batch, outcomes, strict=True) if outcome is None]
+            [message for message, outcome in zip(part, outcomes, strict=True) if outcome is None]
         )
-        for message, outcome in zip(batch, outcomes, strict=True):
+        for message, outcome in zip(part, outcomes, strict=True):
             if outcome is None:
-                if self._failures:
-                    self._failures.take([_identity(message)])
-            elif isinstance(outcome, NOBODYS_FAULT):
+                if self._retries:
+                    self._retries.take([_identity(message)])
+            elif isinstance(outcome, StatementTimeout) and len(part) > 1:
+                # `run_batch` has tried the halves.
+                retry = self._retry_of(message)._replace(most=max(1, len(part) // 4))
+                self._retries.put({_identity(message): retry})
+                await message.nak(delay=1)
+            elif isinstance(outcome, NOBODYS_FAULT) and not isinstance(outcome, StatementTimeout):
                 await message.nak(delay=1)
             else:
                 await self._failed(message, outcome)
+        return any(isinstance(outcome, StatementTimeout) for outcome in outcomes)
+
+    def _retry_of(self, message: Msg) -> _Retry:
+        return self._retries.get(_identity(message)) or _FIRST
 
     async def _apply(self, batch: Sequence[Msg]) -> list[Exception | None]:
         """Apply a batch in one transaction. Raises, with nothing done, when any event of it fails."""
@@ -204,8 +251,9 @@ class Consumer:
 
     async def _failed(self, message: Msg, error: Exception) -> None:
         identity = _identity(message)
-        attempts = self._failures.take([identity]).get(identity, 0) + 1
-        self._failures.put({identity: attempts})
+        retry = self._retry_of(message)
+        attempts = retry.failures + 1
+        self._retries.put({identity: retry._replace(failures=attempts)})
         details = {"consumer": self.name, "event_id": identity, "subject": message.subject, "attempt": attempts}
         if attempts < MAX_ATTEMPTS:
             delay = min(0.1 * 2**attempts, 30.0)
@@ -224,7 +272,7 @@ class Consumer:
         }
         await self._bus.jetstream.publish(f"mesh.dead.{self.name}.{message.subject}", message.data, headers=headers)
         await message.ack()
-        self._failures.take([identity])
+        self._retries.take([identity])
 
 
 def _identity(message: Msg) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.batch.group_commit import GroupCommit, run_batch
-from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
+from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, StatementTimeout, Unavailable
 
 
 class Bad(Exception):
@@ -185,6 +185,55 @@ async def test_what_is_no_items_fault_fails_the_batch_at_once_without_splitting_
     got = await results(submit(GroupCommit("test", work), *range(64)))
     assert got == [nobodys_fault] * 64
     assert len(batches) == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "slow", "batches", "failed"),
+    [
+        pytest.param(8, [], [16, 8, 8], [], id="a batch that is too large"),
+        pytest.param(16, [3], [16, 8, 8], range(8), id="an item that is slow"),
+        pytest.param(0, [], [16, 8, 8], range(16), id="a database that is slow"),
+        pytest.param(16, [3, 12], [16, 8, 8], range(16), id="items that are slow"),
+    ],
+)
+async def test_batch_that_takes_too_long_is_split_once(
+    most: int, slow: list[int], batches: list[int], failed: Sequence[int]
+) -> None:
+    sizes: list[int] = []
+
+    async def work(batch: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(batch))
+        if len(batch) > most or set(slow) & set(batch):
+            raise StatementTimeout
+        return batch
+
+    got = await run_batch(work, range(16))
+    assert sizes == batches
+    assert [index for index, result in enumerate(got) if isinstance(result, StatementTimeout)] == list(failed)
+    assert [result for result in got if isinstance(result, int)] == [item for item in range(16) if item not in failed]
+
+
+async def test_item_that_takes_too_long_alone_fails_at_once() -> None:
+    sizes: list[int] = []
+
+    async def work(batch: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(batch))
+        raise StatementTimeout
+
+    assert [type(result) for result in await run_batch(work, [1])] == [StatementTimeout]
+    assert sizes == [1]
+
+
+async def test_bad_item_of_a_large_batch_still_fails_alone() -> None:
+    async def work(batch: Sequence[int]) -> Sequence[int]:
+        if len(batch) > 8:
+            raise StatementTimeout
+        if 3 in batch:
+            raise Bad
+        return batch
+
+    got = await run_batch(work, range(16))
+    assert [index for index, result in enumerate(got) if isinstance(result, Exception)] == [3]
 
 
 async def test_an_item_refused_by_a_rule_gets_its_error_and_the_batch_is_not_split() -> None:

@@ -96,6 +96,57 @@ async def test_a_connection_that_cannot_be_rolled_back_is_closed(
     assert connection.closed
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InterfaceError("the server expects 1 argument for this query, 2 were passed"),
+        asyncpg.InternalClientError("no codec"),
+        asyncpg.UndefinedTableError("no such table"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_error_of_the_driver_is_no_lost_database_while_the_connection_is_open(
+    database: Database, connection: Connection, error: Exception
+) -> None:
+    connection.at[LOOK.sql] = error
+    with pytest.raises(type(error)):
+        await look(database)
+    # After an internal error the driver may not know the state of its connection.
+    assert connection.closed is isinstance(error, asyncpg.InternalClientError)
+
+
+@pytest.mark.parametrize("error", [asyncpg.InterfaceError, asyncpg.InternalClientError])
+async def test_error_of_the_driver_is_a_lost_database_once_the_connection_is_closed(
+    database: Database, connection: Connection, error: type[Exception]
+) -> None:
+    connection.at[LOOK.sql] = error("connection is closed")
+
+    async def lose() -> None:
+        async with database.transaction() as transaction:
+            connection.closed = True
+            await transaction.fetch(LOOK)
+
+    with pytest.raises(Unavailable):
+        await lose()
+
+
+async def test_error_of_an_argument_does_not_show_its_value(database: Database, connection: Connection) -> None:
+    connection.at[LOOK.sql] = asyncpg.DataError("invalid input for query argument $1: ['a secret'] (not a number)")
+    with pytest.raises(asyncpg.DataError) as raised:
+        await look(database)
+    assert str(raised.value) == "invalid input for query argument $1 (not a number)"
+
+
+@pytest.mark.parametrize("error", [OSError("of the use case"), TimeoutError("of the use case")], ids=repr)
+async def test_error_of_a_use_case_is_no_lost_database(database: Database, error: Exception) -> None:
+    async def fail() -> None:
+        async with database.transaction():
+            raise error
+
+    with pytest.raises(type(error), match="of the use case"):
+        await fail()
+
+
 async def test_a_commit_that_the_server_turns_into_a_rollback_is_a_fault(
     database: Database, connection: Connection
 ) -> None:

@@ -1,0 +1,243 @@
+"""An item that cannot succeed or takes too long fails alone, among events and among grouped calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import pairwise
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from google.protobuf.wrappers_pb2 import StringValue
+
+from commerce.product.v1 import product_pb2, product_pb2_grpc
+from mesh.batch.group_commit import GroupCommit
+from mesh.db import database
+from mesh.db.database import Database, Statement
+from mesh.db.unit_of_work import UnitOfWork
+from mesh.errors import Code, MeshError, StatementTimeout
+from mesh.events import consumers
+from mesh.events.bus import DEAD_LETTERS
+from mesh.events.cloudevents import Received
+from mesh.rpc.call import Call
+from stack.servers import Servers
+from tests.service.consuming import Gate, Publisher, applied, consuming, settled
+from tests.service.runtime import BACKEND, Process, Scratch, do, process
+from tests.service.served import client_of, serving
+from tests.services import Keys, eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_yet")
+
+
+class Record(sa.types.UserDefinedType[object]):
+    """PostgreSQL's type of a row without a name, which the driver refuses as an argument."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "record"
+
+
+NUMBERS = Statement(sa.select(sa.func.cardinality(sa.bindparam("numbers", type_=sa.ARRAY(sa.BigInteger)))))
+TEXTS = Statement(sa.select(sa.func.cardinality(sa.bindparam("texts", type_=sa.ARRAY(sa.String)))))
+ROW = Statement(sa.select(sa.cast(sa.bindparam("row"), Record).is_(None)))
+SLEEP = Statement(sa.select(sa.func.pg_sleep(sa.bindparam("seconds", type_=sa.Float)).label("slept")))
+BAD = "the bad one"
+
+Effect = Callable[[UnitOfWork, Sequence[str]], Awaitable[None]]
+
+
+async def number_too_large(work: UnitOfWork, texts: Sequence[str]) -> None:
+    await work.transaction.fetch(NUMBERS, numbers=[2**70 if text == BAD else 1 for text in texts])
+
+
+async def lone_surrogate(work: UnitOfWork, texts: Sequence[str]) -> None:
+    await work.transaction.fetch(TEXTS, texts=["\ud800" if text == BAD else text for text in texts])
+
+
+async def nul(work: UnitOfWork, texts: Sequence[str]) -> None:
+    await work.transaction.fetch(TEXTS, texts=["\0" if text == BAD else text for text in texts])
+
+
+async def refused_by_the_driver(work: UnitOfWork, texts: Sequence[str]) -> None:
+    await work.transaction.fetch(ROW, row=(1, 2) if BAD in texts else None)
+
+
+async def file_not_found(_: UnitOfWork, texts: Sequence[str]) -> None:
+    if BAD in texts:
+        raise FileNotFoundError("of the use case, not of the database")
+
+
+async def timeout_of_its_own(_: UnitOfWork, texts: Sequence[str]) -> None:
+    if BAD in texts:
+        raise TimeoutError("of the use case, not of the database")
+
+
+FAULTS: Sequence[Effect] = [
+    number_too_large,
+    lone_surrogate,
+    nul,
+    refused_by_the_driver,
+    file_not_found,
+    timeout_of_its_own,
+]
+by_name = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+
+
+def applying(gate: Gate, effect: Effect) -> Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]:
+    """A handler with this effect, and one row for each event."""
+
+    async def apply(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
+        await gate.record(work, events)
+        await effect(work, [event.payload.value for event in events])
+
+    return apply
+
+
+async def dead_letters(here: Process, area: str) -> list[str]:
+    """The texts of the events that the consumer has given up."""
+    js, subject = here.bus.jetstream, f"mesh.dead.test-{area}.>"
+    info = await js.stream_info(DEAD_LETTERS, subjects_filter=subject)
+    subscription = await js.subscribe(subject, stream=DEAD_LETTERS, ordered_consumer=True)
+    messages = [await subscription.next_msg(timeout=5) for _ in info.state.subjects or ()]
+    await subscription.unsubscribe()
+    return [StringValue.FromString(message.data).value for message in messages]
+
+
+@by_name
+async def test_one_bad_event_of_512_becomes_a_dead_letter(
+    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, fault: Effect
+) -> None:
+    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
+    gate = Gate()
+    async with consuming(here, publish.area, applying(gate, fault)) as consumer:
+        await gate.shut(publish)
+        await publish.numbers(range(200))
+        await publish(BAD)
+        await publish.numbers(range(200, 511))
+        await eventually(gate.gathered(consumer, 512))
+        gate.open()
+        expected = {"gate", *(str(number) for number in range(511))}
+        assert set(await applied(scratch, len(expected))) == expected
+        await settled(here, publish.area)
+        assert await dead_letters(here, publish.area) == [BAD]
+    assert await scratch.count("effects") == len(expected), "each once"
+
+
+@by_name
+async def test_one_bad_call_of_a_batch_fails_alone(scratch: Scratch, here: Process, keys: Keys, fault: Effect) -> None:
+    async def work(batch: Sequence[str]) -> Sequence[str]:
+        async with here.units.begin() as unit:
+            await do(unit, *batch)
+            await fault(unit, batch)
+        return batch
+
+    group: GroupCommit[str, str] = GroupCommit("test", work)
+
+    names = {str(uuid4()): BAD if number == 20 else str(number) for number in range(64)}
+
+    async def behaviour(request: product_pb2.GetProductRequest, _: Call) -> product_pb2.GetProductResponse:
+        name = await group.submit(names[request.product_id])
+        return product_pb2.GetProductResponse(product=product_pb2.Product(name=name))
+
+    async with serving(keys, behaviour) as server, client_of(server, keys) as client:
+        get = product_pb2_grpc.ProductServiceStub(client.channel).GetProduct
+        replies = await asyncio.gather(
+            *(client(get, product_pb2.GetProductRequest(product_id=each)) for each in names), return_exceptions=True
+        )
+    failure = replies.pop(20)
+    assert isinstance(failure, MeshError)
+    assert failure.code is (Code.INVALID_ARGUMENT if fault is nul else Code.INTERNAL)
+    good = [name for name in names.values() if name != BAD]
+    assert [getattr(reply, "product", None) for reply in replies] == [product_pb2.Product(name=name) for name in good]
+    assert sorted(await scratch.notes()) == sorted(good)
+
+
+@pytest.fixture
+async def impatient(scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Process]:
+    """A process whose statements may take half a second."""
+    monkeypatch.setitem(database.SESSION, "statement_timeout", "500ms")
+    async with process(scratch, servers) as started:
+        await started.bus.connected()
+        yield started
+
+
+async def test_slow_statement_raises_statement_timeout(impatient: Process) -> None:
+    async with impatient.units.begin() as work:
+        with pytest.raises(StatementTimeout):
+            await work.transaction.fetch(SLEEP, seconds=60)
+        await work.transaction.roll_back()
+
+
+async def test_reply_that_does_not_come_in_time_closes_the_connection(
+    scratch: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database.SESSION, "statement_timeout", "0")  # as behind a proxy that drops it
+    opened = Database(scratch.url, max_connections=1, command_timeout=0.5)
+    await opened.start()
+    async with opened.reading() as reading:
+        before = await reading.fetch_one(BACKEND)
+        with pytest.raises(StatementTimeout):
+            await reading.fetch(SLEEP, seconds=60)
+    async with opened.reading() as reading:
+        assert await reading.fetch_one(BACKEND) != before
+    await opened.stop()
+
+
+async def test_batch_that_is_too_large_for_its_time_is_applied_in_halves(
+    scratch: Scratch, impatient: Process, publish: Publisher
+) -> None:
+    sizes: list[int] = []
+
+    async def takes_its_time(work: UnitOfWork, texts: Sequence[str]) -> None:
+        sizes.append(len(texts))
+        await work.transaction.fetch(SLEEP, seconds=60 if len(texts) > 64 else 0)
+
+    gate = Gate()
+    async with consuming(impatient, publish.area, applying(gate, takes_its_time)) as consumer:
+        await gate.shut(publish)
+        await publish.numbers(range(128))
+        await eventually(gate.gathered(consumer, 128))
+        gate.open()
+        await applied(scratch, 129)
+        await settled(impatient, publish.area)
+        assert sizes == [1, 128, 64, 64]
+        assert await dead_letters(impatient, publish.area) == []
+
+
+async def test_slow_event_becomes_a_dead_letter_and_the_others_are_applied(
+    scratch: Scratch, impatient: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 2)
+    sizes: list[int] = []
+
+    async def takes_too_long(work: UnitOfWork, texts: Sequence[str]) -> None:
+        if BAD in texts:
+            sizes.append(len(texts))
+            await work.transaction.fetch(SLEEP, seconds=60)
+
+    gate = Gate()
+    async with consuming(impatient, publish.area, applying(gate, takes_too_long)) as consumer:
+        await gate.shut(publish)
+        await publish.numbers(range(40))
+        await publish(BAD)
+        await publish.numbers(range(40, 63))
+        await eventually(gate.gathered(consumer, 64))
+        gate.open()
+        await applied(scratch, 33)
+        await publish("another")
+        expected = {"gate", "another", *(str(number) for number in range(63))}
+        assert set(await applied(scratch, len(expected))) == expected
+        await eventually(lambda: _has_dead_letters(impatient, publish.area))
+        await settled(impatient, publish.area)
+        assert await dead_letters(impatient, publish.area) == [BAD]
+        assert consumer.applied == len(expected)
+    assert sizes[:2] == [64, 32]
+    assert all(after <= max(1, before // 2) for before, after in pairwise(sizes)), sizes
+    assert sizes.count(1) == 2, "it has failed when it took too long alone"
+
+
+async def _has_dead_letters(here: Process, area: str) -> bool:
+    return bool(await dead_letters(here, area))
