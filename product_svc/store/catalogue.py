@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -27,14 +27,18 @@ ADD_PRODUCT = BulkInsert(
 ADD_STOCK = BulkInsert(*stocks.c)
 PRODUCTS = Statement(_product.where(products.c.id == sa.any_(_ids)))
 
-_ORDERS: dict[str, tuple[sa.ColumnElement[Any], bool]] = {
-    "": (products.c.name, False),
-    "createTime": (products.c.create_time, False),
-    "createTime desc": (products.c.create_time, True),
-    "name": (products.c.name, False),
-    "name desc": (products.c.name, True),
-    "price": (products.c.price, False),
-    "price desc": (products.c.price, True),
+_BY_NAME = (products.c.name, products.c.id)
+_BY_CREATE_TIME = (products.c.create_time, products.c.id)
+# Amounts of different currencies have no order.
+_BY_PRICE = (products.c.currency, products.c.price, products.c.id)
+_ORDERS: dict[str, tuple[Sequence[sa.ColumnElement[Any]], bool]] = {
+    "": (_BY_NAME, False),
+    "createTime": (_BY_CREATE_TIME, False),
+    "createTime desc": (_BY_CREATE_TIME, True),
+    "name": (_BY_NAME, False),
+    "name desc": (_BY_NAME, True),
+    "price": (_BY_PRICE, False),
+    "price desc": (_BY_PRICE, True),
 }
 
 
@@ -65,36 +69,37 @@ async def get_products(reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, 
 
 
 async def list_products(
-    reading: Transaction, *, query: str, order_by: str, after: tuple[Any, UUID] | None, most: int
+    reading: Transaction, *, query: str, order_by: str, after: Sequence[Any], most: int
 ) -> list[Product]:
-    """Active products that match all words of `query` (each as a prefix), in the given order, after a position."""
+    """Active products that match all words of `query` (each as a prefix), in the given order.
+
+    `after` are the values that the last product of the previous page has in the columns of the order; empty for the
+    first page.
+    """
     values: dict[str, Any] = {"most": most}
     if query:
         words = "".join(character if character.isalnum() else " " for character in query).split()
         # A query of punctuation only matches nothing.
         values["search"] = " & ".join(f"{word}:*" for word in words)
-    if after is not None:
-        values["position"], values["id_there"] = after
-    statement = _listing(order_by, searching=bool(query), continued=after is not None)
+    values |= {f"after_{number}": value for number, value in enumerate(after)}
+    statement = _listing(order_by, searching=bool(query), continued=bool(after))
     return [_as_product(row) for row in await reading.fetch(statement, **values)]
 
 
 @cache
 def _listing(order_by: str, *, searching: bool, continued: bool) -> Statement:
     """The statement of a list in this order, with or without a query, from its beginning or from a position."""
-    column, descending = _ORDERS[order_by]
+    columns, descending = _ORDERS[order_by]
     statement = _product.where(products.c.state == sa.literal_column("'ACTIVE'"))
     if searching:
         search = sa.func.to_tsquery("simple", sa.bindparam("search", type_=sa.String))
         statement = statement.where(products.c.search.op("@@")(search))
     if continued:
-        here = sa.tuple_(column, products.c.id)
-        there = sa.tuple_(sa.bindparam("position", type_=column.type), sa.bindparam("id_there", type_=sa.Uuid))
+        here = sa.tuple_(*columns)
+        there = sa.tuple_(*(sa.bindparam(f"after_{n}", type_=column.type) for n, column in enumerate(columns)))
         statement = statement.where(here < there if descending else here > there)
     direction = sa.desc if descending else sa.asc
-    return Statement(
-        statement.order_by(direction(column), direction(products.c.id)).limit(sa.bindparam("most", type_=sa.Integer))
-    )
+    return Statement(statement.order_by(*map(direction, columns)).limit(sa.bindparam("most", type_=sa.Integer)))
 
 
 def _as_product(row: Row) -> Product:

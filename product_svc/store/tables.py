@@ -30,7 +30,7 @@ products = sa.Table(
 sa.Index("products_search", products.c.search, postgresql_using="gin")
 sa.Index("products_create_time", products.c.create_time, products.c.id)
 sa.Index("products_name", products.c.name, products.c.id)
-sa.Index("products_price", products.c.price, products.c.id)
+sa.Index("products_currency_price", products.c.currency, products.c.price, products.c.id)
 
 stocks = sa.Table(
     "stocks",

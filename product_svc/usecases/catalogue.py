@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from mesh.batch.group_commit import GroupCommit
@@ -86,23 +86,37 @@ class Catalogue:
         self, *, query: str, order_by: str, page_size: int, page_token: str
     ) -> tuple[list[Product], str]:
         """A page of the active products, and the token of the next one."""
-        scope = f"products\0{query}\0{order_by}"
+        fields = _ORDERS[order_by.removesuffix(" desc")]
+        # The list by price was once not grouped by currency: a page token of that list must not be valid here.
+        scope = f"products\0{query}\0{order_by.replace('price', 'currency, price')}"
         size = self._pages.size(page_size)
-        key, parse = _POSITIONS[order_by.split(" ", maxsplit=1)[0]]
-        position = self._pages.position(scope, page_token)
-        after = (parse(position[0]), parse_id(position[1])) if position else None
+        position = self._pages.position(scope, page_token) or []
+        after = [field.parse(text) for field, text in zip(fields, position, strict=bool(position))]
         async with self._units.database.reading() as reading:
             found = await store.list_products(reading, query=query, order_by=order_by, after=after, most=size + 1)
         if len(found) <= size:
             return found, ""
         last = found[size - 1]
-        return found[:size], self._pages.token(scope, [key(last), str(last.id)])
+        return found[:size], self._pages.token(scope, [field.text(last) for field in fields])
 
 
-_POSITIONS: dict[str, tuple[Callable[[Product], str], Callable[[str], Any]]] = {
-    "": (lambda product: product.name, str),
-    "createTime": (lambda product: product.create_time.isoformat(), datetime.fromisoformat),
-    "name": (lambda product: product.name, str),
-    "price": (lambda product: str(product.price), Decimal),
+class _Field(NamedTuple):
+    """A part of the position of a product in an order, as a page token contains it."""
+
+    text: Callable[[Product], str]
+    parse: Callable[[str], Any]
+
+
+_ID = _Field(lambda product: str(product.id), parse_id)
+_NAME = _Field(lambda product: product.name, str)
+_CREATE_TIME = _Field(lambda product: product.create_time.isoformat(), datetime.fromisoformat)
+_CURRENCY = _Field(lambda product: product.currency, str)
+_PRICE = _Field(lambda product: str(product.price), Decimal)
+
+_ORDERS: dict[str, tuple[_Field, ...]] = {
+    "": (_NAME, _ID),
+    "createTime": (_CREATE_TIME, _ID),
+    "name": (_NAME, _ID),
+    "price": (_CURRENCY, _PRICE, _ID),
 }
-"""How a product's place in each order is written into a page token and read back."""
+"""The positions in each order: the columns of the same order in the store."""

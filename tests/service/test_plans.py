@@ -21,6 +21,7 @@ from mesh.db import housekeeping, idempotency, migrations, schema
 from mesh.db.database import SESSION, Statement
 from mesh.events import consumers
 from payment_svc.providers import sandbox
+from product_svc.store.catalogue import _listing
 from stack.servers import Servers
 from tests.service.runtime import kept_plan, new_database
 
@@ -69,6 +70,20 @@ async def test_every_statement_finds_its_rows_by_index(room: tuple[str, asyncpg.
         await _fill(connection, name, rows)
         whole = {each: plan for each, value in found.items() if _reads_all(plan := await kept_plan(connection, value))}
         assert not whole, f"with {rows} rows"
+
+
+@pytest.mark.parametrize("room", ["product_svc"], indirect=True)
+@pytest.mark.parametrize("continued", [False, True])
+async def test_lists_of_products_read_an_index_in_their_order(
+    room: tuple[str, asyncpg.Connection], continued: bool
+) -> None:
+    name, connection = room
+    await _fill(connection, name, 2_000)
+    for order_by in ("", "name desc", "price", "price desc", "createTime", "createTime desc"):
+        plan = "\n".join(await kept_plan(connection, _listing(order_by, searching=False, continued=continued)))
+        assert "Sort" not in plan
+        assert "Seq Scan on products" not in plan
+        assert f"Index Scan{' Backward' * order_by.endswith('desc')} using products_" in plan
 
 
 def _reads_all(plan: list[str]) -> bool:

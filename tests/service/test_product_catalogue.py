@@ -96,11 +96,13 @@ async def test_a_taken_sku_is_not_in_the_log_of_the_database(client: Client, ser
     assert "products_sku_key" not in said, "no statement fails, whatever the server logs of those that do"
 
 
-async def make(client: Client, name: str, *, units: int = 1, sku: str | None = None) -> product_pb2.Product:
+async def make(
+    client: Client, name: str, *, units: int = 1, currency: str = "EUR", sku: str | None = None
+) -> product_pb2.Product:
     """A product of this name and price."""
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     request = new_product(sku, name=name)
-    request.price.CopyFrom(Money(currency_code="EUR", units=units))
+    request.price.CopyFrom(Money(currency_code=currency, units=units))
     reply = await client(stub.CreateProduct, request, key=new_key())
     made: product_pb2.Product = reply.product
     return made
@@ -137,6 +139,20 @@ async def test_products_are_listed_in_each_order_page_by_page(client: Client) ->
     assert (await letters("price"))[0] == "c"
     assert (await letters("price"))[-1] == "a"
     assert (await letters("price desc"))[0] == "a"
+
+
+async def test_ordering_by_price_groups_products_by_currency_across_pages(client: Client) -> None:
+    word = f"w{uuid4().hex}"
+    made = [("JPY", 5), ("USD", 1), ("EUR", 3), ("USD", 9), ("EUR", 2), ("JPY", 4), ("EUR", 3)]
+    for currency, units in made:
+        await make(client, f"{currency}{units} {word}", units=units, currency=currency)
+
+    async def prices(order_by: str) -> list[str]:
+        return [name.split()[0] for name in await names(client, query=word, order_by=order_by)]
+
+    ascending = ["EUR2", "EUR3", "EUR3", "JPY4", "JPY5", "USD1", "USD9"]
+    assert await prices("price") == ascending
+    assert await prices("price desc") == ascending[::-1]
 
 
 async def test_a_query_finds_words_of_sku_name_and_description_by_their_beginnings(client: Client) -> None:

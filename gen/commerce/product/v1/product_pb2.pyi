@@ -298,7 +298,7 @@ class ListProductsRequest(_message.Message):
     """Optional. Words to search for in SKU, name and description. If empty, all active products are returned."""
     order_by: _builtins.str
     """Optional. The field to sort by: `name`, `price` or `createTime`, followed by ` desc` for descending order. If
-    empty, products are sorted by `name`.
+    empty, products are sorted by `name`. Products sorted by price are grouped by currency.
     """
     def __init__(
         self,
