@@ -53,7 +53,7 @@ def build(settings: Settings) -> Service:
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
 
-    recent: Recent[UUID, Placed] = Recent()
+    recent: Recent[UUID, Placed] = Recent(most=16_384, weight=lambda placed: len(placed[0].items))
     stock = StockPeer(products)
     unused_holds = UnusedHolds(units, stock)
     placement = Placement(

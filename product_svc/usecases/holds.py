@@ -54,7 +54,7 @@ class Holds:
         self._units = units
         self._orders = orders
         self._threshold = low_stock_threshold
-        self._recent: Recent[UUID, Hold] = Recent()
+        self._recent: Recent[UUID, Hold] = Recent(most=16_384, weight=lambda hold: len(hold.lines))
         self._offers: Recent[UUID, Offer] = Recent(most=10_000)
         self.group: GroupCommit[Reservation, Hold] = GroupCommit(
             "stock holds", self._reserve, max_batch=1000, max_waiting=20_000

@@ -25,3 +25,15 @@ def test_what_is_put_anew_is_the_newest_value() -> None:
     recent.put({"a": 1})
     recent.put({"a": 2})
     assert recent.take("a") == {"a": 2}
+
+
+def test_recent_values_are_dropped_by_their_weight() -> None:
+    recent: Recent[str, str] = Recent(most=10, weight=len)
+    recent.put({"a": "1" * 4, "b": "2" * 4})
+    recent.put({"a": "3" * 6})
+    assert len(recent) == 2
+    recent.put({"c": "4"})
+    assert recent.take("abc") == {"b": "2" * 4, "c": "4"}, "the oldest is dropped"
+    recent.put({"d": "5" * 10})
+    recent.put({"e": "6" * 11})
+    assert len(recent) == 0, "one that is too heavy is not kept"
