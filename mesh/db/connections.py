@@ -25,7 +25,8 @@ log = structlog.get_logger(__name__)
 class Connections:
     """A pool of at most `most` connections, which `connect` opens on demand.
 
-    When all are in use, a caller waits for at most `wait` seconds. A closed connection leaves the pool.
+    When all are in use, a caller waits for at most `wait` seconds. A closed connection leaves the pool. If it was in
+    use, the idle ones leave with it: a server that is silent answers on none, and each would be waited for.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, most: int, wait: float) -> None:
@@ -99,6 +100,9 @@ class Connections:
     def _give_back(self, connection: asyncpg.Connection) -> None:
         if connection.is_closed():
             self._open.discard(connection)
+            while idle := self._take_idle():
+                self._open.discard(idle)
+                idle.terminate()
         else:
             self._idle.append(connection)
         self._wake()

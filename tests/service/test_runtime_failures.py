@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP, Signals
 from typing import Any
 from uuid import uuid4
 
@@ -17,16 +20,16 @@ from mesh.batch.group_commit import GroupCommit
 from mesh.db import database
 from mesh.db.database import Database, Statement
 from mesh.db.unit_of_work import UnitOfWork
-from mesh.errors import Code, MeshError, StatementTimeout
+from mesh.errors import Code, MeshError, StatementTimeout, Unavailable
 from mesh.events import consumers
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received
 from mesh.rpc.call import Call
 from stack.servers import Servers
 from tests.service.consuming import Gate, Publisher, applied, consuming, settled
-from tests.service.runtime import BACKEND, Process, Scratch, do, process
+from tests.service.runtime import BACKEND, Process, Scratch, do, process, scratch_database
 from tests.service.served import client_of, serving
-from tests.services import Keys, eventually
+from tests.services import Keys, eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
@@ -184,6 +187,35 @@ async def test_reply_that_does_not_come_in_time_closes_the_connection(
     async with opened.reading() as reading:
         assert await reading.fetch_one(BACKEND) != before
     await opened.stop()
+
+
+async def test_silent_server_is_waited_for_once_and_not_on_each_connection(tmp_path: Path) -> None:
+    async with Servers.started(tmp_path, only={"postgres"}) as mortal, scratch_database(mortal) as silent:
+        opened = Database(silent.url, max_connections=4, acquire_timeout=0.5, command_timeout=0.5)
+        await opened.start()
+        async with opened.reading(), opened.reading(), opened.reading():
+            pass
+        backends = await silent.admin.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert len(backends) == 3
+
+        def send(sent: Signals) -> None:
+            signal(mortal, "postgres", sent)
+            for backend in backends:
+                os.kill(backend["pid"], sent)
+
+        send(SIGSTOP)
+        try:
+            async with opened.reading() as reading:
+                with pytest.raises(StatementTimeout):
+                    await reading.fetch(BACKEND)
+            with pytest.raises(Unavailable) as refusal:
+                await opened.check()
+            assert not isinstance(refusal.value, StatementTimeout), "the idle connections are not tried"
+        finally:
+            send(SIGCONT)
+        await opened.stop()
 
 
 async def test_batch_that_is_too_large_for_its_time_is_applied_in_halves(

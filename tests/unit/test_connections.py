@@ -76,6 +76,17 @@ async def test_one_that_was_closed_meanwhile_is_replaced(server: Server) -> None
     assert len(server.made) == 3
 
 
+async def test_idle_connections_are_closed_when_one_in_use_is_lost(server: Server) -> None:
+    connections = Connections(server.connect, most=4, wait=1)
+    async with connections.one(), connections.one(), connections.one():
+        pass
+    async with connections.one() as used:
+        used.terminate()
+    assert [each.closed for each in server.made] == [True] * 3
+    await asyncio.gather(*(use(connections) for _ in range(4)))
+    assert not server.made[-1].closed
+
+
 async def test_a_server_that_was_down_costs_no_place(server: Server) -> None:
     connections = Connections(server.connect, most=1, wait=1)
     server.is_down = True
