@@ -5,8 +5,10 @@ from __future__ import annotations
 from commerce.customer.v1 import customer_pb2 as customer
 from commerce.customer.v1 import session_pb2 as session
 from customer_svc import wire
+from customer_svc.domain import Customer, PaymentMethod
 from customer_svc.usecases import Customers, PaymentMethods, Sessions
 from mesh.rpc.call import Call
+from mesh.rpc.replies import Change, Reply
 
 
 class CustomerService:
@@ -16,24 +18,22 @@ class CustomerService:
         self._customers = customers
         self._payment_methods = payment_methods
 
-    async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda made: customer.CreateCustomerResponse(customer=wire.customer(made)),
-            self._customers.create_customer,
-            wire.new_customer(request),
+    async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> Reply[Customer]:
+        change: Change[Customer] = Change(
+            call, lambda made: customer.CreateCustomerResponse(customer=wire.customer(made))
         )
+        return await self._customers.create_customer(change, wire.new_customer(request))
 
     async def GetCustomer(self, request: customer.GetCustomerRequest, call: Call) -> customer.GetCustomerResponse:
         found = await self._customers.get_customer(call.caller, wire.named(request.customer_id))
         return customer.GetCustomerResponse(customer=wire.customer(found))
 
-    async def AddPaymentMethod(self, request: customer.AddPaymentMethodRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda made: customer.AddPaymentMethodResponse(payment_method=wire.payment_method(made)),
-            self._payment_methods.add_payment_method,
-            wire.named(request.customer_id),
-            request.token,
-            make_default=request.make_default,
+    async def AddPaymentMethod(self, request: customer.AddPaymentMethodRequest, call: Call) -> Reply[PaymentMethod]:
+        change: Change[PaymentMethod] = Change(
+            call, lambda made: customer.AddPaymentMethodResponse(payment_method=wire.payment_method(made))
+        )
+        return await self._payment_methods.add_payment_method(
+            change, wire.named(request.customer_id), request.token, make_default=request.make_default
         )
 
     async def ListPaymentMethods(

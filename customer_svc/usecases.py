@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from customer_svc.session_store import SessionStore
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Call, Caller
+    from mesh.rpc.replies import Change, Reply
 
 
 def _whose(caller: Caller, named: UUID | None) -> UUID:
@@ -55,24 +56,23 @@ class Customers:
         self._passwords = passwords
         self._sessions = sessions
 
-    async def create_customer(self, call: Call, new: NewCustomer) -> Customer:
+    async def create_customer(self, change: Change[Customer], new: NewCustomer) -> Reply[Customer]:
         """Sign a customer up.
 
         Raises EmailTaken; ClientLimited; ResourceExhausted when too many passwords wait to be hashed.
         """
         # A retry should not cost a hash, and no hash should be made while a transaction is open.
-        for outcome in (await idempotency.find(self._units.database, [call])).values():
+        for outcome in (await idempotency.find(self._units.database, [change.key])).values():
             raise outcome
-        client = call.client_network
+        client = change.call.client_network
         await self._sessions.admit_sign_up(client)
         password_hash = await self._passwords.hash(new.password, client=client)
         now = self._units.now()
         customer = Customer(new_id(), new.email, new.name, new.phone, now, now, version=1)
-        async with self._units.once(call) as work:
+        async with self._units.once(change) as work:
             await store.add_customer(work.transaction, customer, password_hash)
-            work.publish(wire.customer_created(customer), call.trace)
-            work.remember(call, customer)
-        return customer
+            work.publish(wire.customer_created(customer), change.trace)
+            return work.reply(customer)
 
     async def get_customer(self, caller: Caller, named: UUID | None) -> Customer:
         """One customer; the caller when none is named. Raises CustomerNotFound."""
@@ -92,16 +92,16 @@ class PaymentMethods:
         self._pages = pages
 
     async def add_payment_method(
-        self, call: Call, named: UUID | None, token: str, *, make_default: bool
-    ) -> PaymentMethod:
+        self, change: Change[PaymentMethod], named: UUID | None, token: str, *, make_default: bool
+    ) -> Reply[PaymentMethod]:
         """Keep a payment method; a customer's first one becomes the default anyway.
 
         Raises CustomerNotFound or ProviderTokenUnknown.
         """
-        customer_id = _whose(call.caller, named)
+        customer_id = _whose(change.caller, named)
         now = self._units.now()
         card = card_of(token, now)
-        async with self._units.once(call) as work:
+        async with self._units.once(change) as work:
             customer = await store.lock_customer(work.transaction, customer_id)
             if customer is None:
                 raise CustomerNotFound(customer_id)
@@ -112,9 +112,8 @@ class PaymentMethods:
             await store.add_payment_method(work.transaction, method, token)
             changed = customer.changed(now)
             await store.write_customer(work.transaction, changed)
-            work.publish(wire.customer_updated(changed), call.trace)
-            work.remember(call, method)
-        return method
+            work.publish(wire.customer_updated(changed), change.trace)
+            return work.reply(method)
 
     async def list_payment_methods(
         self, caller: Caller, named: UUID | None, *, page_size: int, page_token: str

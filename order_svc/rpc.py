@@ -6,8 +6,10 @@ from commerce.order.v1 import order_pb2 as order
 from mesh import tasks
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
+from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
+from order_svc.domain import Order
 from order_svc.usecases import Placement, Reading, Saga
 
 
@@ -19,10 +21,10 @@ class OrderService:
         self._reading = reading
         self._saga = saga
 
-    async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda placed: order.CreateOrderResponse(order=placed),
-            self._placement.place,
+    async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[order.Order]:
+        change: Change[order.Order] = Change(call, lambda placed: order.CreateOrderResponse(order=placed))
+        return await self._placement.place(
+            change,
             uuid_or_none(request.customer_id),
             wire.lines(request),
             uuid_or_none(request.payment_method_id),
@@ -46,14 +48,9 @@ class OrderService:
             reply.orders.append(wire.order(each))
         return reply
 
-    async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)),
-            self._saga.cancel_order,
-            parse_id(request.order_id),
-            note=request.reason,
-            etag=request.etag,
-        )
+    async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)))
+        return await self._saga.cancel_order(change, parse_id(request.order_id), note=request.reason, etag=request.etag)
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
         ids = [parse_id(each) for each in request.order_ids]

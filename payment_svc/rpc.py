@@ -5,7 +5,9 @@ from __future__ import annotations
 from commerce.payment.v1 import payment_pb2 as payment
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
+from mesh.rpc.replies import Change, Reply
 from payment_svc import wire
+from payment_svc.domain import Payment
 from payment_svc.usecases import Payments
 
 
@@ -15,12 +17,11 @@ class PaymentService:
     def __init__(self, payments: Payments) -> None:
         self._payments = payments
 
-    async def ProcessPayment(self, request: payment.ProcessPaymentRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda processed: payment.ProcessPaymentResponse(payment=wire.payment(processed)),
-            self._payments.process_payment,
-            wire.requested(request),
+    async def ProcessPayment(self, request: payment.ProcessPaymentRequest, call: Call) -> Reply[Payment]:
+        change: Change[Payment] = Change(
+            call, lambda processed: payment.ProcessPaymentResponse(payment=wire.payment(processed))
         )
+        return await self._payments.process_payment(change, wire.requested(request))
 
     async def GetPayment(self, request: payment.GetPaymentRequest, call: Call) -> payment.GetPaymentResponse:
         found = await self._payments.get_payment(call, parse_id(request.payment_id))

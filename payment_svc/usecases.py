@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mesh import tasks
-from mesh.db.idempotency import Replay
 from mesh.errors import MeshError, Overtaken
 from mesh.ids import new_id
+from mesh.rpc.replies import Replay
 from payment_svc import store, wire
 from payment_svc.domain import (
     PROVIDER_UNKNOWN,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.events.cloudevents import Received
     from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
     from payment_svc.charger import Charger, Settlement
 
 ORDER_PLACED, ORDER_CANCELLING = "commerce.order.placed", "commerce.order.cancelling"
@@ -64,7 +65,7 @@ class Payments:
         async with self._units.database.reading() as reading:
             return _own(call, await store.get_order_payment(reading, order_id), refusal)
 
-    async def process_payment(self, call: Call, new: NewPayment) -> Payment:
+    async def process_payment(self, change: Change[Payment], new: NewPayment) -> Reply[Payment]:
         """Charge an order, or find what it was charged, and wait for the outcome as long as the caller does.
 
         A key stands for the payment, not for how it stood: its replay answers with the payment as it is by then.
@@ -73,22 +74,20 @@ class Payments:
         if new.provider not in self._providers:
             raise ProviderNotFound(new.provider)
         try:
-            async with self._units.once(call) as work:
+            async with self._units.once(change) as work:
                 now = self._units.now()
-                begun = Payment.begin(new_id(), new, call.trace.traceparent, now, now + self._lease)
+                begun = Payment.begin(new_id(), new, change.trace.traceparent, now, now + self._lease)
                 self._start(work, await store.add_payments(work.transaction, [begun]))
                 payment = await _of_order(work.transaction, new.order_id)
                 payment.require_same(new)
-                work.remember(call, payment)
+                work.reply(payment)
         except Replay:
             async with self._units.database.reading() as reading:
                 payment = await _of_order(reading, new.order_id)
-        if remaining := call.remaining():
+        if remaining := change.call.remaining():
             await self._charger.done(payment.id, timeout=max(0.0, remaining - ANSWER_SECONDS))
         async with self._units.database.reading() as reading:
-            payment = await _of_order(reading, new.order_id)
-        call.encode(payment)
-        return payment
+            return change.reply(await _of_order(reading, new.order_id))
 
     async def on_orders(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
         """Orders were placed, or are to be cancelled. They come together: rows are written in one order.

@@ -8,9 +8,10 @@ from commerce.product.v1 import inventory_pb2 as inventory
 from commerce.product.v1 import product_pb2 as product
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
+from mesh.rpc.replies import Change, Reply
 from product_svc import wire
-from product_svc.domain import HoldState
-from product_svc.usecases import Catalogue, Holds, Inventory
+from product_svc.domain import HoldState, Product, Stock
+from product_svc.usecases import Catalogue, Holds, HoldStates, Inventory
 
 
 class ProductService:
@@ -19,12 +20,9 @@ class ProductService:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
-    async def CreateProduct(self, request: product.CreateProductRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda made: product.CreateProductResponse(product=wire.product(made)),
-            self._catalogue.create_product,
-            wire.new_product(request),
-        )
+    async def CreateProduct(self, request: product.CreateProductRequest, call: Call) -> Reply[Product]:
+        change: Change[Product] = Change(call, lambda made: product.CreateProductResponse(product=wire.product(made)))
+        return await self._catalogue.create_product(change, wire.new_product(request))
 
     async def GetProduct(self, request: product.GetProductRequest, call: Call) -> product.GetProductResponse:
         found = await self._catalogue.get_product(parse_id(request.product_id))
@@ -57,12 +55,9 @@ class InventoryService:
         stock = await self._inventory.get_stock(parse_id(request.product_id))
         return inventory.GetStockResponse(stock=wire.stock(stock))
 
-    async def UpdateStock(self, request: inventory.UpdateStockRequest, call: Call) -> bytes:
-        return await call.answer(
-            lambda stock: inventory.UpdateStockResponse(stock=wire.stock(stock)),
-            self._inventory.update_stock,
-            wire.stock_change(request),
-        )
+    async def UpdateStock(self, request: inventory.UpdateStockRequest, call: Call) -> Reply[Stock]:
+        change: Change[Stock] = Change(call, lambda stock: inventory.UpdateStockResponse(stock=wire.stock(stock)))
+        return await self._inventory.update_stock(change, wire.stock_change(request))
 
     async def ListStockMovements(
         self, request: inventory.ListStockMovementsRequest, call: Call
@@ -78,17 +73,19 @@ class InventoryService:
         outcomes = await self._holds.reserve([wire.reservation(each) for each in request.reservations])
         return inventory.ReserveStockResponse(results=[wire.reservation_result(each) for each in outcomes])
 
-    async def CommitStock(self, request: inventory.CommitStockRequest, call: Call) -> bytes:
+    async def CommitStock(self, request: inventory.CommitStockRequest, call: Call) -> Reply[HoldStates]:
         ids = [parse_id(each) for each in request.order_ids]
-        return await call.answer(
-            lambda states: inventory.CommitStockResponse(results=_results(ids, states)), self._holds.commit_stock, ids
+        change: Change[HoldStates] = Change(
+            call, lambda states: inventory.CommitStockResponse(results=_results(ids, states))
         )
+        return await self._holds.commit_stock(change, ids)
 
-    async def ReleaseStock(self, request: inventory.ReleaseStockRequest, call: Call) -> bytes:
+    async def ReleaseStock(self, request: inventory.ReleaseStockRequest, call: Call) -> Reply[HoldStates]:
         ids = [parse_id(each) for each in request.order_ids]
-        return await call.answer(
-            lambda states: inventory.ReleaseStockResponse(results=_results(ids, states)), self._holds.release_stock, ids
+        change: Change[HoldStates] = Change(
+            call, lambda states: inventory.ReleaseStockResponse(results=_results(ids, states))
         )
+        return await self._holds.release_stock(change, ids)
 
 
 def _results(ids: list[UUID], states: dict[UUID, HoldState]) -> list[inventory.HoldResult]:

@@ -8,7 +8,7 @@ the first to end, in whichever process that runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -20,11 +20,12 @@ from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction
 from mesh.db.recent import Recent
 from mesh.db.schema import idempotency as table
 from mesh.errors import AlreadyExists, InvalidArgument, Unavailable, Violation
+from mesh.rpc.replies import Replay
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from mesh.rpc.call import Call, Caller
+    from mesh.rpc.call import Caller
 
 HEADER = "idempotency-key"
 RETENTION = timedelta(hours=24)
@@ -71,14 +72,6 @@ class IdempotencyKeyReused(AlreadyExists):
         super().__init__("this idempotency key was used for another request; take a new key for a new intent")
 
 
-class Replay(Exception):
-    """The change was made before; `reply` is what was answered then, in wire form."""
-
-    def __init__(self, reply: bytes) -> None:
-        super().__init__("replayed")
-        self.reply = reply
-
-
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
     """A caller's key together with the request it stands for."""
@@ -123,65 +116,69 @@ class Retries:
     """Tells the calls whose key has come to this process before, as far back as `most` keys.
 
     For hot paths that would else look each new key up in vain. It makes a retry cheap, never right: one whose first
-    attempt came to another process, or before a restart, is known for a retry only when its row is written (`answer`).
+    attempt came to another process, or before a restart, is known for a retry only when its row is written.
     """
 
     def __init__(self, *, most: int = 16_384) -> None:
         self._keys: Recent[bytes, None] = Recent(most=most)
 
-    def knows(self, call: Call) -> bool:
-        """Whether this call is a retry."""
-        return call.key is not None and call.key.digest in self._keys
+    def __contains__(self, key: IdempotencyKey | None) -> bool:
+        return key is not None and key.digest in self._keys
 
-    def among(self, calls: Sequence[Call]) -> list[Call]:
-        """Those of these calls that are retries. The keys of all of them are known from now on."""
-        digests = [call.key.digest for call in calls if call.key is not None]
-        known = self._keys.take(digests)
-        self._keys.put(dict.fromkeys(digests))
-        return [call for call in calls if call.key is not None and call.key.digest in known]
+    def among(self, keys: Iterable[IdempotencyKey]) -> list[IdempotencyKey]:
+        """Those of these keys that came before. All of them are known from now on."""
+        asked = list(keys)
+        known = self._keys.take(key.digest for key in asked)
+        self._keys.put(dict.fromkeys(key.digest for key in asked))
+        return [key for key in asked if key.digest in known]
 
 
-async def find(database: Database, calls: Sequence[Call]) -> Outcomes:
-    """The calls among these that were answered before, in one statement; without keys among them in none."""
-    keys = [call.key for call in calls if call.key is not None]
-    if not keys:
+async def find(database: Database, keys: Iterable[IdempotencyKey | None]) -> Outcomes:
+    """The calls with these keys that were answered before, in one statement; without any key in none."""
+    sent = [key for key in keys if key is not None]
+    if not sent:
         return {}
     async with database.reading() as reading:
-        return await _outcomes(reading, keys)
+        return await _outcomes(reading, sent)
 
 
-def answer(transaction: Transaction, calls: Sequence[Call]) -> None:
-    """Write the calls' rows with their replies, at the commit: for a batch that claims no keys beforehand.
+def store_replies(transaction: Transaction, replies: Iterable[tuple[IdempotencyKey | None, bytes]]) -> None:
+    """Write the replies under their keys at the commit: for a batch that claims no keys beforehand.
 
-    The transaction then fails with KeyTaken when another one has answered one of these keys.
+    The transaction then fails with KeyTaken when another one has stored a reply under one of these keys.
     Raises TwinCalls when two of the calls have one key; in `run_batch` that sets them apart.
     """
-    transaction.add(ANSWER, _rows(calls))
+    rows: dict[bytes, tuple[Any, ...]] = {}
+    for key, reply in replies:
+        if key is not None:
+            if key.digest in rows:
+                raise TwinCalls
+            rows[key.digest] = _row(key, reply)
+    # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
+    transaction.add(ANSWER, [rows[digest] for digest in sorted(rows)])
 
 
-async def claim(transaction: Transaction, call: Call) -> Replay | IdempotencyKeyReused | None:
+async def claim(transaction: Transaction, key: IdempotencyKey | None) -> Replay | IdempotencyKeyReused | None:
     """Write the row of a call that is not answered yet; what it gets if it was answered before.
 
     First thing in the transaction of an effect: from here on a second attempt waits until this one has ended.
     """
-    if call.key is None or await transaction.insert(CLAIM, _rows([call])):
+    if key is None or await transaction.insert(CLAIM, [_row(key, None)]):
         return None
-    outcomes = await _outcomes(transaction, [call.key])
+    outcomes = await _outcomes(transaction, [key])
     if not outcomes:
         # Dropped as too old since it was in the way: neither claimed nor answered.
         raise Unavailable("the reply under this key was dropped just now")
-    return outcomes[call.key]
+    return outcomes[key]
 
 
-def _rows(calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    rows: dict[bytes, tuple[Any, ...]] = {}
-    for call in calls:
-        if (key := call.key) is not None:
-            if key.digest in rows:
-                raise TwinCalls
-            rows[key.digest] = (key.digest, key.caller, key.method, key.request_hash, call.reply)
-    # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
-    return [rows[digest] for digest in sorted(rows)]
+def store_reply(transaction: Transaction, key: IdempotencyKey, reply: bytes) -> None:
+    """Write the reply under a key that this transaction has claimed, at the commit."""
+    transaction.write(SETTLE, key_digest=key.digest, key_reply=reply)
+
+
+def _row(key: IdempotencyKey, reply: bytes | None) -> tuple[Any, ...]:
+    return (key.digest, key.caller, key.method, key.request_hash, reply)
 
 
 class TwinCalls(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import structlog
 
@@ -13,14 +13,15 @@ from mesh.db import idempotency
 from mesh.db.database import BulkInsert, Transaction
 from mesh.errors import NOBODYS_FAULT, Overtaken
 from mesh.events import relay as outbox
+from mesh.events.cloudevents import Event
 
 if TYPE_CHECKING:
     from mesh.clock import Clock
     from mesh.db.database import Database
-    from mesh.events.cloudevents import Event
+    from mesh.db.idempotency import IdempotencyKey
     from mesh.events.relay import Relay
     from mesh.observe.trace import Trace
-    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
 
 R = TypeVar("R")
 
@@ -33,53 +34,80 @@ MOST_OVERTAKEN = 3
 class UnitOfWork:
     """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
 
-    __slots__ = ("_causes", "_events", "_replies", "must_look", "transaction")
+    __slots__ = ("_causes", "_event_of", "_events", "must_look", "transaction")
 
-    def __init__(self, transaction: Transaction, *, must_look: bool = False) -> None:
+    def __init__(self, transaction: Transaction, event_of: Callable[[Any], Event], *, must_look: bool = False) -> None:
         self.transaction = transaction
         self.must_look = must_look
         """Whether nothing may be taken for granted: an attempt that did has failed, or there will be none after it."""
+        self._event_of = event_of
         self._events: list[tuple[Event, str]] = []
-        self._replies: list[tuple[bytes, bytes]] = []
         self._causes: list[tuple[BulkInsert, Iterable[Sequence[Any]]]] = []
 
-    def publish(self, event: Event, trace: Trace | str = "") -> None:
-        """Publish `event` once this has committed; `trace` is what caused it."""
-        self._events.append((event, trace if isinstance(trace, str) else trace.traceparent))
+    def publish(self, fact: object, trace: Trace | str = "") -> None:
+        """Publish what has happened, a value of the domain, once this has committed; `trace` is what caused it."""
+        self._events.append((self._event_of(fact), trace if isinstance(trace, str) else trace.traceparent))
 
     def caused_by(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
         """Write down what led to this: after all else, so that the statement's count of rows is that of the causes."""
         self._causes.append((statement, rows))
 
-    def remember(self, call: Call, result: object) -> None:
-        """Store the reply for `result` under the call's key."""
-        reply = call.encode(result)
-        if call.key is not None:
-            self._replies.append((call.key.digest, reply))
-
-    def answer(self, calls: Sequence[Call]) -> None:
-        """For a batch whose replies are encoded: store them; see `mesh.db.idempotency.answer`."""
-        idempotency.answer(self.transaction, calls)
+    def store_replies(self, replies: Iterable[tuple[IdempotencyKey | None, bytes]]) -> None:
+        """Store the replies of a batch under their keys; see `mesh.db.idempotency.store_replies`."""
+        idempotency.store_replies(self.transaction, replies)
 
     def flush(self) -> bool:
         """Write what was gathered; whether there are events among it."""
-        for digest, reply in self._replies:
-            self.transaction.write(idempotency.SETTLE, key_digest=digest, key_reply=reply)
         self.transaction.add(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
         for statement, rows in self._causes:
             self.transaction.add(statement, rows)
         return bool(self._events)
 
 
+class ChangeUnderWay(UnitOfWork, Generic[R]):
+    """The unit of work of one changing call."""
+
+    __slots__ = ("_change", "is_answered")
+
+    def __init__(self, transaction: Transaction, event_of: Callable[[Any], Event], change: Change[R]) -> None:
+        super().__init__(transaction, event_of, must_look=True)
+        self._change = change
+        self.is_answered = False
+
+    def reply(self, result: R) -> Reply[R]:
+        """Make the reply for `result`, and store it under the call's key."""
+        made = self._change.reply(result)
+        if self._change.key is not None:
+            idempotency.store_reply(self.transaction, self._change.key, made.wire)
+        self.is_answered = True
+        return made
+
+
+def _is_event(fact: Any) -> Event:
+    """For a process without facts of its own, which publishes events as they are."""
+    if not isinstance(fact, Event):
+        raise TypeError(f"{type(fact).__name__} is no event, and nobody says how to make one of it")
+    return fact
+
+
 class UnitsOfWork:
     """Begins units of work on a service's database, and wakes the relay when one has left events.
 
-    Times that are written come from `clock`, by default the database's.
+    `event_of` makes the event of what a use case publishes. Times that are written come from `clock`, by default the
+    database's.
     """
 
-    def __init__(self, database: Database, relay: Relay, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        relay: Relay,
+        *,
+        event_of: Callable[[Any], Event] = _is_event,
+        clock: Clock | None = None,
+    ) -> None:
         self.database = database
         self._relay = relay
+        self._event_of = event_of
         self._clock = clock or database.clock
 
     def now(self) -> datetime:
@@ -90,7 +118,7 @@ class UnitsOfWork:
     async def begin(self, *, must_look: bool = False) -> AsyncIterator[UnitOfWork]:
         """A unit of work that no single call stands behind: a batch, an event, a sweep."""
         async with self.database.transaction() as transaction:
-            work = UnitOfWork(transaction, must_look=must_look)
+            work = UnitOfWork(transaction, self._event_of, must_look=must_look)
             yield work
             if work.flush():
                 transaction.on_commit(self._relay.wake)
@@ -120,15 +148,18 @@ class UnitsOfWork:
             attempt += 1
 
     @asynccontextmanager
-    async def once(self, call: Call) -> AsyncIterator[UnitOfWork]:
+    async def once(self, change: Change[R]) -> AsyncIterator[ChangeUnderWay[R]]:
         """The unit of work of one call, carried out once for its key.
 
         Raises Replay when it was carried out before (the chain answers with the stored reply), and
-        IdempotencyKeyReused when the key stands for another request. The block must `remember` its result.
+        IdempotencyKeyReused when the key stands for another request. The block must make its `reply`.
         """
-        async with self.begin(must_look=True) as work:
-            if outcome := await idempotency.claim(work.transaction, call):
+        async with self.database.transaction() as transaction:
+            if outcome := await idempotency.claim(transaction, change.key):
                 raise outcome
+            work = ChangeUnderWay(transaction, self._event_of, change)
             yield work
-            if call.reply is None:
-                raise RuntimeError(f"{call.method} was carried out under a key, and its reply was not remembered")
+            if not work.is_answered:
+                raise RuntimeError(f"{change.call.method} was carried out under a key, and made no reply")
+            if work.flush():
+                transaction.on_commit(self._relay.wake)

@@ -12,7 +12,7 @@ from mesh.rpc.identity import OUTSIDERS
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
-    from mesh.rpc.call import Call
+    from mesh.rpc.call import Caller
 
 
 class AccessUndeclared(Exception):
@@ -27,7 +27,7 @@ def rule_of(method: MethodDescriptor) -> access_pb2.Access.ValueType:
     return rule
 
 
-def require(rule: access_pb2.Access.ValueType, call: Call) -> None:
+def require(rule: access_pb2.Access.ValueType, *, peer: str, caller: Caller) -> None:
     """Raise unless the rule lets this call in. Whose resource it is, is for the use case to check.
 
     Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one.
@@ -36,13 +36,13 @@ def require(rule: access_pb2.Access.ValueType, call: Call) -> None:
         case access_pb2.ACCESS_PUBLIC:
             return
         case access_pb2.ACCESS_SERVICE:
-            if call.peer in OUTSIDERS:
+            if peer in OUTSIDERS:
                 raise PermissionDenied("only services of the mesh may call this", metadata={"access": "SERVICE"})
-        case _ if call.caller.kind not in (Kind.CUSTOMER, Kind.STAFF):
+        case _ if caller.kind not in (Kind.CUSTOMER, Kind.STAFF):
             raise Unauthenticated("this needs an access token", reason="TOKEN_MISSING")
         case access_pb2.ACCESS_CUSTOMER:
             return
-        case access_pb2.ACCESS_STAFF if call.caller.is_staff:
+        case access_pb2.ACCESS_STAFF if caller.is_staff:
             return
         case _:
             raise PermissionDenied("this needs the role staff", metadata={"access": "STAFF"})

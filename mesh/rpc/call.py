@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from mesh.errors import NotFound
@@ -15,17 +15,12 @@ from mesh.ids import parse_id
 from mesh.observe.trace import Trace
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from mesh.db.idempotency import IdempotencyKey
 
 CLIENT_ADDRESS = "x-mesh-client-address"
 """The header in which the edge names the address of the client. A client cannot send it: the edge drops it."""
 GATEWAY = "gateway"
 """The name of the edge in its certificate."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Kind(StrEnum):
@@ -70,9 +65,9 @@ class Caller:
 ANYBODY = Caller()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Call:
-    """A call under way. The chain of `mesh.rpc.chain` fills it in, one part a link."""
+    """A call under way, as the chain of `mesh.rpc.chain` has built it."""
 
     method: str
     """The full name, `/commerce.order.v1.OrderService/CreateOrder`."""
@@ -85,9 +80,7 @@ class Call:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What came with it: the text headers, by lower-case name."""
     key: IdempotencyKey | None = None
-    reply: bytes | None = None
-    """The serialized reply, once `encode` has made it."""
-    _to_wire: Callable[[Any], Message] | None = None
+    """The idempotency key of a change, when the caller sent one."""
 
     @property
     def client_address(self) -> str:
@@ -116,26 +109,3 @@ class Call:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
-
-    def encode(self, result: object) -> bytes:
-        """Make the reply for `result`, in wire form. What is stored under the key is what is sent."""
-        if self._to_wire is None:
-            raise RuntimeError(f"{self.method} stores a reply, so its servicer must answer through Call.answer")
-        self.reply = self._to_wire(result).SerializeToString()
-        return self.reply
-
-    async def answer(
-        self,
-        to_wire: Callable[[R], Message],
-        use_case: Callable[Concatenate[Call, P], Awaitable[R]],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> bytes:
-        """Run a changing use case and give its reply, made by `to_wire`, in wire form.
-
-        A use case that stores its reply (`UnitOfWork.remember`) has encoded it already: then that one is sent.
-        """
-        self._to_wire = to_wire
-        result = await use_case(self, *args, **kwargs)
-        return self.reply if self.reply is not None else self.encode(result)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError
 
 from commerce.access.v1 import access_pb2
-from mesh.db.idempotency import HEADER, IdempotencyKey, Replay
+from mesh.db.idempotency import HEADER, IdempotencyKey
 from mesh.errors import (
     Code,
     DeadlineExceeded,
@@ -37,6 +37,7 @@ from mesh.rpc import access, status, validation
 from mesh.rpc.call import ANYBODY, Call, Caller, Kind
 from mesh.rpc.identity import OUTSIDERS, Tokens, peer_name
 from mesh.rpc.key_scope import KeyScope, key_scope_of
+from mesh.rpc.replies import Replay, Reply, to_wire
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -44,13 +45,32 @@ if TYPE_CHECKING:
 
 Parsed = TypeVar("Parsed")
 Context = grpc.aio.ServicerContext[Any, Any]
-Servicer = Callable[[Any, Call], Awaitable["Message | bytes"]]
-"""A method of an `rpc.py`: a request and its call in; a reply out, as a message or in wire form."""
-Handler = Callable[[Any, Call, Context], Awaitable[bytes]]
-"""A link with all that follow it: a request and its call in, the serialized reply out.
+Servicer = Callable[[Any, Call], Awaitable["Message | Reply[Any]"]]
+"""A method of an `rpc.py`: a request and its call in; a message out, or the reply of a change."""
 
-The request is bytes up to the link that parses it, a message from there on.
-"""
+
+@dataclass(slots=True)
+class Incoming:
+    """A call while the chain builds it: each link adds its part, and the last one makes the `Call`."""
+
+    request: Any
+    """Bytes up to the link that parses them, a message from there on."""
+    context: Context
+    method: str
+    metadata: Mapping[str, str]
+    trace: Trace
+    deadline: float | None = None
+    peer: str = ""
+    caller: Caller = ANYBODY
+    key: IdempotencyKey | None = None
+
+    def call(self) -> Call:
+        """The call as the servicer gets it."""
+        return Call(self.method, self.trace, self.deadline, self.peer, self.caller, self.metadata, self.key)
+
+
+Handler = Callable[[Incoming], Awaitable[bytes]]
+"""A link with all that follow it: a call in, the serialized reply out."""
 
 log = structlog.get_logger("rpc")
 
@@ -106,10 +126,10 @@ def _telemetry(behind: Handler) -> Handler:
     if not log.is_enabled_for(logging.DEBUG):
         return behind
 
-    async def telemetry(request: bytes, call: Call, context: Context) -> bytes:
+    async def telemetry(incoming: Incoming) -> bytes:
         began = perf_counter()
-        reply = await behind(request, call, context)
-        log.debug("served", method=call.method, caller=str(call.caller), trace=call.trace.trace_id,
+        reply = await behind(incoming)
+        log.debug("served", method=incoming.method, caller=str(incoming.caller), trace=incoming.trace.trace_id,
                   ms=round((perf_counter() - began) * 1e3, 2))  # fmt: skip
         return reply
 
@@ -117,23 +137,23 @@ def _telemetry(behind: Handler) -> Handler:
 
 
 def _errors(behind: Handler, in_flight: InFlight) -> Handler:
-    async def errors(request: bytes, call: Call, context: Context) -> bytes:
+    async def errors(incoming: Incoming) -> bytes:
         try:
             with in_flight:
-                return await behind(request, call, context)
+                return await behind(incoming)
         except MeshError as error:
             failure = error
         except Exception:
-            log.exception("fault", method=call.method, trace=call.trace.trace_id)
-            failure = status.fault(call.trace.trace_id)
+            log.exception("fault", method=incoming.method, trace=incoming.trace.trace_id)
+            failure = status.fault(incoming.trace.trace_id)
         log.log(
-            LEVEL_OF.get(failure.code, logging.INFO), "refused", method=call.method, code=failure.code.name,
-            reason=failure.reason, error=failure.message, caller=str(call.caller), trace=call.trace.trace_id,
+            LEVEL_OF.get(failure.code, logging.INFO), "refused", method=incoming.method, code=failure.code.name,
+            reason=failure.reason, error=failure.message, caller=str(incoming.caller), trace=incoming.trace.trace_id,
         )  # fmt: skip
         if failure.code is Code.INTERNAL:
             # Its message is for the log: it may contain text of another service or of a library.
-            failure = status.fault(call.trace.trace_id)
-        await status.abort(context, failure)
+            failure = status.fault(incoming.trace.trace_id)
+        await status.abort(incoming.context, failure)
         raise AssertionError("abort raises")
 
     return errors
@@ -146,40 +166,40 @@ LEVEL_OF = {Code.INTERNAL: logging.ERROR, Code.UNAVAILABLE: logging.WARNING, Cod
 def _deadline(behind: Handler, default_timeout: float) -> Handler:
     """Until when the caller waits. gRPC itself ends a call at the deadline that came with it; others get one here."""
 
-    async def deadline(request: bytes, call: Call, context: Context) -> bytes:
-        remaining: float | None = context.time_remaining()  # none without a deadline, whatever the stubs say
+    async def wait_until(incoming: Incoming) -> bytes:
+        remaining: float | None = incoming.context.time_remaining()  # none without a deadline, whatever the stubs say
         now = asyncio.get_running_loop().time()
         # An absent deadline reads as none, or as centuries.
         if remaining is not None and remaining <= 3600:
-            call.deadline = now + remaining
-            return await behind(request, call, context)
-        call.deadline = now + default_timeout
+            incoming.deadline = now + remaining
+            return await behind(incoming)
+        deadline = incoming.deadline = now + default_timeout
         try:
-            async with asyncio.timeout_at(call.deadline):
-                return await behind(request, call, context)
+            async with asyncio.timeout_at(deadline):
+                return await behind(incoming)
         except TimeoutError as error:
-            if call.remaining():
+            if asyncio.get_running_loop().time() < deadline:
                 raise
             raise DeadlineExceeded("the deadline passed before the answer was there") from error
 
-    return deadline
+    return wait_until
 
 
 def _identity(behind: Handler, tokens: Tokens) -> Handler:
-    async def identity(request: bytes, call: Call, context: Context) -> bytes:
-        call.peer = peer_name(context)
-        call.caller = tokens.caller(call.authorization)
-        if call.caller is ANYBODY and call.peer not in OUTSIDERS:
-            call.caller = Caller(Kind.SERVICE, call.peer)
-        return await behind(request, call, context)
+    async def identity(incoming: Incoming) -> bytes:
+        incoming.peer = peer_name(incoming.context)
+        incoming.caller = tokens.caller(incoming.metadata.get("authorization", ""))
+        if incoming.caller is ANYBODY and incoming.peer not in OUTSIDERS:
+            incoming.caller = Caller(Kind.SERVICE, incoming.peer)
+        return await behind(incoming)
 
     return identity
 
 
 def _access(behind: Handler, rule: access_pb2.Access.ValueType) -> Handler:
-    async def check_access(request: bytes, call: Call, context: Context) -> bytes:
-        access.require(rule, call)
-        return await behind(request, call, context)
+    async def check_access(incoming: Incoming) -> bytes:
+        access.require(rule, peer=incoming.peer, caller=incoming.caller)
+        return await behind(incoming)
 
     return check_access
 
@@ -200,8 +220,9 @@ def _parsing(behind: Handler, method: MethodDescriptor) -> Handler:
     """Parse the request, once access is granted."""
     parse = message_factory.GetMessageClass(method.input_type).FromString
 
-    async def parse_request(request: bytes, call: Call, context: Context) -> bytes:
-        return await behind(parsed(parse, request), call, context)
+    async def parse_request(incoming: Incoming) -> bytes:
+        incoming.request = parsed(parse, incoming.request)
+        return await behind(incoming)
 
     return parse_request
 
@@ -209,39 +230,40 @@ def _parsing(behind: Handler, method: MethodDescriptor) -> Handler:
 def _validation(behind: Handler, method: MethodDescriptor) -> Handler:
     violations_of = validation.violations_of(method.input_type)
 
-    async def validate(request: Message, call: Call, context: Context) -> bytes:
-        if violations := violations_of(request):
+    async def validate(incoming: Incoming) -> bytes:
+        if violations := violations_of(incoming.request):
             raise InvalidArgument("the request is not valid", violations=violations)
-        return await behind(request, call, context)
+        return await behind(incoming)
 
     return validate
 
 
 def _idempotency(behind: Handler, anonymous_scope: KeyScope | None) -> Handler:
-    async def idempotency(request: Message, call: Call, context: Context) -> bytes:
-        text = call.metadata.get(HEADER)
+    async def idempotency(incoming: Incoming) -> bytes:
+        text = incoming.metadata.get(HEADER)
         if text is not None:
-            scope = anonymous_scope(request) if anonymous_scope is not None and call.caller is ANYBODY else b""
-            call.key = IdempotencyKey.of(text, call.caller, call.method, request, scope=scope)
+            scope = (
+                b"" if anonymous_scope is None or incoming.caller is not ANYBODY else anonymous_scope(incoming.request)
+            )
+            incoming.key = IdempotencyKey.of(text, incoming.caller, incoming.method, incoming.request, scope=scope)
         try:
-            return await behind(request, call, context)
+            return await behind(incoming)
         except Replay as replay:
-            await context.send_initial_metadata((("idempotency-replayed", "true"),))
-            return replay.reply
+            await incoming.context.send_initial_metadata((("idempotency-replayed", "true"),))
+            return replay.wire
 
     return idempotency
 
 
 def _serving(servicer: Servicer) -> Handler:
-    async def serve(request: Message, call: Call, _: Context) -> bytes:
-        reply = await servicer(request, call)
-        return reply if isinstance(reply, bytes) else reply.SerializeToString()
+    async def serve(incoming: Incoming) -> bytes:
+        return to_wire(await servicer(incoming.request, incoming.call()))
 
     return serve
 
 
 def _unimplemented(method: MethodDescriptor) -> Handler:
-    async def not_there(_request: Message, _call: Call, _context: Context) -> bytes:
+    async def not_there(_: Incoming) -> bytes:
         raise Unimplemented(f"{method.full_name} is not there yet")
 
     return not_there
@@ -252,7 +274,7 @@ def entry(handler: Handler, method: str) -> Callable[[bytes, Context], Awaitable
 
     async def enter(request: bytes, context: Context) -> bytes:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        call = Call(method=method, trace=Trace.following(metadata.get("traceparent", "")), metadata=metadata)
-        return await handler(request, call, context)
+        trace = Trace.following(metadata.get("traceparent", ""))
+        return await handler(Incoming(request, context, method, metadata, trace))
 
     return enter

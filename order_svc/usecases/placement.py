@@ -12,9 +12,10 @@ from uuid import UUID
 from commerce.order.v1 import order_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db import idempotency
-from mesh.db.idempotency import IdempotencyKeyReused, Replay
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused
 from mesh.errors import NOBODYS_FAULT, InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.ids import new_id
+from mesh.rpc.replies import Replay, Reply
 from order_svc import store, wire
 from order_svc.domain import (
     CustomerNotFound,
@@ -31,7 +32,7 @@ from order_svc.domain import (
 if TYPE_CHECKING:
     from mesh.db.recent import Recent
     from mesh.db.unit_of_work import UnitsOfWork
-    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change
     from order_svc.peers import CustomerPeer, StockPeer
     from order_svc.usecases.unused_holds import UnusedHolds
 
@@ -42,7 +43,7 @@ T = TypeVar("T")
 class Placing:
     """A wish to place an order. What is made here stays the same for every attempt at it."""
 
-    call: Call
+    change: Change[order_pb2.Order]
     customer_id: UUID
     quantities: dict[UUID, int]
     payment_method_id: UUID | None
@@ -51,7 +52,7 @@ class Placing:
 
     def __post_init__(self) -> None:
         # Without an idempotency key every attempt is one of its own.
-        self.hold_key = self.call.key.digest if self.call.key else os.urandom(32)
+        self.hold_key = self.change.key.digest if self.change.key else os.urandom(32)
 
 
 @dataclass(slots=True)
@@ -69,9 +70,9 @@ class Made:
     """An order that is to be written."""
 
     index: int
-    call: Call
+    change: Change[order_pb2.Order]
     order: Order
-    message: order_pb2.Order
+    reply: Reply[order_pb2.Order]
     method: PaymentMethod | None
 
 
@@ -80,7 +81,7 @@ _UNPRICED = {"PRICE_CHANGED", "PRODUCT_NOT_FOUND", "PRODUCT_ARCHIVED", "CURRENCY
 
 Placed = tuple[Order, order_pb2.Order]
 """An order as it was placed, and its message."""
-Results = dict[int, order_pb2.Order | Exception]
+Results = dict[int, Reply[order_pb2.Order] | Exception]
 """What came of each placing, by its place in the batch."""
 
 
@@ -106,18 +107,20 @@ class Placement:
         self._deadline = payment_deadline
         self._hold_margin = hold_margin
         self._retries = idempotency.Retries()
-        self._replays: GroupCommit[Call, None] = GroupCommit("stored replies", self._replay)
-        self.group: GroupCommit[Placing, order_pb2.Order] = GroupCommit("order placement", self._place, max_batch=256)
+        self._replays: GroupCommit[IdempotencyKey, None] = GroupCommit("stored replies", self._replay)
+        self.group: GroupCommit[Placing, Reply[order_pb2.Order]] = GroupCommit(
+            "order placement", self._place, max_batch=256
+        )
 
     async def place(
         self,
-        call: Call,
+        change: Change[order_pb2.Order],
         customer_id: UUID | None,
         lines: Iterable[tuple[UUID, int]],
         payment_method_id: UUID | None,
         *,
         draft: bool,
-    ) -> order_pb2.Order:
+    ) -> Reply[order_pb2.Order]:
         """Place an order: its stock is held when this returns, its payment is under way.
 
         What it returns is the order's message, made once for the reply and for the event.
@@ -127,33 +130,33 @@ class Placement:
         """
         if draft:
             raise Unimplemented("drafts are not there yet: place the order at once")
-        owner = customer_id or call.caller.customer_id
+        owner = customer_id or change.caller.customer_id
         if owner is None:
             raise InvalidArgument(
                 "the request is not valid", violations=[Violation("customer_id", "staff must name the customer")]
             )
-        call.caller.own(owner, CustomerNotFound(owner))
-        placing = Placing(call, owner, merged(lines), payment_method_id)
-        if self._retries.knows(call):
+        change.caller.own(owner, CustomerNotFound(owner))
+        placing = Placing(change, owner, merged(lines), payment_method_id)
+        if change.key is not None and change.key in self._retries:
             # Ahead of the batch, which waits for other services, and they may not answer.
-            await self._replays.submit(call)
+            await self._replays.submit(change.key)
         return await self.group.submit(placing)
 
-    async def _replay(self, batch: Sequence[Call]) -> list[Exception | None]:
+    async def _replay(self, batch: Sequence[IdempotencyKey]) -> list[Exception | None]:
         """The batch behind the replies of known retries: the stored one of each, none where there is none yet."""
         stored = await idempotency.find(self._units.database, batch)
-        return [stored.get(call.key) if call.key else None for call in batch]
+        return [stored.get(key) for key in batch]
 
-    async def _place(self, batch: Sequence[Placing]) -> list[order_pb2.Order | Exception]:
+    async def _place(self, batch: Sequence[Placing]) -> list[Reply[order_pb2.Order] | Exception]:
         """The batch behind `place`; see `mesh.batch.group_commit`."""
-        retries = self._retries.among([placing.call for placing in batch])
+        retries = self._retries.among(placing.change.key for placing in batch if placing.change.key is not None)
         answered = await idempotency.find(self._units.database, retries)
         results: Results = {}
         fresh: list[tuple[int, Placing]] = []
         firsts: dict[bytes, int] = {}
         twins: list[tuple[int, int]] = []
         for index, placing in enumerate(batch):
-            key = placing.call.key
+            key = placing.change.key
             if key and (outcome := answered.get(key)):
                 results[index] = outcome
             elif key and (first := firsts.setdefault(key.digest, index)) != index:
@@ -176,10 +179,10 @@ class Placement:
         This process may not know a retry for one. Its first attempt's hold may be sold already, so that there is
         nothing to adopt and no stock for another hold; or another service, which that attempt could ask, is down now.
         """
-        refused = {index: placing.call for index, placing in fresh if index in results and placing.call.key}
-        stored = await idempotency.find(self._units.database, list(refused.values()))
-        for index, call in refused.items():
-            if call.key and (outcome := stored.get(call.key)):
+        refused = {index: placing.change.key for index, placing in fresh if index in results}
+        stored = await idempotency.find(self._units.database, refused.values())
+        for index, key in refused.items():
+            if key is not None and (outcome := stored.get(key)):
                 results[index] = outcome
 
     async def _payable(
@@ -193,7 +196,7 @@ class Placement:
             return []
         question = self._customers.payment_methods(
             [(placing.customer_id, placing.payment_method_id) for _, placing in fresh],
-            [placing.call for _, placing in fresh],
+            [placing.change.call for _, placing in fresh],
         )
         methods = await _answer_for_each(question, len(fresh))
         payable = []
@@ -216,7 +219,7 @@ class Placement:
                 for _, each, method in payable
             ],
             self._units.now() + self._deadline + self._hold_margin,
-            [placing.call for _, placing, _ in payable],
+            [placing.change.call for _, placing, _ in payable],
         )
         holds = await _answer_for_each(question, len(payable))
         ready = []
@@ -245,10 +248,9 @@ class Placement:
             except MeshError as refusal:
                 results[each.index] = refusal
             else:
-                message = wire.order(order)
-                each.placing.call.encode(message)
+                change = each.placing.change
                 method = each.method if order.payment_method_id else None
-                made.append(Made(each.index, each.placing.call, order, message, method))
+                made.append(Made(each.index, change, order, change.reply(wire.order(order)), method))
         return made
 
     async def _write(self, made: Sequence[Made], results: Results) -> None:
@@ -257,23 +259,23 @@ class Placement:
             try:
                 await self._commit(made)
             except (idempotency.KeyTaken, HoldLost) as overtaken:
-                stored = await idempotency.find(self._units.database, [each.call for each in made])
+                stored = await idempotency.find(self._units.database, [each.change.key for each in made])
                 if not stored and isinstance(overtaken, HoldLost):
                     raise
-                results.update((each.index, stored[each.call.key]) for each in made if each.call.key in stored)
-                made = [each for each in made if each.call.key not in stored]
+                results.update((each.index, stored[each.change.key]) for each in made if each.change.key in stored)
+                made = [each for each in made if each.change.key not in stored]
             else:
-                results.update((each.index, each.message) for each in made)
+                results.update((each.index, each.reply) for each in made)
                 return
 
     async def _commit(self, made: Sequence[Made]) -> None:
         """All in one statement. Raises KeyTaken or HoldLost, with nothing done, when another attempt came first."""
         async with self._units.begin() as work:
-            work.answer([each.call for each in made])
+            work.store_replies((each.change.key, each.reply.wire) for each in made)
             store.add_orders(work.transaction, [each.order for each in made])
             for each in made:
-                work.publish(wire.placed(each.order, each.message, each.method), each.call.trace)
-        self._recent.put({each.order.id: (each.order, each.message) for each in made})
+                work.publish(wire.placed(each.order, each.reply.value, each.method), each.change.trace)
+        self._recent.put({each.order.id: (each.order, each.reply.value) for each in made})
 
 
 async def _answer_for_each(question: Awaitable[list[T | MeshError]], count: int) -> list[T | MeshError]:
@@ -290,8 +292,8 @@ async def _answer_for_each(question: Awaitable[list[T | MeshError]], count: int)
         return [failure] * count
 
 
-def _as_twin(twin: Placing, first: Placing, result: order_pb2.Order | Exception) -> Exception:
+def _as_twin(twin: Placing, first: Placing, result: Reply[order_pb2.Order] | Exception) -> Exception:
     """What comes of a placing whose key another one of its batch has too: the same, if it is the same request."""
-    if twin.call.key != first.call.key:
+    if twin.change.key != first.change.key:
         return IdempotencyKeyReused()
-    return result if isinstance(result, Exception) else Replay(first.call.encode(result))
+    return result if isinstance(result, Exception) else Replay(result.wire)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mesh.db.recent import Recent
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.events.cloudevents import Received
-    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
     from order_svc.usecases.placement import Placed
 
 log = structlog.get_logger(__name__)
@@ -40,25 +40,24 @@ class Saga:
         self._units = units
         self._recent = recent
 
-    async def cancel_order(self, call: Call, order_id: UUID, *, note: str, etag: str) -> Order:
+    async def cancel_order(self, change: Change[Order], order_id: UUID, *, note: str, etag: str) -> Reply[Order]:
         """Begin to cancel; what is cancelled or being cancelled stays as it is.
 
         Raises OrderNotFound, EtagMismatch, or OrderState once it is too late.
         """
-        reason = CancelReason.STAFF_REQUEST if call.caller.is_staff else CancelReason.CUSTOMER_REQUEST
+        reason = CancelReason.STAFF_REQUEST if change.caller.is_staff else CancelReason.CUSTOMER_REQUEST
         now = self._units.now()
-        async with self._units.once(call) as work:
+        async with self._units.once(change) as work:
             order = (await store.lock(work.transaction, [order_id])).get(order_id)
             if order is None:
                 raise OrderNotFound(order_id)
-            call.caller.own(order.customer_id, OrderNotFound(order_id))
+            change.caller.own(order.customer_id, OrderNotFound(order_id))
             order.require_etag(etag)
             cancelling = order.cancel(reason, note, now)
             if cancelling is not order:
                 store.write(work.transaction, [(order, cancelling)], now)
-                work.publish(wire.moved(cancelling), call.trace)
-            work.remember(call, cancelling)
-        return cancelling
+                work.publish(wire.moved(cancelling), change.trace)
+            return work.reply(cancelling)
 
     async def on_payment(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
         """What became of orders' money, causes before effects.

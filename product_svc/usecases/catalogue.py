@@ -16,7 +16,7 @@ from product_svc.domain import Movement, MovementReason, NewProduct, Product, Pr
 if TYPE_CHECKING:
     from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitsOfWork
-    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
 
 
 class Catalogue:
@@ -27,7 +27,7 @@ class Catalogue:
         self._pages = pages
         self.reads: GroupCommit[UUID, Product] = GroupCommit("product reads", self._read, rest=0.005)
 
-    async def create_product(self, call: Call, new: NewProduct) -> Product:
+    async def create_product(self, change: Change[Product], new: NewProduct) -> Reply[Product]:
         """Add a product with its first stock. Raises SkuTaken."""
         now = self._units.now()
         product = Product(
@@ -44,7 +44,7 @@ class Catalogue:
             version=1,
         )
         stock = Stock(product.id, new.initial_stock, 0, now, version=1)
-        async with self._units.once(call) as work:
+        async with self._units.once(change) as work:
             await store.add_product(work.transaction, product, stock)
             if new.initial_stock:
                 received = Movement(
@@ -56,12 +56,11 @@ class Catalogue:
                     None,
                     "initial stock",
                     now,
-                    str(call.caller),
+                    str(change.caller),
                 )
                 store.add_movements(work.transaction, [received])
-            work.publish(wire.product_created(product), call.trace)
-            work.remember(call, product)
-        return product
+            work.publish(wire.product_created(product), change.trace)
+            return work.reply(product)
 
     async def get_product(self, product_id: UUID) -> Product:
         """One product, archived or not. Raises ProductNotFound."""

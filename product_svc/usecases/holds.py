@@ -32,10 +32,13 @@ from product_svc.usecases.inventory import movement, write_down
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.events.cloudevents import Received
-    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
 
 _ASK_AGAIN = timedelta(minutes=1)
 """The time until the order service is asked again about a hold that it has decided to keep."""
+
+HoldStates = dict[UUID, HoldState]
+"""Where holds are in their lives, by order."""
 
 log = structlog.get_logger(__name__)
 
@@ -162,19 +165,15 @@ class Holds:
         """Give back what these orders hold, or take back what they were sold."""
         return await self.settle(work, confirmed=[], cancelled=order_ids)
 
-    async def commit_stock(self, call: Call, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+    async def commit_stock(self, change: Change[HoldStates], order_ids: Sequence[UUID]) -> Reply[HoldStates]:
         """`commit` as a call of its own."""
-        async with self._units.once(call) as work:
-            states = await self.commit(work, order_ids)
-            work.remember(call, states)
-        return states
+        async with self._units.once(change) as work:
+            return work.reply(await self.commit(work, order_ids))
 
-    async def release_stock(self, call: Call, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+    async def release_stock(self, change: Change[HoldStates], order_ids: Sequence[UUID]) -> Reply[HoldStates]:
         """`release` as a call of its own."""
-        async with self._units.once(call) as work:
-            states = await self.release(work, order_ids)
-            work.remember(call, states)
-        return states
+        async with self._units.once(change) as work:
+            return work.reply(await self.release(work, order_ids))
 
     async def on_settled(self, work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
         """Orders were paid, or cancelled. Raises HoldMissing when a paid one has no hold: it must have had one."""

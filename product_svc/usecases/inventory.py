@@ -15,7 +15,7 @@ from product_svc.domain import Movement, MovementReason, ProductNotFound, Shelf,
 if TYPE_CHECKING:
     from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
-    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
 
 
 class Inventory:
@@ -34,22 +34,20 @@ class Inventory:
             raise ProductNotFound(product_id)
         return stock
 
-    async def update_stock(self, call: Call, change: StockChange) -> Stock:
+    async def update_stock(self, change: Change[Stock], wanted: StockChange) -> Reply[Stock]:
         """Move stock. Raises ProductNotFound, StockInsufficient (what orders hold stays) or StockLimitExceeded."""
         now = self._units.now()
-        async with self._units.once(call) as work:
-            shelf = Shelf(await store.lock_stocks(work.transaction, [change.product_id]), [])
-            before = shelf.stock(change.product_id)
-            delta = change.delta_from(before)
+        async with self._units.once(change) as work:
+            shelf = Shelf(await store.lock_stocks(work.transaction, [wanted.product_id]), [])
+            before = shelf.stock(wanted.product_id)
+            delta = wanted.delta_from(before)
             if delta:
                 shelf.put(before.move(delta))
                 moved = movement(
-                    shelf, change.product_id, delta, change.reason, None, change.note, now, str(call.caller)
+                    shelf, wanted.product_id, delta, wanted.reason, None, wanted.note, now, str(change.caller)
                 )
-                await write_down(work, shelf, [moved], now, self._threshold, call.trace.traceparent)
-            stock = shelf.stock(change.product_id)
-            work.remember(call, stock)
-        return stock
+                await write_down(work, shelf, [moved], now, self._threshold, change.trace.traceparent)
+            return work.reply(shelf.stock(wanted.product_id))
 
     async def list_movements(self, product_id: UUID, *, page_size: int, page_token: str) -> tuple[list[Movement], str]:
         """A page of a product's ledger, newest first, and the token of the next one. Raises ProductNotFound."""

@@ -29,6 +29,7 @@ from mesh.events.cloudevents import Event
 from mesh.events.relay import REST_S, Relay
 from mesh.lifecycle import Part
 from mesh.rpc.call import Call, Caller, Kind
+from mesh.rpc.replies import Change
 from stack.servers import Servers
 from stack.servers.postgres import SUPERUSER, with_login
 from tests.services import eventually
@@ -218,19 +219,17 @@ def event(area: str, aggregate: UUID, sequence: int, text: str = "") -> Event:
     return Event(f"commerce.{area}.happened", aggregate, sequence, StringValue(value=text or str(sequence)))
 
 
-def call(key: str | None = None, request: str = "request", *, caller: str = "ada", method: str = METHOD) -> Call:
+def change(
+    key: str | None = None, request: str = "request", *, caller: str = "ada", method: str = METHOD
+) -> Change[str]:
     """A change that somebody asks for; what it answers with is a text."""
     who = Caller(Kind.CUSTOMER, caller)
-    made = Call(method, caller=who)
-    if key is not None:
-        made.key = IdempotencyKey.of(key, who, method, StringValue(value=request))
-    made._to_wire = lambda result: StringValue(value=str(result))
-    return made
+    stored_under = IdempotencyKey.of(key, who, method, StringValue(value=request)) if key is not None else None
+    return Change(Call(method, caller=who, key=stored_under), lambda result: StringValue(value=result))
 
 
-def text_of(reply: bytes | None) -> str:
+def text_of(reply: bytes) -> str:
     """The text in a reply."""
-    assert reply is not None
     return StringValue.FromString(reply).value
 
 

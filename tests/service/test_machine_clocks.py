@@ -11,12 +11,12 @@ import asyncpg
 import pytest
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, session_pb2_grpc
-from commerce.order.v1 import order_pb2
 from customer_svc import app as customer_app
 from mesh.db.database import Database
 from mesh.db.recent import Recent
 from mesh.errors import MeshError
 from mesh.rpc.call import Call
+from mesh.rpc.replies import Reply
 from order_svc.domain import Hold, HoldRequest
 from order_svc.usecases import Placement, Saga
 from product_svc.domain import HoldState
@@ -111,8 +111,8 @@ class Stock(test_order_service.Stock):
 
 async def place(placement: Placement) -> UUID:
     (order,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1})])
-    assert isinstance(order, order_pb2.Order)
-    return UUID(order.id)
+    assert isinstance(order, Reply)
+    return UUID(order.value.id)
 
 
 @pytest.mark.parametrize("off", OFF)

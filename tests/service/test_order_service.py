@@ -18,7 +18,7 @@ from commerce.payment.v1 import events_pb2 as payment_events
 from commerce.payment.v1 import payment_pb2
 from mesh.batch.group_commit import run_batch
 from mesh.db.database import Database, Statement
-from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused
 from mesh.db.recent import Recent
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import DeadlineExceeded, FailedPrecondition, Internal, MeshError, ResourceExhausted, Unavailable
@@ -27,7 +27,8 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
-from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, PaymentMethodMissing, Status
+from mesh.rpc.replies import Change, Replay, Reply
+from order_svc.domain import HeldLine, Hold, HoldRequest, Order, PaymentMethod, PaymentMethodMissing, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import get, orders
 from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds, unused_holds
@@ -135,8 +136,10 @@ def placing(customer: UUID, key: str, products: Mapping[UUID, int]) -> Placing:
         items=[order_pb2.OrderLine(product_id=str(each), quantity=quantity) for each, quantity in products.items()]
     )
     call = Call("CreateOrder", caller=caller, key=IdempotencyKey.of(key, caller, "CreateOrder", request))
-    call._to_wire = lambda placed: order_pb2.CreateOrderResponse(order=placed)  # as rpc.py does
-    return Placing(call, customer, dict(products), None)
+    change: Change[order_pb2.Order] = Change(
+        call, lambda placed: order_pb2.CreateOrderResponse(order=placed)
+    )  # as rpc.py does
+    return Placing(change, customer, dict(products), None)
 
 
 async def count(database: Database) -> int:
@@ -160,9 +163,9 @@ async def test_a_retry_whose_hold_was_refused_since_the_first_attempt_has_its_go
 
     here.instead = overtaken
     (result,) = await placement_of(database, here)._place([retry])
-    assert isinstance(placed[0], order_pb2.Order)
+    assert isinstance(placed[0], Reply)
     assert isinstance(result, Replay)
-    assert order_pb2.CreateOrderResponse.FromString(result.reply).order == placed[0]
+    assert order_pb2.CreateOrderResponse.FromString(result.wire).order == placed[0].value
 
 
 @pytest.mark.parametrize("hold", ["adopted", "one of its own"])
@@ -185,10 +188,10 @@ async def test_a_retry_whose_first_attempt_is_placed_meanwhile_gets_its_order_an
 
     here.instead, process = overtaken, placement_of(database, here)
     results = await process._place([other, retry])
-    assert isinstance(placed[0], order_pb2.Order)
-    assert isinstance(results[0], order_pb2.Order)
+    assert isinstance(placed[0], Reply)
+    assert isinstance(results[0], Reply)
     assert isinstance(results[1], Replay)
-    assert order_pb2.CreateOrderResponse.FromString(results[1].reply).order == placed[0]
+    assert order_pb2.CreateOrderResponse.FromString(results[1].wire).order == placed[0].value
     assert await count(database) == before + 2
     await process.unused_holds.idle()
     assert here.released == ([] if hold == "adopted" else [retry.order_id])
@@ -218,11 +221,11 @@ async def test_many_calls_under_one_key_in_one_batch_are_placed_as_one(database:
     assert database.statements - before == 1
     assert await count(database) == orders_before + 1
     first, *twins, other = results
-    assert isinstance(first, order_pb2.Order)
+    assert isinstance(first, Reply)
     assert isinstance(other, IdempotencyKeyReused)
     for twin in twins:
         assert isinstance(twin, Replay)
-        assert order_pb2.CreateOrderResponse.FromString(twin.reply).order == first
+        assert order_pb2.CreateOrderResponse.FromString(twin.wire).order == first.value
 
     again, before = [placing(customer, key, {product: 2}), placing(customer, key, {product: 1})], database.statements
     assert [type(each) for each in await placement._place(again)] == [IdempotencyKeyReused, Replay]
@@ -236,14 +239,14 @@ async def test_a_retry_in_a_process_that_has_not_seen_the_first_attempt_changes_
 ) -> None:
     customer, key, product, here = uuid4(), new_key(), uuid4(), Stock()
     (first,) = await placement_of(database, Stock())._place([placing(customer, key, {product: 1})])
-    assert isinstance(first, order_pb2.Order)
+    assert isinstance(first, Reply)
     placement, before = placement_of(database, here), await count(database)
     other, retry = placing(uuid4(), new_key(), {product: 1}), placing(customer, key, {product: 1 if same else 2})
     results = await placement._place([other, retry])
-    assert isinstance(results[0], order_pb2.Order), "who is in one batch with it gets what is asked for"
+    assert isinstance(results[0], Reply), "who is in one batch with it gets what is asked for"
     if same:
         assert isinstance(results[1], Replay)
-        assert order_pb2.CreateOrderResponse.FromString(results[1].reply).order == first
+        assert order_pb2.CreateOrderResponse.FromString(results[1].wire).order == first.value
     else:
         assert isinstance(results[1], IdempotencyKeyReused)
     assert await count(database) == before + 1
@@ -258,12 +261,12 @@ async def test_a_retry_whose_goods_have_become_unsellable_together_since_gets_th
     customer, key, products = uuid4(), new_key(), {uuid4(): 1, uuid4(): 1}
     euros, mixed = Stock(currencies=("EUR", "EUR")), Stock(currencies=("EUR", "USD"))
     (first,) = await placement_of(database, euros)._place([placing(customer, key, products)])
-    assert isinstance(first, order_pb2.Order)
+    assert isinstance(first, Reply)
     retry = placing(customer, key, products)
     process = placement_of(database, mixed)
     (result,) = await process._place([retry])
     assert isinstance(result, Replay)
-    assert order_pb2.CreateOrderResponse.FromString(result.reply).order == first
+    assert order_pb2.CreateOrderResponse.FromString(result.wire).order == first.value
     await process.unused_holds.idle()
     assert mixed.released == [retry.order_id]
 
@@ -286,7 +289,7 @@ async def test_orders_are_placed_once_though_unused_holds_cannot_be_given_back(d
     good, mixed = (placing(uuid4(), new_key(), dict.fromkeys((uuid4() for _ in range(n)), 1)) for n in (1, 2))
     placement = placement_of(database, stock)
     results = await asyncio.gather(*(placement.group.submit(each) for each in (good, mixed)), return_exceptions=True)
-    assert isinstance(results[0], order_pb2.Order)
+    assert isinstance(results[0], Reply)
     assert isinstance(results[1], MeshError)
     assert results[1].reason == "CURRENCY_MISMATCH"
     assert (stock.asked, await count(database)) == ([2], before + 1)
@@ -313,7 +316,7 @@ async def test_transient_failure_of_a_peer_fails_fresh_orders_and_not_the_retry_
         stock.instead = fail
     fresh, before = [placing(uuid4(), new_key(), {product: 1}) for _ in range(2)], database.statements
     results = await here._place([fresh[0], placing(customer, key, {product: 1}), fresh[1]])
-    assert replayed(results[1]) == first
+    assert replayed(results[1]) == placed_order(first)
     assert [results[0], results[2]] == [failure, failure]
     assert database.statements - before == (2 if known else 1), "a look at known retries, and one at failures"
 
@@ -329,7 +332,7 @@ async def test_retry_gets_its_order_though_a_peer_answers_with_a_fault(database:
     stock.instead = fail
     fresh = [] if alone else [placing(uuid4(), new_key(), {product: 1})]
     results = await run_batch(placement_of(database, stock)._place, [*fresh, placing(customer, key, {product: 1})])
-    assert replayed(results[-1]) == first
+    assert replayed(results[-1]) == placed_order(first)
     assert [type(result) for result in results[:-1]] == [Internal] * len(fresh)
 
 
@@ -338,8 +341,8 @@ async def test_order_that_costs_nothing_has_no_payment_method(database: Database
     stock, wallets = Stock(), Wallets(empty=empty)
     stock.price = Decimal(0)
     placement = placement_of(database, stock, wallets=wallets)
-    (order,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 3})])
-    assert isinstance(order, order_pb2.Order)
+    (result,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 3})])
+    order = placed_order(result)
     assert (order.payment_method_id, order.total_amount) == ("", Money(currency_code="EUR"))
     connection = await asyncpg.connect(database.url)
     payload = await connection.fetchval("SELECT payload FROM mesh.outbox WHERE aggregate_id = $1", UUID(order.id))
@@ -428,7 +431,7 @@ async def test_release_of_unused_holds_delays_no_batch_and_ends_with_the_service
     fresh, retry = placing(uuid4(), new_key(), {product: 1}), placing(customer, key, {product: 1})
     async with asyncio.timeout(10):
         results = await placement._place([fresh, retry])
-    assert [type(result) for result in results] == [order_pb2.Order, Replay]
+    assert [type(result) for result in results] == [Reply, Replay]
 
     async def releasing() -> bool:
         return stock.released == [retry.order_id]
@@ -448,7 +451,7 @@ async def test_who_is_cancelling_too_long_is_asked_about_again_and_once_in_that_
     placement = placement_of(database, Stock())
     saga, patience = Saga(placement._units, placement._recent), timedelta(minutes=5)
     placed = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1}) for _ in range(3)])
-    stuck, young, paid = (UUID(order.id) for order in placed if isinstance(order, order_pb2.Order))
+    stuck, young, paid = (UUID(order.value.id) for order in placed if isinstance(order, Reply))
     connection = await asyncpg.connect(database.url)
     for order_id, status, age in ((stuck, "CANCELLING", 6), (young, "CANCELLING", 4), (paid, "CONFIRMED", 6)):
         await connection.execute(
@@ -481,9 +484,9 @@ async def test_news_of_an_order_that_another_process_has_changed_meanwhile_meet_
     placement = placement_of(database, Stock())
     here, there = (Saga(placement._units, recent) for recent in (placement._recent, Recent[UUID, Placed]()))
     order_id = await one_placed(placement)
-    call = placing(uuid4(), new_key(), {}).call
-    call.caller, call._to_wire = Caller(Kind.STAFF, "clerk"), lambda _: order_pb2.CancelOrderResponse()
-    await there.cancel_order(call, order_id, note="", etag="")
+    clerk = Call("CancelOrder", caller=Caller(Kind.STAFF, "clerk"))
+    change: Change[Order] = Change(clerk, lambda _: order_pb2.CancelOrderResponse())
+    await there.cancel_order(change, order_id, note="", etag="")
     # Voided cannot be of an order that is not being cancelled, and captured would confirm it.
     await hear(here, said, order_id)
     assert await status_of(database, order_id) == becomes
@@ -491,22 +494,30 @@ async def test_news_of_an_order_that_another_process_has_changed_meanwhile_meet_
 
 async def place(placement: Placement, wanted: Placing) -> order_pb2.Order:
     """Place an order as a call does."""
-    return await placement.place(
-        wanted.call, wanted.customer_id, wanted.quantities.items(), wanted.payment_method_id, draft=False
+    placed = await placement.place(
+        wanted.change, wanted.customer_id, wanted.quantities.items(), wanted.payment_method_id, draft=False
     )
+    return placed.value
+
+
+def placed_order(result: Reply[order_pb2.Order] | Exception) -> order_pb2.Order:
+    """The order in the reply of a placing."""
+    assert isinstance(result, Reply)
+    order: order_pb2.Order = result.value
+    return order
 
 
 def replayed(result: object) -> order_pb2.Order:
     """The order in a stored reply."""
     assert isinstance(result, Replay)
-    return order_pb2.CreateOrderResponse.FromString(result.reply).order
+    return order_pb2.CreateOrderResponse.FromString(result.wire).order
 
 
 async def one_placed(placement: Placement) -> UUID:
     """The id of a new order."""
     (order,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1})])
-    assert isinstance(order, order_pb2.Order)
-    return UUID(order.id)
+    assert isinstance(order, Reply)
+    return UUID(order.value.id)
 
 
 async def hear(saga: Saga, said: str, order_id: UUID) -> None:

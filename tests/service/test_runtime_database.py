@@ -22,7 +22,7 @@ from tests.service.runtime import (
     Process,
     Scratch,
     backend_of,
-    call,
+    change,
     do,
     event,
     fail_as,
@@ -49,11 +49,9 @@ async def test_a_database_lost_in_mid_batch_is_told_to_all_its_callers_and_leave
 
     async def work(batch: Sequence[str]) -> list[str | Exception]:
         attempts.append(len(batch))
-        asked = [call(new_key()) for _ in batch]
-        for each in asked:
-            each.encode("done")
+        asked = [change(new_key()) for _ in batch]
         async with here.units.begin() as unit:
-            unit.answer(asked)
+            unit.store_replies((each.key, each.reply("done").wire) for each in asked)
             await do(unit, *batch)
             unit.publish(event("test", uuid4(), 1))
             if len(attempts) == 1:

@@ -11,12 +11,12 @@ import pytest
 
 from mesh.batch.group_commit import run_batch
 from mesh.db import idempotency
-from mesh.db.idempotency import IdempotencyKeyReused, Outcomes, Replay
+from mesh.db.idempotency import IdempotencyKeyReused, Outcomes
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Code, Unavailable
-from mesh.rpc.call import Call
+from mesh.rpc.replies import Change, Replay, Reply
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, call, do, process, text_of
+from tests.service.runtime import Process, Scratch, change, do, process, text_of
 from tests.services import new_key
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
@@ -35,39 +35,41 @@ async def there(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
         yield started
 
 
-async def change(units: UnitsOfWork, asked: Call, note: str = "done") -> str:
-    """A use case: an effect, and its reply under the key; what the caller is answered."""
-    try:
+async def carried_out(units: UnitsOfWork, asked: Change[str], note: str = "done") -> str:
+    """The reply that the caller of a change gets: an effect, and its reply stored under the key."""
+
+    async def use_case() -> Reply[str]:
         async with units.once(asked) as work:
             await do(work, note)
-            work.remember(asked, note)
+            return work.reply(note)
+
+    try:
+        return text_of((await use_case()).wire)
     except Replay as replay:
-        return text_of(replay.reply)
-    return text_of(asked.reply)
+        return text_of(replay.wire)
 
 
 async def test_the_same_key_and_request_get_the_stored_reply_and_the_effect_is_had_once(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     key = new_key()
-    assert await change(here.units, call(key), "first") == "first"
-    assert await change(here.units, call(key), "second") == "first"
-    assert await change(there.units, call(key), "third") == "first", "whichever process is asked"
+    assert await carried_out(here.units, change(key), "first") == "first"
+    assert await carried_out(here.units, change(key), "second") == "first"
+    assert await carried_out(there.units, change(key), "third") == "first", "whichever process is asked"
     assert await scratch.notes() == ["first"]
 
 
 async def test_while_the_first_is_under_way_the_second_waits_and_gets_its_reply(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
-    key, asked = new_key(), call()
-    asked.key = call(key).key
+    key = new_key()
     async with asyncio.timeout(10):
-        async with here.units.once(asked) as work:
+        async with here.units.once(change(key)) as work:
             await do(work, "first")
-            second = asyncio.create_task(change(there.units, call(key), "second"))
+            second = asyncio.create_task(carried_out(there.units, change(key), "second"))
             await scratch.somebody_waits()
             assert not second.done()
-            work.remember(asked, "first")
+            work.reply("first")
         assert await second == "first"
     assert await scratch.notes() == ["first"]
 
@@ -79,9 +81,9 @@ async def test_when_the_first_fails_the_second_that_waited_for_it_is_carried_out
     seconds: list[asyncio.Task[str]] = []
 
     async def fail() -> None:
-        async with here.units.once(call(key)) as work:
+        async with here.units.once(change(key)) as work:
             await do(work, "first")
-            seconds.append(asyncio.create_task(change(there.units, call(key), "second")))
+            seconds.append(asyncio.create_task(carried_out(there.units, change(key), "second")))
             await scratch.somebody_waits()
             raise ZeroDivisionError
 
@@ -94,7 +96,7 @@ async def test_when_the_first_fails_the_second_that_waited_for_it_is_carried_out
 
 async def test_a_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -> None:
     async def fail() -> None:
-        async with here.units.once(call(new_key())) as work:
+        async with here.units.once(change(new_key())) as work:
             await do(work, "never")
             raise ZeroDivisionError
 
@@ -111,38 +113,36 @@ async def test_a_key_that_stands_for_another_request_is_refused(
     scratch: Scratch, here: Process, other: dict[str, str]
 ) -> None:
     key = new_key()
-    await change(here.units, call(key))
+    await carried_out(here.units, change(key))
     with pytest.raises(IdempotencyKeyReused) as refusal:
-        await change(here.units, call(key, **other))
+        await carried_out(here.units, change(key, **other))
     assert (refusal.value.code, refusal.value.reason) == (Code.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
     assert await scratch.notes() == ["done"]
 
 
 async def test_the_same_key_of_another_caller_is_another_key(scratch: Scratch, here: Process) -> None:
     key = new_key()
-    assert await change(here.units, call(key, caller="ada"), "hers") == "hers"
-    assert await change(here.units, call(key, caller="bob"), "his") == "his"
+    assert await carried_out(here.units, change(key, caller="ada"), "hers") == "hers"
+    assert await carried_out(here.units, change(key, caller="bob"), "his") == "his"
     assert await scratch.notes() == ["hers", "his"]
 
 
 async def test_a_change_without_a_key_is_made_each_time(scratch: Scratch, here: Process) -> None:
     for _ in range(2):
-        await change(here.units, call())
+        await carried_out(here.units, change())
     assert await scratch.notes() == ["done", "done"]
     assert await scratch.count("mesh.idempotency") == 0
 
 
-async def place(units: UnitsOfWork, batch: Sequence[Call]) -> list[str | Exception]:
-    """A use case over a batch, whose replies are encoded first."""
-    for each in batch:
-        each.encode("done")
+async def place(units: UnitsOfWork, batch: Sequence[Change[str]]) -> list[str | Exception]:
+    """A use case over a batch, whose keys are not claimed beforehand."""
     while True:
-        taken = await idempotency.find(units.database, batch)
+        taken = await idempotency.find(units.database, [each.key for each in batch])
         results: list[str | Exception] = [taken.get(each.key, "done") if each.key else "done" for each in batch]
         fresh = [each for each, result in zip(batch, results, strict=True) if result == "done"]
         try:
             async with units.begin() as work:
-                work.answer(fresh)
+                work.store_replies((each.key, each.reply("done").wire) for each in fresh)
                 await do(work, *("done" for _ in fresh))
         except idempotency.KeyTaken:
             continue
@@ -151,20 +151,20 @@ async def place(units: UnitsOfWork, batch: Sequence[Call]) -> list[str | Excepti
 
 async def test_twin_keys_in_one_batch_take_effect_once_and_both_get_the_reply(scratch: Scratch, here: Process) -> None:
     twin, other = new_key(), new_key()
-    batch = [call(twin), call(other), call(twin), call(twin, "another request")]
+    batch = [change(twin), change(other), change(twin), change(twin, "another request")]
     results = await run_batch(lambda items: place(here.units, items), batch)
     assert [type(result) for result in results] == [str, str, Replay, IdempotencyKeyReused]
     assert isinstance(results[2], Replay)
-    assert text_of(results[2].reply) == "done"
+    assert text_of(results[2].wire) == "done"
     assert await scratch.notes() == ["done", "done"]
 
 
 async def test_what_was_answered_before_is_found_in_one_statement(here: Process) -> None:
     known, fresh = new_key(), new_key()
-    await change(here.units, call(known))
+    await carried_out(here.units, change(known))
     before = here.database.statements
-    asked = [call(known), call(fresh), call(), call(known, "another")]
-    found = await idempotency.find(here.database, asked)
+    asked = [change(known), change(fresh), change(), change(known, "another")]
+    found = await idempotency.find(here.database, [each.key for each in asked])
     assert here.database.statements == before + 1
     assert [type(found.get(each.key)) if each.key else None for each in asked] == [
         Replay,
@@ -172,7 +172,7 @@ async def test_what_was_answered_before_is_found_in_one_statement(here: Process)
         None,
         IdempotencyKeyReused,
     ], "each by its own request, not by that of another with its key"
-    assert await idempotency.find(here.database, [call()]) == {}
+    assert await idempotency.find(here.database, [None]) == {}
     assert here.database.statements == before + 1, "no key, no question"
 
 
@@ -181,7 +181,7 @@ async def test_batches_with_the_same_keys_in_opposite_order_wait_for_each_other_
 ) -> None:
     for _ in range(10):
         texts = [new_key() for _ in range(20)]
-        forwards, backwards = [call(text) for text in texts], [call(text) for text in reversed(texts)]
+        forwards, backwards = [change(text) for text in texts], [change(text) for text in reversed(texts)]
         async with asyncio.timeout(20):
             await asyncio.gather(place(here.units, forwards), place(there.units, backwards))
     assert len(await scratch.notes()) == 200
@@ -190,24 +190,24 @@ async def test_batches_with_the_same_keys_in_opposite_order_wait_for_each_other_
 async def test_replies_are_forgotten_after_a_day_and_not_before(scratch: Scratch, here: Process) -> None:
     old, young = new_key(), new_key()
     for key in (old, young):
-        await change(here.units, call(key))
+        await carried_out(here.units, change(key))
     for key, age in ((old, timedelta(hours=24, minutes=1)), (young, timedelta(hours=23, minutes=59))):
         await scratch.admin.execute(
             "UPDATE mesh.idempotency SET create_time = now() - $2::interval WHERE digest = $1",
-            call(key).key.digest,  # type: ignore[union-attr]  # it has a key
+            change(key).key.digest,  # type: ignore[union-attr]  # it has a key
             age,
         )
     async with here.database.transaction() as transaction:
         assert await transaction.execute(idempotency.PURGE, age=idempotency.RETENTION, most=10) == 1
-    assert await change(here.units, call(young), "again") == "done"
-    assert await change(here.units, call(old), "again") == "again"
+    assert await carried_out(here.units, change(young), "again") == "done"
+    assert await carried_out(here.units, change(old), "again") == "again"
 
 
 async def test_a_reply_that_is_dropped_in_the_moment_it_is_asked_for_is_no_leave_to_go_on(
     scratch: Scratch, here: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, look = new_key(), idempotency._outcomes
-    await change(here.units, call(key), "first")
+    await carried_out(here.units, change(key), "first")
 
     async def too_late(*args: Any) -> Outcomes:
         await scratch.admin.execute("DELETE FROM mesh.idempotency")
@@ -215,28 +215,13 @@ async def test_a_reply_that_is_dropped_in_the_moment_it_is_asked_for_is_no_leave
 
     monkeypatch.setattr(idempotency, "_outcomes", too_late)
     with pytest.raises(Unavailable):
-        await change(here.units, call(key), "second")
+        await carried_out(here.units, change(key), "second")
     assert await scratch.notes() == ["first"]
 
 
-async def test_a_secret_reply_is_never_stored(scratch: Scratch, here: Process) -> None:
-    async def sign_in(_: Call) -> str:
-        # Such a use case takes no unit of work for its call, and remembers nothing.
-        async with here.units.begin() as work:
-            await do(work, "session")
-        return "the secret"
-
-    asked = call(new_key())
-    assert asked._to_wire is not None
-    assert text_of(await asked.answer(asked._to_wire, sign_in)) == "the secret"
-    assert await scratch.count("mesh.idempotency") == 0
-
-
-async def test_a_use_case_that_forgets_to_remember_is_a_fault_and_changes_nothing(
-    scratch: Scratch, here: Process
-) -> None:
-    with pytest.raises(RuntimeError, match="not remembered"):
-        async with here.units.once(call(new_key())) as work:
+async def test_a_change_that_makes_no_reply_is_a_fault_and_changes_nothing(scratch: Scratch, here: Process) -> None:
+    with pytest.raises(RuntimeError, match="made no reply"):
+        async with here.units.once(change(new_key())) as work:
             await do(work, "never")
     assert await scratch.notes() == []
     assert await scratch.count("mesh.idempotency") == 0

@@ -26,12 +26,13 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
+from mesh.rpc.replies import Change, Reply
 from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
 from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds
 from product_svc.domain import Hold as ProductHold
-from product_svc.domain import HoldState, NewProduct, Reservation
+from product_svc.domain import HoldState, NewProduct, Product, Reservation
 from product_svc.usecases import Catalogue, Holds
 from stack.servers import Servers
 from tests.services import migrated, new_key
@@ -135,10 +136,13 @@ async def test_statements_per_order_fall_with_the_batch(
         hold_margin=timedelta(minutes=5),
     )
     catalogue = Catalogue(product_units, Pages(b"secret of the test"))
-    staff = Call("CreateProduct", caller=Caller(Kind.STAFF, str(uuid4())))
-    staff._to_wire = lambda _: order_pb2.Order()
+    staff: Change[Product] = Change(
+        Call("CreateProduct", caller=Caller(Kind.STAFF, str(uuid4()))), lambda _: order_pb2.Order()
+    )
     wanted = [
-        (await catalogue.create_product(staff, NewProduct(f"SKU-{n}", "A thing", "", Decimal(10), "EUR", 1000))).id
+        (
+            await catalogue.create_product(staff, NewProduct(f"SKU-{n}", "A thing", "", Decimal(10), "EUR", 1000))
+        ).value.id
         for n in range(3)
     ]
 
@@ -151,7 +155,7 @@ async def test_statements_per_order_fall_with_the_batch(
             return mark - before
 
         placed = await placement._place([placing(wanted) for _ in range(count)])
-        ids = [UUID(order.id) for order in placed if isinstance(order, order_pb2.Order)]
+        ids = [UUID(order.value.id) for order in placed if isinstance(order, Reply)]
         assert len(ids) == count
         placing_them = taken()
         async with units.begin() as work:
@@ -179,8 +183,10 @@ def placing(products: Sequence[UUID]) -> Placing:
     caller = Caller(Kind.CUSTOMER, str(uuid4()))
     key = IdempotencyKey.of(new_key(), caller, "CreateOrder", order_pb2.CreateOrderRequest())
     call = Call("CreateOrder", caller=caller, key=key)
-    call._to_wire = lambda placed: order_pb2.CreateOrderResponse(order=placed)  # as rpc.py does
-    return Placing(call, UUID(caller.id), dict.fromkeys(products, 1), None)
+    change: Change[order_pb2.Order] = Change(
+        call, lambda placed: order_pb2.CreateOrderResponse(order=placed)
+    )  # as rpc.py does
+    return Placing(change, UUID(caller.id), dict.fromkeys(products, 1), None)
 
 
 def captured(order_id: UUID) -> Received[Any]:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -18,6 +19,7 @@ from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
 from mesh.rpc.call import Call, Caller, Kind
+from mesh.rpc.replies import Change
 from product_svc.domain import Hold, HoldState, MovementReason, NewProduct, Reservation, StockChange, Total
 from product_svc.usecases import Catalogue, Holds, Inventory
 from stack.servers import Servers
@@ -54,7 +56,7 @@ class Warehouse:
     ) -> UUID:
         """A new product with so much on hand."""
         new = NewProduct(f"SKU-{uuid4()}", name, "", price, currency, stock)
-        return (await self.catalogue.create_product(change(), new)).id
+        return (await self.catalogue.create_product(change(), new)).value.id
 
     async def products(self, count: int, stock: int) -> list[UUID]:
         """Several, by their primary keys."""
@@ -66,11 +68,11 @@ class Warehouse:
 
     async def commit(self, *order_ids: UUID) -> dict[UUID, HoldState]:
         """Sell what they hold."""
-        return await self.holds.commit_stock(change(), order_ids)
+        return (await self.holds.commit_stock(change(), order_ids)).value
 
     async def release(self, *order_ids: UUID) -> dict[UUID, HoldState]:
         """Give back what they hold."""
-        return await self.holds.release_stock(change(), order_ids)
+        return (await self.holds.release_stock(change(), order_ids)).value
 
     async def move(self, product_id: UUID, *, delta: int | None = None, to: int | None = None) -> None:
         """Change what is on hand."""
@@ -122,11 +124,9 @@ async def warehouse(servers: Servers, *, low_stock_threshold: int = 0) -> AsyncI
         await database.stop()
 
 
-def change() -> Call:
+def change() -> Change[Any]:
     """A change that staff ask for."""
-    made = Call("/test", caller=STAFF)
-    made._to_wire = lambda _: BytesValue()
-    return made
+    return Change(Call("/test", caller=STAFF), lambda _: BytesValue())
 
 
 def wish(

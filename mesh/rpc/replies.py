@@ -1,0 +1,71 @@
+"""The reply of a changing call: made once, stored under the call's key, and sent.
+
+    rpc.py      Change(call, encode)          what is asked, and how its result becomes bytes
+    use case    async with units.once(change) as work: … return work.reply(result)
+    database    key, request hash and `Reply.wire` are written in the transaction of the effect
+    chain       sends `Reply.wire`; a second call with the same key raises `Replay`, which carries the stored bytes
+
+A reply that holds a secret is never stored: such a method takes no `Change` and returns its message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from mesh.db.idempotency import IdempotencyKey
+    from mesh.observe.trace import Trace
+    from mesh.rpc.call import Call, Caller
+
+R = TypeVar("R")
+
+
+class Reply(NamedTuple, Generic[R]):
+    """The result of a change, and the bytes that are stored and sent for it."""
+
+    value: R
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[R]):
+    """A call that changes something: who asks, under which key, and how its result becomes the reply."""
+
+    call: Call
+    to_message: Callable[[R], Message]
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks."""
+        return self.call.caller
+
+    @property
+    def trace(self) -> Trace:
+        """The trace that its events belong to."""
+        return self.call.trace
+
+    @property
+    def key(self) -> IdempotencyKey | None:
+        """The key under which the reply is stored; none when the caller sent none."""
+        return self.call.key
+
+    def reply(self, result: R) -> Reply[R]:
+        """The reply for `result`."""
+        return Reply(result, self.to_message(result).SerializeToString())
+
+
+class Replay(Exception):
+    """The change was made before; `wire` is the stored reply."""
+
+    def __init__(self, wire: bytes) -> None:
+        super().__init__("replayed")
+        self.wire = wire
+
+
+def to_wire(answer: Message | Reply[Any]) -> bytes:
+    """The bytes of what a servicer or the chain answers with."""
+    return answer.wire if isinstance(answer, Reply) else answer.SerializeToString()
