@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
+from grpc.aio._server import Server as GrpcServer
 
 from mesh.patches import grpc_aio as accepting
 from tests.services import eventually
@@ -161,3 +165,46 @@ async def test_a_method_that_nobody_has_is_not_implemented(method: str) -> None:
 
 async def test_a_server_that_was_not_started_can_be_stopped() -> None:
     await accepting.server([]).stop(1)
+
+
+async def test_grpc_alone_still_asks_for_one_call_at_a_time() -> None:
+    class Core(cygrpc.AioServer):  # type: ignore[misc]
+        """The core of gRPC, which says how many calls are asked for at once."""
+
+        def __init__(self, *of_grpc: object) -> None:
+            super().__init__(*of_grpc)
+            self.asking = self.most = 0
+
+        async def _request_call(self) -> object:
+            self.asking += 1
+            self.most = max(self.most, self.asking)
+            try:
+                return await super()._request_call()
+            finally:
+                self.asking -= 1
+
+    class Server(GrpcServer):
+        def __init__(self) -> None:
+            self._loop = cygrpc.get_working_loop()
+            self._server = Core(self._loop, None, (), (), (), None)
+
+    server = Server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        say: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        await asyncio.gather(*(say(b"hello") for _ in range(20)), return_exceptions=True)
+    await server.stop(None)
+    assert server._server.most == 1, "more than one upstream: remove this patch"
+
+
+def test_method_lookup_of_grpc_alone_still_leaves_cycles() -> None:
+    script = (
+        "import asyncio, gc, grpc.aio\n"
+        "from grpc._cython import cygrpc\n"
+        "async def look_up():\n"
+        "    for _ in range(50): await cygrpc._find_method_handler('/a.B/C', (), [], ())\n"
+        "gc.collect(); gc.disable(); asyncio.run(look_up()); print(gc.collect())\n"
+    )
+    left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(left) >= 50, "no cycles upstream: remove this patch"

@@ -15,8 +15,9 @@ import pytest
 from nats.aio.client import Client, ServerVersion
 from structlog.testing import capture_logs
 
-from mesh.events.bus import Bus, Message, _Client
+from mesh.events.bus import Bus, Message
 from mesh.events.cloudevents import stream_of
+from mesh.patches.nats_py import NatsClient
 from stack.servers import Servers
 from tests.service.runtime import new_area
 from tests.services import eventually
@@ -65,13 +66,13 @@ async def answered(bus: Bus, batch: Sequence[Message]) -> int:
 
 def lose(monkeypatch: pytest.MonkeyPatch, *lost: int) -> None:
     """Lose these messages of the next batch."""
-    send = _Client.send
+    send = NatsClient.send
 
-    async def leaky(self: _Client, frames: Sequence[bytes]) -> None:
-        monkeypatch.setattr(_Client, "send", send)
+    async def leaky(self: NatsClient, frames: Sequence[bytes]) -> None:
+        monkeypatch.setattr(NatsClient, "send", send)
         await send(self, [frame for number, frame in enumerate(frames) if number not in lost])
 
-    monkeypatch.setattr(_Client, "send", leaky)
+    monkeypatch.setattr(NatsClient, "send", leaky)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 512])
