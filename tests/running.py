@@ -17,6 +17,8 @@ from uuid import uuid4
 import asyncpg
 import httpx
 
+import ops.running_mesh
+from ops.audit import Activity, Audit
 from stack.ports import free_ports
 from stack.servers import Servers
 from stack.state import State
@@ -126,6 +128,18 @@ class RunningMesh:
             return (stock["onHand"], stock["reserved"]) == (on_hand, 0)
 
         await eventually(so, within=60)
+
+    async def audit(self) -> list[str]:
+        """The violations of the invariants, once the mesh is ready and at rest."""
+
+        async def ready() -> bool:
+            return State(self.state).running().ready
+
+        await eventually(ready, within=60)
+        mesh = ops.running_mesh.RunningMesh.find(self.state, {})
+        async with Activity.of(mesh) as activity:
+            assert await activity.wait() == []
+        return await Audit(mesh).violations()
 
     async def sql(self, role: str, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """What the database of a service holds."""

@@ -32,7 +32,7 @@ from ops.bench import machine, processes
 from ops.bench.consumer import AREA, EVENT, SERVICE, Done, Work, heard
 from ops.bench.result import rounded
 from ops.bench.run import Watcher
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 
 BACKLOG = 50_000
@@ -66,7 +66,7 @@ class Drained:
         return content
 
 
-async def drain(target: Target, watcher: Watcher, *, count: int = BACKLOG) -> Drained:
+async def drain(target: RunningMesh, watcher: Watcher, *, count: int = BACKLOG) -> Drained:
     """Let a consumer be away for `count` events, and measure how it catches up."""
     pids = {name: pid for name, pid in target.pids.items() if name in ("postgres", "nats")}
     async with _scratch(target) as (database, url), _bus(target) as bus:
@@ -93,7 +93,7 @@ async def drain(target: Target, watcher: Watcher, *, count: int = BACKLOG) -> Dr
 
 
 @asynccontextmanager
-async def _scratch(target: Target) -> AsyncIterator[tuple[asyncpg.Connection, str]]:
+async def _scratch(target: RunningMesh) -> AsyncIterator[tuple[asyncpg.Connection, str]]:
     """A database of its own in the mesh's PostgreSQL, with an inbox and the table of the effect; gone afterwards."""
     server = await target.connect("postgres")
     try:
@@ -120,7 +120,7 @@ def _definition(table: sa.Table) -> str:
 
 
 @asynccontextmanager
-async def _bus(target: Target) -> AsyncIterator[Bus]:
+async def _bus(target: RunningMesh) -> AsyncIterator[Bus]:
     """A connection, with the stream made anew and deleted afterwards."""
     bus = Bus(target.nats_url, name="mesh bench")
     await bus.start()

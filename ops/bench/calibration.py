@@ -26,7 +26,7 @@ from gateway.render import envoy_command
 from ops.bench import echo
 from ops.bench.driver import Action, Driver, Plan
 from ops.bench.http import parse
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 from stack.ports import free_ports
 
@@ -52,7 +52,7 @@ class Calibration:
         return Calibration(*(mean(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
 
-async def calibrate(target: Target, driver: Driver, connections: int, seconds: float) -> Calibration:
+async def calibrate(target: RunningMesh, driver: Driver, connections: int, seconds: float) -> Calibration:
     """Measure each for that long, one after the other, while nothing else is under way."""
     return Calibration(
         echo_calls=await _echo(driver, connections, seconds),
@@ -198,7 +198,7 @@ def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-async def _transactions(target: Target, loop: str, seconds: float) -> float:
+async def _transactions(target: RunningMesh, loop: str, seconds: float) -> float:
     # In a process of its own, so that what the bench does besides is not in its way.
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "ops.bench.transactions", loop, str(seconds)),

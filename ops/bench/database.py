@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from mesh.events.relay import BY_INDEX
-from ops.bench.target import Target
 from stack.servers import DATABASES
 
 _LOOK = re.compile("SELECT .*mesh.outbox.* UNION ALL ", re.DOTALL)
@@ -32,15 +30,6 @@ _STATEMENTS = """
 SELECT d.datname AS database, s.queryid, s.query, sum(s.calls)::bigint AS calls, sum(s.rows)::bigint AS rows
 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid JOIN pg_roles r ON r.oid = s.userid
 WHERE r.rolname = ANY($1) GROUP BY 1, 2, 3
-"""
-# As the view mesh.unpublished has it, without looking at more than the first row behind the position.
-_OLDEST = """
-SELECT extract(epoch FROM clock_timestamp() - min(create_time))::float8
-FROM mesh.outbox_position, LATERAL (
-    (SELECT create_time FROM mesh.outbox WHERE seq > through ORDER BY seq LIMIT 1)
-    UNION ALL
-    (SELECT create_time FROM unnest(gaps) AS gap JOIN mesh.outbox ON seq >= lower(gap) AND seq < upper(gap))
-) AS waiting
 """
 _BRACKETS = ("BEGIN", "COMMIT", "ROLLBACK")
 
@@ -102,40 +91,3 @@ class DatabaseCost:
             statements_by_database=statements,
             batches={path: taken[path][1] / taken[path][0] for path in HOT_PATHS if path in taken and taken[path][0]},
         )
-
-
-class Outboxes:
-    """The outboxes of all services."""
-
-    def __init__(self, connections: dict[str, asyncpg.Connection]) -> None:
-        self._connections = connections
-        self.oldest = dict.fromkeys(connections, 0.0)
-        """The greatest age, in seconds, at which an event of each database was seen unpublished."""
-
-    @classmethod
-    async def open(cls, target: Target) -> Outboxes:
-        """Connect to all databases."""
-        connections = {database: await target.connect(database) for database in sorted(DATABASES.values())}
-        for connection in connections.values():
-            await connection.execute("; ".join(f"SET {name} = {value}" for name, value in BY_INDEX.items()))
-        return cls(connections)
-
-    async def close(self) -> None:
-        """Disconnect."""
-        for connection in self._connections.values():
-            await connection.close()
-
-    async def look(self) -> float:
-        """The age of the oldest unpublished event of all."""
-        ages = {}
-        for database, connection in self._connections.items():
-            ages[database] = float(await connection.fetchval(_OLDEST) or 0.0)
-            self.oldest[database] = max(self.oldest[database], ages[database])
-        return max(ages.values())
-
-    async def unpublished(self) -> dict[str, int]:
-        """How many events of each database are not published."""
-        return {
-            database: await connection.fetchval("SELECT count(*) FROM mesh.unpublished")
-            for database, connection in self._connections.items()
-        }

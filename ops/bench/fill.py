@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 
 _AT_A_TIME = 100_000
 _SPACING_MS = 2_000
@@ -161,7 +161,7 @@ WHERE relkind = 'r' AND relnamespace IN ('public'::regnamespace, to_regnamespace
 """
 
 
-async def fill(target: Target, *, orders: int, products: int, tell: Callable[[str], None]) -> None:
+async def fill(target: RunningMesh, *, orders: int, products: int, tell: Callable[[str], None]) -> None:
     """Write that many products, and confirmed orders of three lines; once in the life of a mesh."""
     begin = int(time.time() * 1000) - _DAY_MS - orders * _SPACING_MS
     for database, statements in _ORDERS.items():

@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
+from ops.audit import Activity, Audit, Scope
 from ops.bench import machine, processes
 from ops.bench.calibration import SECONDS, Calibration, calibrate
-from ops.bench.database import Counters, DatabaseCost, Outboxes
+from ops.bench.database import Counters, DatabaseCost
 from ops.bench.driver import Action, Driver, Plan, Tally
 from ops.bench.latency import Latency
+from ops.bench.orders import Order, accepted_and_there, first_id, moment, orders_of
 from ops.bench.result import Asked, Cost, Driven, Ordered, Result, Terms
 from ops.bench.scenario import Scenario
 from ops.bench.shop import LINES, PRODUCTS, Shop
-from ops.bench.sums import Books, Order, Streams, moment
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 
 WARM_UP_S = 2.0
@@ -77,7 +78,7 @@ class Wish:
         return self.concurrency or (_OPEN_CONNECTIONS if self.rate else _CONCURRENCY[self.scenario])
 
 
-async def run(target: Target, wish: Wish, watcher: Watcher) -> Result:
+async def run(target: RunningMesh, wish: Wish, watcher: Watcher) -> Result:
     """Carry out a run. Raises StackError when it cannot be; breaches are in the result."""
     async with _Instruments.open(target, wish.driver_workers) as instruments:
 
@@ -123,20 +124,15 @@ class _Instruments:
     """What a run measures with."""
 
     driver: Driver
-    streams: Streams
-    outboxes: Outboxes
+    activity: Activity
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, target: Target, workers: int) -> AsyncIterator[_Instruments]:
+    async def open(cls, target: RunningMesh, workers: int) -> AsyncIterator[_Instruments]:
         """All of them, for as long as they are needed."""
         async with contextlib.AsyncExitStack() as stack:
             driver = stack.enter_context(Driver(workers))
-            streams = await Streams.open(target)
-            stack.push_async_callback(streams.close)
-            outboxes = await Outboxes.open(target)
-            stack.push_async_callback(outboxes.close)
-            yield cls(driver, streams, outboxes)
+            yield cls(driver, await stack.enter_async_context(Activity.of(target)))
 
 
 def _actions(terms: Terms, shop: Shop) -> Sequence[Action]:
@@ -159,7 +155,7 @@ class _Run:
     def __init__(
         self,
         terms: Terms,
-        target: Target,
+        target: RunningMesh,
         shop: Shop,
         instruments: _Instruments,
         watcher: Watcher,
@@ -168,8 +164,9 @@ class _Run:
         self._target = target
         self._shop = shop
         self._driver = instruments.driver
-        self._outboxes = instruments.outboxes
-        self._books = Books(target, shop, instruments.streams, instruments.outboxes)
+        self._activity = instruments.activity
+        self._outbox_lag: dict[str, float] = {}
+        """The greatest that was seen, by database."""
         self._watcher = watcher
         self._pids = target.pids
         self._begin = 0.0
@@ -180,9 +177,10 @@ class _Run:
         postgres = await self._target.connect("postgres")
         try:
             described = await machine.described(postgres)
-            if waiting := await self._books.quiet():
+            if waiting := await self._activity.wait():
                 raise StackError(f"The mesh is not at rest before the load: {'; '.join(waiting)}.")
-            await self._books.begin()
+            scope = Scope(self._shop.customers, first_id(time.time()), list(self._shop.stock))
+            dead_letters = await self._activity.dead_letters()
             counters = await Counters.read(postgres)
             cpu, busy, since = processes.cpu_seconds(self._pids), processes.busy_seconds(), time.monotonic()
             watching = time.process_time()
@@ -193,17 +191,19 @@ class _Run:
                 raise StackError(f"{', '.join(died)} died during the load; `mesh logs` may say why.")
             memory = processes.memory(self._pids)
             self._watcher.tell("waiting until every order is decided")
-            breaches = await self._books.settled()
+            breaches = await self._activity.wait()
             used = _difference(processes.cpu_seconds(self._pids), cpu)
             ours = sum(used.values()) + tally.cpu_seconds + watching
             others = (processes.busy_seconds() - busy - ours) / (time.monotonic() - since)
-            breaches += await self._books.quiet()
             cost = DatabaseCost.between(counters, await Counters.read(postgres))
         finally:
             await postgres.close()
         self._watcher.tell("checking the sums")
-        orders = await self._books.orders()
-        breaches += await self._books.breaches(tally, orders)
+        orders = await orders_of(self._target, scope)
+        breaches += [*accepted_and_there(tally, orders), *await Audit(self._target, scope).violations()]
+        if dead_letters := await self._activity.dead_letters() - dead_letters:
+            breaches.append(f"{dead_letters} events became dead letters")
+        breaches += [f"{name} died after the load" for name in self._target.died()]
         refusals = sum(count for (_, what), count in tally.failures.items() if SOLD_OUT in what)
         if self._terms.scenario is Scenario.HOT:
             breaches += await self._sold_out(refusals)
@@ -227,7 +227,7 @@ class _Run:
             memory=memory,
             resident=self._resident,
             database=cost,
-            outbox_lag_seconds=self._outboxes.oldest,
+            outbox_lag_seconds=self._outbox_lag,
             driver=Driven(
                 workers=self._driver.workers,
                 requests=tally.requests,
@@ -269,7 +269,8 @@ class _Run:
 
     async def _watch(self, seconds: float) -> None:
         while True:
-            lag = await self._outboxes.look()
+            lags = await self._activity.outbox_lag()
+            self._outbox_lag = {name: max(lag, self._outbox_lag.get(name, 0.0)) for name, lag in lags.items()}
             elapsed = max(0.0, time.monotonic() - self._begin) if self._begin else 0.0
             if elapsed >= seconds * len(self._resident["mesh"]) / MEMORY_SAMPLES:
                 for name, now in processes.resident(self._pids).items():
@@ -279,7 +280,7 @@ class _Run:
                 seconds=seconds,
                 answered=self._driver.answered,
                 failed=self._driver.failed,
-                lag=lag,
+                lag=max(lags.values()),
             )
             await asyncio.sleep(_LOOK_EVERY_S)
 

@@ -22,7 +22,7 @@ from ops.bench.run import Watcher, Wish, run
 from ops.bench.scenario import Scenario
 from ops.bench.start import Starts, import_times, mesh, until_first_order
 from ops.bench.sweep import plot, sweep
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.ports import free_ports
 
 FOLDER = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ async def measure(extent: Extent, watcher: Watcher) -> Measured:
     """Measure everything, once."""
     commit = _commit()
     async with _mesh(watcher) as (state, starts):
-        target = Target.find(state, {})
+        target = RunningMesh.find(state, {})
         runs, points = await _loads(target, extent, watcher)
         events = await drain(target, watcher, count=extent.backlog)
         await fill(target, orders=extent.past_orders, products=extent.past_products, tell=watcher.tell)
@@ -136,7 +136,7 @@ def _folder() -> Iterator[Path]:
         yield folder
 
 
-async def _loads(target: Target, extent: Extent, watcher: Watcher) -> tuple[dict[str, Result], list[Result]]:
+async def _loads(target: RunningMesh, extent: Extent, watcher: Watcher) -> tuple[dict[str, Result], list[Result]]:
     """The runs on a young mesh by name, and those at rising rates."""
     runs: dict[str, Result] = {}
 
@@ -165,7 +165,7 @@ async def _loads(target: Target, extent: Extent, watcher: Watcher) -> tuple[dict
     return runs, points
 
 
-async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, Result]:
+async def _compare(past: RunningMesh, extent: Extent, watcher: Watcher) -> dict[str, Result]:
     """Loads on a mesh that has a long past, in turn with loads on a young one that is up beside it.
 
     Three of them, which is about the time from one checkpoint to the next at that rate. Right after one, pages are
@@ -177,7 +177,7 @@ async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, 
     async with _state_folder() as (state, port):
         watcher.tell("starting a young mesh beside the one with a past")
         await until_first_order(state, port, watcher.tell)
-        young = Target.find(state, {})
+        young = RunningMesh.find(state, {})
         for grown, beside, concurrency in (
             (figures.GROWN_64, figures.YOUNG_64, 64),
             (figures.GROWN_256, figures.YOUNG_256, 256),
@@ -188,7 +188,7 @@ async def _compare(past: Target, extent: Extent, watcher: Watcher) -> dict[str, 
     return runs
 
 
-async def _run(name: str, target: Target, wish: Wish, watcher: Watcher) -> Result:
+async def _run(name: str, target: RunningMesh, wish: Wish, watcher: Watcher) -> Result:
     watcher.tell(name)
     result = await run(target, wish, watcher)
     watcher.found(name, result)

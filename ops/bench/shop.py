@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import httpx
 
 from ops.bench.driver import Action
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 
 LINES = 3
@@ -49,7 +49,7 @@ Tell = Callable[[str], None]
 class Shop:
     """Customers and products for a load."""
 
-    target: Target
+    target: RunningMesh
     customers: Sequence[UUID]
     authorizations: Sequence[bytes]
     """Of each customer, as a header line."""
@@ -58,7 +58,7 @@ class Shop:
 
     @classmethod
     async def open(
-        cls, target: Target, *, customers: int, products: int = PRODUCTS, hot_stock: int = 0, tell: Tell
+        cls, target: RunningMesh, *, customers: int, products: int = PRODUCTS, hot_stock: int = 0, tell: Tell
     ) -> Shop:
         """Make what is missing, through the edge. With `hot_stock`, the first product has that much of it."""
         async with httpx.AsyncClient(base_url=target.run.edge, timeout=30, trust_env=False) as http:
@@ -94,7 +94,7 @@ class Shop:
         return f"{method} {path} HTTP/1.1\r\nhost: {self.target.host}\r\n{more}".encode()
 
 
-async def _customers(target: Target, http: httpx.AsyncClient, count: int, tell: Tell) -> list[UUID]:
+async def _customers(target: RunningMesh, http: httpx.AsyncClient, count: int, tell: Tell) -> list[UUID]:
     connection = await target.connect("customer")
     try:
         known = [row["id"] for row in await connection.fetch(_CUSTOMERS, count)]
@@ -106,7 +106,9 @@ async def _customers(target: Target, http: httpx.AsyncClient, count: int, tell: 
     return known + await _in_turns(_customer(target, http) for _ in range(missing))
 
 
-async def _products(target: Target, http: httpx.AsyncClient, count: int, hot_stock: int, tell: Tell) -> dict[UUID, int]:
+async def _products(
+    target: RunningMesh, http: httpx.AsyncClient, count: int, hot_stock: int, tell: Tell
+) -> dict[UUID, int]:
     wanted = count - bool(hot_stock)
     connection = await target.connect("product")
     try:
@@ -124,7 +126,7 @@ async def _products(target: Target, http: httpx.AsyncClient, count: int, hot_sto
     return dict(zip(made, missing, strict=True)) | known
 
 
-async def _customer(target: Target, http: httpx.AsyncClient) -> UUID:
+async def _customer(target: RunningMesh, http: httpx.AsyncClient) -> UUID:
     made = await _insist(
         http,
         "/v1/customers",

@@ -14,7 +14,7 @@ from uuid import uuid4
 import httpx
 
 from ops.bench.shop import Shop
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 from stack.services import NAMES
 
@@ -54,7 +54,7 @@ async def until_first_order(state: Path, port: int, tell: Callable[[str], None])
     """Start a mesh, leave it running, and place an order; the seconds that took."""
     began = time.monotonic()
     await mesh("up", "--detach", "--edge-port", str(port), state=state)
-    shop = await Shop.open(Target.find(state, {}), customers=1, products=3, tell=tell)
+    shop = await Shop.open(RunningMesh.find(state, {}), customers=1, products=3, tell=tell)
     _, body = shop.orders().requests[0]
     name, _, value = shop.authorizations[0].decode().strip().partition(": ")
     headers = {name: value, "content-type": "application/json", "idempotency-key": str(uuid4())}

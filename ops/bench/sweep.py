@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ops.bench.result import Result
 from ops.bench.run import Watcher, Wish, run
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 
 SHARES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The rates, as shares of what the closed loop has reached."""
 
 
-async def sweep(target: Target, wish: Wish, capacity: float, watcher: Watcher) -> list[Result]:
+async def sweep(target: RunningMesh, wish: Wish, capacity: float, watcher: Watcher) -> list[Result]:
     """Place orders at each share of `capacity`, that of the closed loop in orders a second."""
     results = []
     for share in SHARES:

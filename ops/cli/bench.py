@@ -15,7 +15,7 @@ from ops.bench.result import Result
 from ops.bench.run import Wish, run
 from ops.bench.scenario import Scenario
 from ops.bench.sweep import plot, require_matplotlib, sweep
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh
 from stack.errors import StackError
 
 
@@ -31,7 +31,7 @@ def measure(folder: Path, wish: Wish, *, as_json: bool, picture: Path | None) ->
         StackError: no mesh is running, or it cannot be measured.
     """
     telemetry.configure("bench", "error")
-    target = Target.find(folder)
+    target = RunningMesh.find(folder)
     if picture is not None:
         require_matplotlib()
     with Progress.on_terminal() as progress:
@@ -47,7 +47,7 @@ def measure(folder: Path, wish: Wish, *, as_json: bool, picture: Path | None) ->
         raise SumsBroken("the sums do not hold:\n" + "\n".join(f"  {each}" for each in breaches))
 
 
-async def _measured(target: Target, wish: Wish, progress: Progress) -> Result | Drained:
+async def _measured(target: RunningMesh, wish: Wish, progress: Progress) -> Result | Drained:
     if wish.scenario is Scenario.EVENTS:
         return await drain(target, progress)
     return await run(target, wish, progress)

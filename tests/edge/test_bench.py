@@ -11,7 +11,7 @@ import pytest
 
 from ops.bench.database import HOT_PATHS
 from ops.bench.shop import Shop
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh as Target
 from tests.running import RunningMesh, mesh_command
 from tests.services import eventually
 
@@ -84,7 +84,7 @@ async def test_stock_that_vanishes_during_a_load_fails_it_by_name(mesh: RunningM
     products = await sold_from(mesh)
     await mesh.sql("product_svc", "UPDATE stocks SET on_hand = on_hand - 1 WHERE product_id = $1", products[0])
     try:
-        with pytest.raises(AssertionError, match=f"product {products[0]} has .* on hand, not"):
+        with pytest.raises(AssertionError, match=f"product {products[0]} has .* on hand, but its ledger says"):
             await running
     finally:
         await mesh.sql("product_svc", "UPDATE stocks SET on_hand = on_hand + 1 WHERE product_id = $1", products[0])

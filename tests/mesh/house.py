@@ -153,6 +153,15 @@ class House:
 
         return await eventually(free)
 
+    @property
+    def nats_url(self) -> str:
+        """For an audit."""
+        return self.servers.nats.url
+
+    async def connect(self, database: str) -> asyncpg.Connection:
+        """A superuser's connection to a database, for an audit."""
+        return await asyncpg.connect(self.servers.postgres.superuser_url.replace("/postgres?", f"/{database}?"))
+
     async def sql(self, role: str, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """What the database of a service holds."""
         connection = await asyncpg.connect(self.servers.postgres.url_for(role))

@@ -9,7 +9,7 @@ import pytest
 
 from ops.bench import figures, series
 from ops.bench.run import Wish
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh as Target
 
 
 class Listener:

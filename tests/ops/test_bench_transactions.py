@@ -10,7 +10,7 @@ import uvloop
 
 from ops.bench import calibration, transactions
 from ops.bench.driver import Driver
-from ops.bench.target import Target
+from ops.running_mesh import RunningMesh as Target
 from stack.servers import Servers
 from tests.service.runtime import new_database
 

@@ -1,4 +1,4 @@
-"""The mesh under test: beside its edge, the servers, signing key and processes that the bench looks at."""
+"""A running mesh on this machine, and what it takes to audit and measure it: servers, signing key, processes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _TOKEN_LIFETIME = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A running mesh."""
+class RunningMesh:
+    """A mesh that runs on this machine."""
 
     state: State
     run: RunRecord
@@ -37,7 +37,7 @@ class Target:
     """Requests a second that the edge takes from one customer; 0 is no limit."""
 
     @classmethod
-    def find(cls, folder: Path, environment: Mapping[str, str] = os.environ) -> Target:
+    def find(cls, folder: Path, environment: Mapping[str, str] = os.environ) -> RunningMesh:
         """The mesh that runs in a state folder. Raises NotRunning, or StackError when it is not ready."""
         state = State.find(folder)
         run = state.running()
