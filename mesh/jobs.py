@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -23,26 +22,22 @@ class Periodic:
         self._name = name
         self._interval = interval
         self._work = work
-        self._stopped = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._background = tasks.Background(name, self._run)
 
     async def start(self) -> None:
         """Start the job in the background."""
-        self._task = asyncio.create_task(self._run(), name=self._name)
+        self._background.start()
 
     async def stop(self) -> None:
         """Wait up to 10 s for the current run, then cancel it."""
-        self._stopped.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=10)
-            await tasks.end(self._task)
+        await self._background.stop()
 
     async def _run(self) -> None:
-        while not self._stopped.is_set():
+        while not self._background.stopping.is_set():
             more = False
             try:
                 more = await self._work() is True
             except Exception as error:  # noqa: BLE001  # a failed run must not end the job
                 log.warning("job failed", job=self._name, error=repr(error), again_in=self._interval)
             if not more:
-                await tasks.is_set_within(self._interval, self._stopped)
+                await self._background.pause(self._interval)

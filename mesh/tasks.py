@@ -1,9 +1,9 @@
-"""Background tasks: waiting in them, and an end that is for sure."""
+"""Background tasks: how they run, wait, back off and end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ async def in_portions(
         yield item
 
 
-async def end(*tasks: asyncio.Task[Any] | None) -> None:
+async def end(*tasks: asyncio.Future[Any] | None) -> None:
     """Cancel tasks and wait until they have ended, whatever they end with.
 
     Asked again each second: in Python 3.11 `asyncio.wait_for`, which client libraries wait with, loses a cancellation
@@ -50,6 +50,62 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
     for task in ending:
         if not task.cancelled():
             task.exception()  # it is known now, and asyncio need not complain
+
+
+class Background:
+    """One task of a part of the service, from `start` to `stop`. `run` returns soon after `stopping` is set."""
+
+    def __init__(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self.stopping = asyncio.Event()
+        """Set when the task shall finish what it is at and return."""
+        self._name = name
+        self._run = run
+        self._task: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Start the task."""
+        self._task = asyncio.get_running_loop().create_task(self._until_done(), name=self._name)
+
+    async def stop(self, timeout: float = 10.0) -> None:
+        """Let the task finish what it is at for `timeout` seconds, then cancel it."""
+        self.stopping.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=timeout)
+            await end(self._task)
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the task had to be cancelled, because it did not stop in time."""
+        return self._task is not None and self._task.cancelled()
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait, for `seconds` at most; whether the task is to stop."""
+        return await is_set_within(seconds, self.stopping)
+
+    async def _until_done(self) -> None:
+        await self._run()
+
+
+class Backoff:
+    """Growing pauses between attempts: `first` seconds, then twice as long each time, `most` seconds at most."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first = first
+        self._most = most
+        self._next = first
+
+    def next(self) -> float:
+        """The pause before the next attempt, in seconds."""
+        pause, self._next = self._next, min(self._next * 2, self._most)
+        return pause
+
+    def after(self, attempts: int) -> float:
+        """The pause after so many failed attempts (one or more), for attempts that something else counts."""
+        return float(min(self._first * 2.0 ** min(attempts - 1, 64), self._most))
+
+    def reset(self) -> None:
+        """Begin with `first` again, since an attempt has succeeded."""
+        self._next = self._first
 
 
 async def is_set_within(seconds: float, event: asyncio.Event) -> bool:

@@ -340,7 +340,7 @@ class Supervisor:
                 how = f"could not be started: {error}"
 
     def _pause(self, deaths: int) -> float:
-        return min(self._pace.restart_after * 2.0 ** (deaths - 1), self._pace.restart_at_most)
+        return tasks.Backoff(self._pace.restart_after, self._pace.restart_at_most).after(deaths)
 
     def _doubt_all(self) -> None:
         for one in self.supervised:

@@ -250,7 +250,7 @@ class Bus:
                 log.debug("not unsubscribed", topic=topic, error=repr(error))
 
     async def _connect(self) -> None:
-        delay = 0.1
+        backoff = tasks.Backoff(0.1, 5.0)
         while True:
             client = NatsClient()
             try:
@@ -274,8 +274,7 @@ class Bus:
             except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
                 log.warning("nats cannot be used", address=self._address, error=repr(error))
                 await client.close()
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
+                await asyncio.sleep(backoff.next())
             except asyncio.CancelledError:
                 # Otherwise a connection that is half established would stay open.
                 await client.close()
@@ -294,14 +293,14 @@ class Bus:
 
     async def _mend(self) -> None:
         for action in self._on_reconnect:
-            delay = 0.1
+            backoff = tasks.Backoff(0.1, 5.0)
             while True:
                 try:
                     await action()
                 except (OSError, TimeoutError, nats.errors.Error) as error:
-                    log.warning("not mended after a reconnection", error=repr(error), again_in=delay)
-                    await asyncio.sleep(delay)
-                    delay = min(delay * 2, 5.0)
+                    pause = backoff.next()
+                    log.warning("not mended after a reconnection", error=repr(error), again_in=pause)
+                    await asyncio.sleep(pause)
                 else:
                     break
 

@@ -14,7 +14,6 @@ long even alone has failed.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +68,9 @@ _old = (
     .cte("old")
 )
 PURGE = Statement(sa.delete(inbox).where(inbox.c.event_id == _old.c.event_id, inbox.c.consumer == _old.c.consumer))
+
+_BACKOFF = tasks.Backoff(0.2, 30.0)
+"""Between the attempts at one event."""
 
 log = structlog.get_logger(__name__)
 
@@ -130,20 +132,23 @@ class Consumer:
         self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of(f"commerce.{area}.")
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
-        self._task: asyncio.Task[None] | None = None
+        self._background = tasks.Background(f"consumer {self.name}", self._run)
 
     async def start(self) -> None:
         """Begin to consume, in the background."""
         self._bus.on_reconnect(self._deliveries.resume)
-        self._task = asyncio.create_task(self._run(), name=f"consumer {self.name}")
+        self._background.start()
 
     async def stop(self) -> None:
         """Finish the batch under way and hand back the rest, so that another process gets it at once."""
         self._deliveries.end()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=10)
-            await tasks.end(self._task)
+        await self._background.stop()
         await self._deliveries.hand_back()
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether its last batch had to be cancelled, because it did not finish in time."""
+        return self._background.was_cancelled
 
     async def _run(self) -> None:
         while batch := await self._deliveries.take(MAX_BATCH, gather=self._gather):
@@ -256,7 +261,7 @@ class Consumer:
         self._retries.put({identity: retry._replace(failures=attempts)})
         details = {"consumer": self.name, "event_id": identity, "subject": message.subject, "attempt": attempts}
         if attempts < MAX_ATTEMPTS:
-            delay = min(0.1 * 2**attempts, 30.0)
+            delay = _BACKOFF.after(attempts)
             log.warning("event failed", **details, again_in=delay, exc_info=error)
             await message.nak(delay=delay)
             return

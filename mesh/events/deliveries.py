@@ -56,6 +56,7 @@ class Deliveries:
         """A part of the reply subject. Replies to requests from before the last `_forget` are ignored."""
         self._is_sure = False
         """Whether the consumer is known to exist."""
+        self._backoff = tasks.Backoff(0.1, 5.0)
         self._pause = 0.0
         """Seconds to wait before `ensure` is called again."""
 
@@ -115,7 +116,6 @@ class Deliveries:
             if not self._is_sure:
                 if await tasks.is_set_within(self._pause, self._ended):
                     return
-                self._pause = min(max(0.1, 2 * self._pause), 5.0)
                 await self._make_sure()
             await self._ask()
         except _TROUBLE as error:
@@ -128,6 +128,7 @@ class Deliveries:
             self._forget()
 
     def _failed(self, error: Exception) -> None:
+        self._pause = self._backoff.next()
         log.warning("cannot ask for events", consumer=self._name, error=repr(error), again_in=self._pause)
         self._is_sure = False
 
@@ -153,7 +154,7 @@ class Deliveries:
         if message.reply:
             self._arrived.append(message)
             self._asked = max(self._asked - 1, 0)
-            self._pause = 0.0
+            self._succeeded()
         else:
             self._heard(message.subject.rpartition(".")[2], message.headers or {})
         self._wake.set()
@@ -165,12 +166,17 @@ class Deliveries:
         status = headers.get("Status")
         if status == _REQUEST_ENDED and (unsent := headers.get("Nats-Pending-Messages")) is not None:
             self._asked = max(self._asked - int(unsent), 0)
-            self._pause = 0.0
+            self._succeeded()
         else:
             # The consumer was deleted or has a new leader. A well-formed request fails for no other reason.
             log.warning("no events", consumer=self._name, status=status, why=headers.get("Description"))
             self._forget()
+            self._pause = self._backoff.next()
             self._is_sure = False
+
+    def _succeeded(self) -> None:
+        self._backoff.reset()
+        self._pause = 0.0
 
     def _forget(self) -> None:
         """Ignore all requests that were sent so far."""

@@ -136,22 +136,19 @@ class Relay:
         self._batch = batch
         self._poll = poll
         self._woken = asyncio.Event()
-        self._stopped = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._background = tasks.Background(f"relay {service}", self._run)
         self._calls: set[asyncio.Task[None]] = set()
         self._position = Position(0)
 
     async def start(self) -> None:
         """Begin to relay, in the background."""
-        self._task = asyncio.create_task(self._run(), name=f"relay {self._service}")
+        self._background.start()
 
     async def stop(self) -> None:
         """Publish what is there, then stop. What cannot be published now stays for the next process."""
-        self._stopped.set()
+        self._background.stopping.set()
         self._woken.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=10)
-            await tasks.end(self._task)
+        await self._background.stop()
 
     def wake(self) -> None:
         """There are new events: called after each commit that wrote some."""
@@ -167,17 +164,17 @@ class Relay:
         return f"mesh.relay.{self._service}"
 
     async def _run(self) -> None:
-        delay = self._poll
-        while not self._stopped.is_set():
+        backoff = tasks.Backoff(self._poll, 10.0)
+        while not self._background.stopping.is_set():
             try:
                 await self._lead()
-                await tasks.is_set_within(self._poll, self._stopped)
-                delay = self._poll
+                await self._background.pause(self._poll)
+                backoff.reset()
             except Exception:
                 # Whatever it is, the relay begins anew: an event that is not published is an order that waits.
-                log.exception("relay interrupted", relay=self._service, again_in=delay)
-                await tasks.is_set_within(delay, self._stopped)
-                delay = min(delay * 2, 10.0)
+                pause = backoff.next()
+                log.exception("relay interrupted", relay=self._service, again_in=pause)
+                await self._background.pause(pause)
 
     async def _lead(self) -> None:
         """Take the lock and relay until told to stop; nothing when another process has it."""
@@ -201,11 +198,11 @@ class Relay:
                 rows = await self._look(connection)
                 if rows:
                     await self._publish(connection, rows)
-                elif self._stopped.is_set():
+                elif self._background.stopping.is_set():
                     return
-                if len(rows) < self._batch and not self._stopped.is_set():
+                if len(rows) < self._batch and not self._background.stopping.is_set():
                     if rows:
-                        await tasks.is_set_within(self._rest, self._stopped)
+                        await self._background.pause(self._rest)
                     await tasks.is_set_within(self._poll, self._woken)
         finally:
             self.active = False

@@ -83,3 +83,53 @@ async def test_portion_is_bounded_by_the_weight_of_its_items() -> None:
 
     await asyncio.gather(work(), other())
     assert portions == [[3, 3, 4], [1], [12], [9, 1], [1], [10], [10]]
+
+
+def test_backoff_doubles_up_to_its_limit_and_begins_anew_after_a_success() -> None:
+    backoff = tasks.Backoff(0.5, 3.0)
+    assert [backoff.next() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+    backoff.reset()
+    assert backoff.next() == 0.5
+
+
+def test_backoff_after_attempts_that_are_counted_elsewhere_is_the_same() -> None:
+    backoff = tasks.Backoff(0.5, 3.0)
+    assert [backoff.after(attempts) for attempts in (1, 2, 3, 4, 10_000)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+async def test_background_task_that_ignores_its_stop_is_cancelled_after_the_timeout() -> None:
+    begun = asyncio.Event()
+
+    async def run() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    background = tasks.Background("deaf", run)
+    background.start()
+    await begun.wait()
+    async with asyncio.timeout(10):
+        await background.stop(timeout=0.01)
+    assert background.was_cancelled
+
+
+async def test_background_task_finishes_what_it_is_at_before_it_stops() -> None:
+    turns: list[bool] = []
+
+    async def run() -> None:
+        await background.pause(3600)
+        turns.append(background.stopping.is_set())
+
+    background = tasks.Background("willing", run)
+    background.start()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await background.stop(timeout=3600)
+    assert turns == [True]
+    assert not background.was_cancelled
+
+
+async def test_background_task_that_was_never_started_can_be_stopped() -> None:
+    async def run() -> None:
+        raise AssertionError
+
+    await tasks.Background("new", run).stop()
