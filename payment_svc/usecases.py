@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mesh import tasks
+from mesh.db.idempotency import Replay
 from mesh.errors import MeshError, Overtaken
 from mesh.ids import new_id
-from mesh.rpc.replies import Replay
 from payment_svc import store, wire
 from payment_svc.domain import (
     PROVIDER_UNKNOWN,

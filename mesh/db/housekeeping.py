@@ -6,16 +6,12 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mesh.db import idempotency
-from mesh.events import consumers
-from mesh.events.bus import MAX_AGE_S
+from mesh.db import idempotency, inbox
 from mesh.jobs import Periodic
 
 if TYPE_CHECKING:
     from mesh.db.database import Database, Statement
 
-INBOX_RETENTION = timedelta(seconds=MAX_AGE_S) + timedelta(days=1)
-"""Longer than a stream keeps an event: what can still be delivered can still be recognised."""
 PORTION = 10_000
 """Rows that one transaction deletes: well within the time that a statement has."""
 
@@ -26,7 +22,7 @@ def housekeeping(database: Database, *, interval: float = 3600.0, portion: int =
         Periodic(name, interval, partial(_purge, database, statement, age, portion))
         for name, statement, age in (
             ("purge of replies", idempotency.PURGE, idempotency.RETENTION),
-            ("purge of the inbox", consumers.PURGE, INBOX_RETENTION),
+            ("purge of the inbox", inbox.PURGE, inbox.RETENTION),
         )
     ]
 

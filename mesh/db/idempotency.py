@@ -20,7 +20,6 @@ from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction
 from mesh.db.recent import Recent
 from mesh.db.schema import idempotency as table
 from mesh.errors import AlreadyExists, InvalidArgument, Unavailable, Violation
-from mesh.rpc.replies import Replay
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -70,6 +69,14 @@ class IdempotencyKeyReused(AlreadyExists):
 
     def __init__(self) -> None:
         super().__init__("this idempotency key was used for another request; take a new key for a new intent")
+
+
+class Replay(Exception):
+    """The change was made before; `wire` is the stored reply, as it was sent."""
+
+    def __init__(self, wire: bytes) -> None:
+        super().__init__("replayed")
+        self.wire = wire
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import structlog
 
-from mesh.db import idempotency
+from mesh.db import idempotency, outbox
 from mesh.db.database import BulkInsert, Transaction
 from mesh.errors import NOBODYS_FAULT, Overtaken
-from mesh.events import relay as outbox
-from mesh.events.cloudevents import Event
 
 if TYPE_CHECKING:
     from mesh.clock import Clock
     from mesh.db.database import Database
     from mesh.db.idempotency import IdempotencyKey
+    from mesh.events.cloudevents import Event
     from mesh.events.relay import Relay
     from mesh.observe.trace import Trace
     from mesh.rpc.replies import Change, Reply
@@ -83,11 +82,9 @@ class ChangeUnderWay(UnitOfWork, Generic[R]):
         return made
 
 
-def _is_event(fact: Any) -> Event:
-    """For a process without facts of its own, which publishes events as they are."""
-    if not isinstance(fact, Event):
-        raise TypeError(f"{type(fact).__name__} is no event, and nobody says how to make one of it")
-    return fact
+def _as_it_is(event: Event) -> Event:
+    """For a process that publishes events and has no facts of its own."""
+    return event
 
 
 class UnitsOfWork:
@@ -102,7 +99,7 @@ class UnitsOfWork:
         database: Database,
         relay: Relay,
         *,
-        event_of: Callable[[Any], Event] = _is_event,
+        event_of: Callable[[Any], Event] = _as_it_is,
         clock: Clock | None = None,
     ) -> None:
         self.database = database

@@ -20,15 +20,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import nats.js.api as js
-import sqlalchemy as sa
 import structlog
 
 from mesh import tasks
 from mesh.batch.group_commit import run_batch
-from mesh.db.database import BulkInsert, Statement
+from mesh.db import inbox
 from mesh.db.recent import Recent
-from mesh.db.schema import inbox
-from mesh.errors import NOBODYS_FAULT, Overtaken, StatementTimeout
+from mesh.errors import NOBODYS_FAULT, StatementTimeout
 from mesh.events import cloudevents as events
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received, stream_of
@@ -57,17 +55,6 @@ ACK_WAIT_S = 5
 """After this long without an acknowledgement an event is delivered again: its consumer has died, or is slow, and then
 the second copy meets the inbox."""
 
-RECORD = BulkInsert(inbox.c.event_id, inbox.c.consumer, refusals={"inbox_pkey": Overtaken})
-RECORD_FRESH = BulkInsert(inbox.c.event_id, inbox.c.consumer, returning=[inbox.c.event_id], skip_existing=True)
-_old = (
-    sa.select(inbox.c.event_id, inbox.c.consumer)
-    .where(inbox.c.receive_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
-    .order_by(inbox.c.receive_time)
-    .limit(sa.bindparam("most", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
-    .cte("old")
-)
-PURGE = Statement(sa.delete(inbox).where(inbox.c.event_id == _old.c.event_id, inbox.c.consumer == _old.c.consumer))
 
 _BACKOFF = tasks.Backoff(0.2, 30.0)
 """Between the attempts at one event."""
@@ -235,7 +222,7 @@ class Consumer:
         """Apply those that were not applied before; how many that are."""
         inbox_rows = [(event_id, self.name) for event_id in sorted(received)]
         if work.must_look:
-            fresh = {row["event_id"] for row in await work.transaction.insert(RECORD_FRESH, inbox_rows)}
+            fresh = {row["event_id"] for row in await work.transaction.insert(inbox.RECORD_FRESH, inbox_rows)}
             received = {event_id: event for event_id, event in received.items() if event_id in fresh}
         by_type: dict[str, list[Received[Any]]] = {event_type: [] for event_type in self._handlers}
         for event in received.values():
@@ -247,7 +234,7 @@ class Consumer:
             if events_of_it:
                 await apply(work, events_of_it)
         if not work.must_look:
-            work.caused_by(RECORD, inbox_rows)
+            work.caused_by(inbox.RECORD, inbox_rows)
         return len(received)
 
     def _decode(self, message: Msg) -> Received[Any]:

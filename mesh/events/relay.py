@@ -11,82 +11,31 @@ What is published is not marked: the relay keeps its position (`mesh.events.posi
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import asyncpg
 import nats.js.errors
-import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects import postgresql
 
 from mesh import tasks
 from mesh.clock import steady
-from mesh.db.database import READ_CLOCK, SESSION, BulkInsert, Row, Statement, unnested
-from mesh.db.schema import outbox as table
-from mesh.db.schema import outbox_position
+from mesh.db import outbox
+from mesh.db.database import READ_CLOCK, SESSION, Row
 from mesh.events import cloudevents as events
 from mesh.events.bus import Message
 from mesh.events.position import Gap, Position
-from mesh.ids import new_id
 
 if TYPE_CHECKING:
     from mesh.db.database import Database
     from mesh.events.bus import Bus
-    from mesh.events.cloudevents import Event
-
-RETENTION = timedelta(days=7)
-"""How long published rows stay, for `mesh events refill` after a stream has lost what it had acknowledged."""
-
-
-def _as_integer(transaction_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    return sa.cast(sa.cast(transaction_id, sa.Text), sa.BigInteger)
-
-
-APPEND = BulkInsert(
-    table.c.event_id, table.c.type, table.c.aggregate_id, table.c.sequence, table.c.payload, table.c.traceparent
-)
-_most = sa.bindparam("most", type_=sa.Integer)
-_gaps = unnested({"firsts": ("first", sa.BigInteger), "lasts": ("last", sa.BigInteger)})
-_behind = sa.select(table).where(table.c.seq > sa.bindparam("through", type_=sa.BigInteger)).order_by(table.c.seq)
-_events = sa.union_all(
-    sa.select(_behind.limit(_most).subquery()), sa.select(table).join(_gaps, table.c.seq.between(*_gaps.c))
-).subquery()
-UNPUBLISHED = Statement(
-    sa.select(
-        _events,
-        sa.select(_as_integer(sa.func.pg_snapshot_xmin(sa.func.pg_current_snapshot())))
-        .scalar_subquery()
-        .label("ended"),
-    )
-    .order_by(_events.c.seq)
-    .limit(_most)
-)
-"""What there is behind the position and in its gaps; with the id below which all transactions have ended."""
-POSITION = Statement(sa.select(outbox_position))
-MOVE = Statement(
-    sa.update(outbox_position)
-    .values(
-        through=sa.bindparam("new_through", type_=sa.BigInteger),
-        gaps=sa.bindparam("new_gaps", type_=postgresql.INT8MULTIRANGE),
-    )
-    .returning(_as_integer(sa.func.pg_current_xact_id()))
-)
-"""Writes the position, and tells the id of the transaction that does."""
 
 _LOCK = 0x0B0C_5EED
 """The advisory lock of the active relay; the databases of the services do not share theirs."""
 
-BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
-"""Settings of a session that looks for what is not published.
-
-A plan is kept, and it may be made while the outbox is empty, when to read all of it is cheapest. What is behind the
-position is found by an index, and in its order, however much there is.
-"""
 _SESSION = (
     SESSION
-    | BY_INDEX
+    | outbox.BY_INDEX
     | {
         # The lock goes with the session: a process that is paused or cut off must not keep it from the others.
         "idle_session_timeout": "30s",
@@ -102,11 +51,6 @@ _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
 """How often partitions are looked after, and how soon again when that was not possible."""
 
 log = structlog.get_logger(__name__)
-
-
-def row(event: Event, traceparent: str) -> tuple[Any, ...]:
-    """The row of an event, in the order of `APPEND`."""
-    return (new_id(), event.type, event.aggregate_id, event.sequence, event.payload.SerializeToString(), traceparent)
 
 
 class Relay:
@@ -187,7 +131,7 @@ class Relay:
             await self._bus.ensure_stream_of(self._service)
             await self._bus.on_signal(self._topic, self._woken.set)
             log.info("relay active", relay=self._service)
-            ((through, gaps),) = await connection.fetch(POSITION.sql)
+            ((through, gaps),) = await connection.fetch(outbox.POSITION.sql)
             self._position = Position(through, tuple(Gap(gap.lower, gap.upper - 1) for gap in gaps))
             maintenance = steady()
             while True:
@@ -216,7 +160,7 @@ class Relay:
         """Look after the partitions; the time until they are to be looked after again. They keep no event waiting."""
         try:
             # The database sets the times of the rows, so it says which day it is.
-            await maintain_partitions(connection, await connection.fetchval(READ_CLOCK))
+            await outbox.maintain_partitions(connection, await connection.fetchval(READ_CLOCK))
         except asyncpg.PostgresError as error:
             log.warning("partitions not maintained", relay=self._service, error=repr(error))
             return _MAINTENANCE_AGAIN
@@ -231,7 +175,7 @@ class Relay:
             "lasts": [gap.last for gap in gaps],
             "most": self._batch,
         }
-        return await connection.fetch(UNPUBLISHED.sql, *UNPUBLISHED.arguments(values))
+        return await connection.fetch(outbox.UNPUBLISHED.sql, *outbox.UNPUBLISHED.arguments(values))
 
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
         """Publish, and move on past what the stream has acknowledged. Raises when that is not all."""
@@ -248,7 +192,7 @@ class Relay:
                 "new_through": position.through,
                 "new_gaps": [asyncpg.Range(gap.first, gap.last + 1) for gap in position.gaps],
             }
-            transaction_id = await connection.fetchval(MOVE.sql, *MOVE.arguments(values))
+            transaction_id = await connection.fetchval(outbox.MOVE.sql, *outbox.MOVE.arguments(values))
             self._position = position.bounded(transaction_id)
             self.published += len(done)
         if len(done) < len(rows):
@@ -265,48 +209,3 @@ class Relay:
             traceparent=row["traceparent"],
         )
         return Message(f"{row['type']}.{row['aggregate_id']}", row["payload"], headers)
-
-
-async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> None:
-    """Make the partitions of today and the next two days; drop those past `RETENTION` that hold nothing unpublished.
-
-    A row that no day's partition takes goes into the default one, so that a clock or a missed run loses nothing. A day
-    of which that one holds rows already gets no partition of its own: it stays there to its end.
-
-    Raises LockNotAvailableError when the table is too busy.
-    """
-    today = now.astimezone(UTC).date()
-    for day in (today + timedelta(days=offset) for offset in range(3)):
-        name = f"outbox_{day:%Y%m%d}"
-        if not await connection.fetchval("SELECT to_regclass($1)", f"mesh.{name}"):
-            with suppress(asyncpg.CheckViolationError):  # the default one holds rows of that day
-                await _define(
-                    connection,
-                    f"CREATE TABLE mesh.{name} PARTITION OF mesh.outbox "
-                    f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z') "
-                    # Its rows never change, and it is dropped whole: there is nothing to clean up.
-                    "WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)",
-                )
-    oldest = f"outbox_{today - RETENTION:%Y%m%d}"
-    for partition in await connection.fetch(
-        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-        "WHERE i.inhparent = 'mesh.outbox'::regclass AND c.relname ~ '^outbox_[0-9]{8}$' AND c.relname < $1",
-        oldest,
-    ):
-        name = partition["relname"]
-        day = datetime.strptime(f"{name}+0000", "outbox_%Y%m%d%z")
-        unpublished = "SELECT EXISTS (SELECT FROM mesh.unpublished WHERE create_time >= $1 AND create_time < $2)"
-        if not await connection.fetchval(unpublished, day, day + timedelta(days=1)):
-            await _define(connection, f"DROP TABLE mesh.{name}")
-    await connection.execute(
-        "DELETE FROM mesh.outbox_default event WHERE create_time < $1 "
-        "AND NOT EXISTS (SELECT FROM mesh.unpublished WHERE seq = event.seq)",
-        now - RETENTION,
-    )
-
-
-async def _define(connection: asyncpg.Connection, change: str) -> None:
-    """Change a table that must have nobody in it; not waited for long, since whoever wants to write waits behind it."""
-    async with connection.transaction():
-        await connection.execute("SET LOCAL lock_timeout = '200ms'")
-        await connection.execute(change)

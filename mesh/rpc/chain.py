@@ -23,7 +23,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError
 
 from commerce.access.v1 import access_pb2
-from mesh.db.idempotency import HEADER, IdempotencyKey
+from mesh.db.idempotency import HEADER, IdempotencyKey, Replay
 from mesh.errors import (
     Code,
     DeadlineExceeded,
@@ -37,7 +37,7 @@ from mesh.rpc import access, status, validation
 from mesh.rpc.call import ANYBODY, Call, Caller, Kind
 from mesh.rpc.identity import OUTSIDERS, Tokens, peer_name
 from mesh.rpc.key_scope import KeyScope, key_scope_of
-from mesh.rpc.replies import Replay, Reply, to_wire
+from mesh.rpc.replies import Reply, to_wire
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor

@@ -3,7 +3,7 @@
     rpc.py      Change(call, encode)          what is asked, and how its result becomes bytes
     use case    async with units.once(change) as work: … return work.reply(result)
     database    key, request hash and `Reply.wire` are written in the transaction of the effect
-    chain       sends `Reply.wire`; a second call with the same key raises `Replay`, which carries the stored bytes
+    chain       sends `Reply.wire`; for a second call with the same key `once` raises `Replay` with the stored bytes
 
 A reply that holds a secret is never stored: such a method takes no `Change` and returns its message.
 """
@@ -56,14 +56,6 @@ class Change(Generic[R]):
     def reply(self, result: R) -> Reply[R]:
         """The reply for `result`."""
         return Reply(result, self.to_message(result).SerializeToString())
-
-
-class Replay(Exception):
-    """The change was made before; `wire` is the stored reply."""
-
-    def __init__(self, wire: bytes) -> None:
-        super().__init__("replayed")
-        self.wire = wire
 
 
 def to_wire(answer: Message | Reply[Any]) -> bytes:

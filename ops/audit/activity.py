@@ -11,8 +11,8 @@ import asyncpg
 import nats
 from nats.js import JetStreamContext
 
+from mesh.db.outbox import BY_INDEX
 from mesh.events.bus import DEAD_LETTERS
-from mesh.events.relay import BY_INDEX
 from ops.audit.audit import Mesh
 from stack.servers import DATABASES
 

@@ -12,10 +12,10 @@ from uuid import UUID
 from commerce.order.v1 import order_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db import idempotency
-from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
 from mesh.errors import NOBODYS_FAULT, InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.ids import new_id
-from mesh.rpc.replies import Replay, Reply
+from mesh.rpc.replies import Reply
 from order_svc import store, wire
 from order_svc.domain import (
     CustomerNotFound,

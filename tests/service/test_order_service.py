@@ -18,7 +18,7 @@ from commerce.payment.v1 import events_pb2 as payment_events
 from commerce.payment.v1 import payment_pb2
 from mesh.batch.group_commit import run_batch
 from mesh.db.database import Database, Statement
-from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
 from mesh.db.recent import Recent
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import DeadlineExceeded, FailedPrecondition, Internal, MeshError, ResourceExhausted, Unavailable
@@ -27,7 +27,7 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
-from mesh.rpc.replies import Change, Replay, Reply
+from mesh.rpc.replies import Change, Reply
 from order_svc.domain import HeldLine, Hold, HoldRequest, Order, PaymentMethod, PaymentMethodMissing, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import get, orders

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import BulkInsert, Statement
+from mesh.db.outbox import APPEND, row
 from mesh.db.schema import inbox
 from mesh.errors import Code, InvalidArgument, Unavailable
-from mesh.events.relay import APPEND, row
 from stack.servers import Servers
 from tests.service.runtime import (
     ADD_EFFECTS,

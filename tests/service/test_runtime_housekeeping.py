@@ -8,8 +8,10 @@ from datetime import timedelta
 
 import pytest
 
-from mesh.db.housekeeping import INBOX_RETENTION, housekeeping
+from mesh.db import inbox
+from mesh.db.housekeeping import housekeeping
 from mesh.db.idempotency import RETENTION
+from mesh.events.bus import MAX_AGE_S
 from stack.servers import Servers
 from tests.service.runtime import Process, Scratch, process
 from tests.services import eventually
@@ -43,7 +45,7 @@ async def at_work(here: Process) -> AsyncIterator[None]:
 
 
 async def test_all_that_has_had_its_time_goes_in_portions_and_at_once(scratch: Scratch, here: Process) -> None:
-    for statement, age in ((REPLIES, RETENTION), (EVENTS, INBOX_RETENTION)):
+    for statement, age in ((REPLIES, RETENTION), (EVENTS, inbox.RETENTION)):
         await scratch.admin.execute(statement, age + MINUTE, 25)
         await scratch.admin.execute(statement, age - MINUTE, 3)
 
@@ -57,7 +59,7 @@ async def test_all_that_has_had_its_time_goes_in_portions_and_at_once(scratch: S
 
 
 async def test_one_purge_that_cannot_go_on_does_not_keep_the_other_from_it(scratch: Scratch, here: Process) -> None:
-    await scratch.admin.execute(EVENTS, INBOX_RETENTION + MINUTE, 25)
+    await scratch.admin.execute(EVENTS, inbox.RETENTION + MINUTE, 25)
 
     async def none() -> bool:
         return await scratch.count("mesh.inbox") == 0
@@ -70,3 +72,7 @@ async def test_one_purge_that_cannot_go_on_does_not_keep_the_other_from_it(scrat
             await eventually(none, within=4)
         finally:
             await locked.rollback()
+
+
+def test_inbox_remembers_an_event_longer_than_a_stream_keeps_it() -> None:
+    assert inbox.RETENTION.total_seconds() > MAX_AGE_S

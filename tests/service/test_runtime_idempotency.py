@@ -11,10 +11,10 @@ import pytest
 
 from mesh.batch.group_commit import run_batch
 from mesh.db import idempotency
-from mesh.db.idempotency import IdempotencyKeyReused, Outcomes
+from mesh.db.idempotency import IdempotencyKeyReused, Outcomes, Replay
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Code, Unavailable
-from mesh.rpc.replies import Change, Replay, Reply
+from mesh.rpc.replies import Change, Reply
 from stack.servers import Servers
 from tests.service.runtime import Process, Scratch, change, do, process, text_of
 from tests.services import new_key

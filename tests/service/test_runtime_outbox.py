@@ -20,10 +20,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
-from mesh.events import relay as outbox
+from mesh.db import outbox
+from mesh.db.outbox import RETENTION, maintain_partitions
+from mesh.events import relay
 from mesh.events.bus import Message
 from mesh.events.cloudevents import stream_of
-from mesh.events.relay import RETENTION, maintain_partitions
 from mesh.observe.trace import Trace
 from stack.servers import Servers
 from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process
@@ -409,7 +410,7 @@ async def test_a_table_too_busy_for_a_new_partition_keeps_no_event_waiting(
 async def test_a_relay_that_is_paused_loses_its_lock_to_another(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(outbox._SESSION, "idle_session_timeout", "500ms")
+    monkeypatch.setitem(relay._SESSION, "idle_session_timeout", "500ms")
     area, goes_on = new_area(), asyncio.Event()
 
     async def paused(messages: list[Message]) -> list[bool]:
@@ -446,7 +447,7 @@ async def test_a_relay_that_cannot_leave_its_signal_gives_its_lock_back_all_the_
 async def test_a_plan_that_is_made_while_the_outbox_is_empty_does_not_read_all_of_it_later(scratch: Scratch) -> None:
     await maintain_partitions(scratch.admin, datetime.now(UTC))
     await scratch.admin.execute("VACUUM (ANALYZE) mesh.outbox")
-    connection = await asyncpg.connect(scratch.url, server_settings=outbox._SESSION)
+    connection = await asyncpg.connect(scratch.url, server_settings=relay._SESSION)
     try:
         plan = await kept_plan(connection, outbox.UNPUBLISHED)
     finally:

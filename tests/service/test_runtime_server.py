@@ -13,13 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
+from mesh.db.idempotency import Replay
 from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.rpc import server as server_module
 from mesh.rpc.access import AccessUndeclared
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
 from mesh.rpc.reflection import public_services
-from mesh.rpc.replies import Replay
 from mesh.rpc.server import MethodUnknown, Server
 from stack import pki
 from tests.service.served import GET, Products, client_of, found, serving, settings

@@ -7,10 +7,9 @@ from google.type.money_pb2 import Money
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Retries
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay, Retries
 from mesh.errors import Code, InvalidArgument
 from mesh.rpc.call import ANYBODY, Caller, Kind
-from mesh.rpc.replies import Replay
 
 ADA, BOB = Caller(Kind.CUSTOMER, "ada"), Caller(Kind.CUSTOMER, "bob")
 METHOD = "/commerce.order.v1.OrderService/CreateOrder"
