@@ -389,7 +389,7 @@ async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_i
 async def test_a_table_too_busy_for_a_new_partition_keeps_no_event_waiting(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_MAINTENANCE_AGAIN", timedelta(0))
+    monkeypatch.setattr(relay, "_MAINTENANCE_AGAIN", timedelta(0))
     for partition in await _partitions(scratch):
         await scratch.admin.execute(f"DROP TABLE mesh.{partition}")
     area = new_area()
