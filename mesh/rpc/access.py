@@ -27,10 +27,20 @@ def rule_of(method: MethodDescriptor) -> access_pb2.Access.ValueType:
     return rule
 
 
-def require(rule: access_pb2.Access.ValueType, *, peer: str, caller: Caller) -> None:
+def peers_of(method: MethodDescriptor) -> frozenset[str]:
+    """The services that a method with ACCESS_SERVICE is for, by name; every service when there is none."""
+    return frozenset(method.GetOptions().Extensions[access_pb2.peers])
+
+
+def require(
+    rule: access_pb2.Access.ValueType, *, peer: str, caller: Caller, peers: frozenset[str] = frozenset()
+) -> None:
     """Raise unless the rule lets this call in. Whose resource it is, is for the use case to check.
 
-    Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one.
+    `peers` are those of `peers_of`.
+
+    Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one or for a
+    service that the method is not for.
     """
     match rule:
         case access_pb2.ACCESS_PUBLIC:
@@ -38,6 +48,8 @@ def require(rule: access_pb2.Access.ValueType, *, peer: str, caller: Caller) -> 
         case access_pb2.ACCESS_SERVICE:
             if peer in OUTSIDERS:
                 raise PermissionDenied("only services of the mesh may call this", metadata={"access": "SERVICE"})
+            if peers and peer not in peers:
+                raise PermissionDenied(f"the service {peer} may not call this", metadata={"access": "SERVICE"})
         case _ if caller.kind not in (Kind.CUSTOMER, Kind.STAFF):
             raise Unauthenticated("this needs an access token", reason="TOKEN_MISSING")
         case access_pb2.ACCESS_CUSTOMER:

@@ -109,7 +109,7 @@ def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, i
         handler = _idempotency(handler, scope)
     handler = _validation(handler, method)
     handler = _parsing(handler, method)
-    handler = _access(handler, rule)
+    handler = _access(handler, rule, access.peers_of(method))
     handler = _identity(handler, policy.tokens)
     handler = _deadline(handler, policy.default_timeout)
     handler = _errors(handler, in_flight)
@@ -196,9 +196,9 @@ def _identity(behind: Handler, tokens: Tokens) -> Handler:
     return identity
 
 
-def _access(behind: Handler, rule: access_pb2.Access.ValueType) -> Handler:
+def _access(behind: Handler, rule: access_pb2.Access.ValueType, peers: frozenset[str]) -> Handler:
     async def check_access(incoming: Incoming) -> bytes:
-        access.require(rule, peer=incoming.peer, caller=incoming.caller)
+        access.require(rule, peer=incoming.peer, caller=incoming.caller, peers=peers)
         return await behind(incoming)
 
     return check_access

@@ -49,6 +49,20 @@ def test_each_rule_lets_in_whom_it_names_and_nobody_else(peer: str, kind: Kind, 
     assert got == expected
 
 
+@pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.CUSTOMER, Kind.STAFF])
+def test_a_method_for_some_services_lets_no_other_in(kind: Kind) -> None:
+    caller = Caller(kind, str(uuid4()))
+    got = {}
+    for peer in ("", "gateway", "operator", "customer", "order", "payment", "product"):
+        try:
+            require(SERVICE, peer=peer, caller=caller, peers=frozenset({"payment", "product"}))
+            got[peer] = IN
+        except MeshError as refusal:
+            got[peer] = refusal.reason
+    outside = dict.fromkeys(("", "gateway", "operator", "customer", "order"), ROLE)
+    assert got == outside | {"payment": IN, "product": IN}
+
+
 def test_the_rule_of_a_method_is_that_of_its_contract() -> None:
     products = product_pb2.DESCRIPTOR.services_by_name["ProductService"]
     inventory = inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"]
