@@ -49,11 +49,17 @@ class CustomerService:
             payment_methods=[wire.payment_method(each) for each in found], next_page_token=token
         )
 
+    async def SelectPaymentMethods(
+        self, request: customer.SelectPaymentMethodsRequest, call: Call
+    ) -> customer.SelectPaymentMethodsResponse:
+        outcomes = await self._payment_methods.resolve([wire.payment_method_query(each) for each in request.queries])
+        return customer.SelectPaymentMethodsResponse(results=[wire.selected_payment_method(each) for each in outcomes])
+
     async def ResolvePaymentMethods(
         self, request: customer.ResolvePaymentMethodsRequest, call: Call
     ) -> customer.ResolvePaymentMethodsResponse:
         outcomes = await self._payment_methods.resolve([wire.payment_method_query(each) for each in request.queries])
-        return customer.ResolvePaymentMethodsResponse(results=[wire.payment_method_result(each) for each in outcomes])
+        return customer.ResolvePaymentMethodsResponse(results=[wire.payment_method_secret(each) for each in outcomes])
 
 
 class SessionService:

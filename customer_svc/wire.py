@@ -62,7 +62,16 @@ def payment_method_query(message: customer_pb2.PaymentMethodQuery) -> PaymentMet
     return PaymentMethodQuery(parse_id(message.customer_id), wire.uuid_or_none(message.payment_method_id))
 
 
-def payment_method_result(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.PaymentMethodResult:
+def selected_payment_method(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.SelectedPaymentMethodResult:
+    """The payment method without its token, or why there is none."""
+    if isinstance(outcome, MeshError):
+        return customer_pb2.SelectedPaymentMethodResult(error=status.to_status(outcome))
+    return customer_pb2.SelectedPaymentMethodResult(
+        payment_method=customer_pb2.SelectedPaymentMethod(id=str(outcome.id), provider=outcome.provider)
+    )
+
+
+def payment_method_secret(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.PaymentMethodResult:
     """What it takes to charge, or why there is nothing."""
     if isinstance(outcome, MeshError):
         return customer_pb2.PaymentMethodResult(error=status.to_status(outcome))

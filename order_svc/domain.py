@@ -244,11 +244,10 @@ class Hold(NamedTuple):
 
 
 class PaymentMethod(NamedTuple):
-    """How an order is to be paid. The token is the provider's, and a secret."""
+    """How an order is to be paid."""
 
     id: UUID
     provider: str
-    token: str
 
 
 def merged(lines: Iterable[tuple[UUID, int]]) -> dict[UUID, int]:

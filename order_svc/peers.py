@@ -32,7 +32,7 @@ class CustomerPeer:
         None if the customer has no payment method at all; an error if there is no such payment method or customer.
         """
         stub = self._peer.stub(customer_pb2_grpc.CustomerServiceStub)
-        request = customer_pb2.ResolvePaymentMethodsRequest(
+        request = customer_pb2.SelectPaymentMethodsRequest(
             queries=[
                 customer_pb2.PaymentMethodQuery(
                     customer_id=str(customer_id), payment_method_id=str(method_id) if method_id else ""
@@ -40,7 +40,7 @@ class CustomerPeer:
                 for customer_id, method_id in wanted
             ]
         )
-        reply = await self._peer.ask(stub.ResolvePaymentMethods, request, calls=calls)
+        reply = await self._peer.ask(stub.SelectPaymentMethods, request, calls=calls)
         return [_payment_method(result) for result in reply.results]
 
 
@@ -80,10 +80,10 @@ class StockPeer:
         )
 
 
-def _payment_method(result: customer_pb2.PaymentMethodResult) -> PaymentMethod | MeshError | None:
+def _payment_method(result: customer_pb2.SelectedPaymentMethodResult) -> PaymentMethod | MeshError | None:
     if not result.HasField("error"):
         method = result.payment_method
-        return PaymentMethod(parse_id(method.id), method.provider, method.token)
+        return PaymentMethod(parse_id(method.id), method.provider)
     error = status.from_status(result.error)
     return None if error.reason == PaymentMethodMissing.reason else error
 

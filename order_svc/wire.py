@@ -98,7 +98,7 @@ def decision(order_id: UUID, wish: HoldWish) -> order_pb2.HoldDecision:
 
 
 def placed(value: Order, message: order_pb2.Order, method: PaymentMethod | None) -> Event:
-    """The event of a new order, whose message is made already, with all that is needed to charge it."""
+    """The event of a new order, whose message is made already and names the payment method to charge."""
     return Event(
         "commerce.order.placed",
         value.id,
@@ -106,7 +106,6 @@ def placed(value: Order, message: order_pb2.Order, method: PaymentMethod | None)
         events_pb2.OrderPlaced(
             order=message,
             provider=method.provider if method else "",
-            provider_token=method.token if method else "",
             payment_deadline=message.payment_deadline,
         ),
     )

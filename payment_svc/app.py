@@ -15,11 +15,13 @@ from mesh.events.consumers import Consumer
 from mesh.events.relay import Relay
 from mesh.jobs import Periodic
 from mesh.lifecycle import Service
+from mesh.rpc.clients import Peer
 from mesh.rpc.server import Server
-from mesh.settings import ServiceSettings
+from mesh.settings import ServiceSettings, Target
 from payment_svc.charger import Charger, Settlement
 from payment_svc.consumers import order_events
 from payment_svc.domain import Payment
+from payment_svc.peers import CustomerPeer
 from payment_svc.providers import Provider
 from payment_svc.providers.sandbox import Sandbox
 from payment_svc.rpc import PaymentService
@@ -29,6 +31,8 @@ from payment_svc.usecases import Payments, Settlements
 class Settings(ServiceSettings):
     """The payment service's settings."""
 
+    customer_target: Target
+    """Where the customer service is. It keeps the tokens that are charged."""
     provider_timeout: float = Field(default=3.0, gt=0)
     """Seconds after which a provider's answer is no longer waited for, and looked up instead."""
     provider_calls: int = Field(default=256, gt=0)
@@ -53,6 +57,7 @@ def build(settings: Settings) -> Service:
     relay = Relay("payment", database, bus)
     units = UnitsOfWork(database, relay)
 
+    customers = Peer("customer", settings.customer_target, settings)
     sandbox_database = Database(url, max_connections=settings.sandbox_connections)
     providers: dict[str, Provider] = {
         "sandbox": Sandbox(sandbox_database, slow_seconds=settings.sandbox_slow_seconds),
@@ -62,6 +67,7 @@ def build(settings: Settings) -> Service:
     settlements = GroupCommit[Settlement, Payment]("settlements", Settlements(units, lease=lease).settle)
     charger = Charger(
         providers,
+        CustomerPeer(customers, timeout=settings.provider_timeout).token_of,
         settlements.submit,
         at_a_time=settings.provider_calls,
         most=settings.payment_queue,
@@ -75,6 +81,7 @@ def build(settings: Settings) -> Service:
             database,
             sandbox_database,
             bus,
+            customers,
             relay,
             *housekeeping(database),
             charger,

@@ -17,10 +17,24 @@ import structlog
 
 from mesh.errors import MeshError
 from mesh.tasks import end
-from payment_svc.domain import Due, Payment, ProviderContradiction
-from payment_svc.providers import Absent, Charge, Outcome, Provider, Refund, Refused, Unavailable, Unknown, Unsettled
+from payment_svc.domain import PAYMENT_METHOD_NOT_FOUND, Due, Payment, ProviderContradiction
+from payment_svc.providers import (
+    Absent,
+    Charge,
+    Declined,
+    Outcome,
+    Provider,
+    Refund,
+    Refused,
+    Unavailable,
+    Unknown,
+    Unsettled,
+    Voided,
+)
 
 Answer = TypeVar("Answer")
+Token = str | Unavailable | None
+"""The provider's token to charge, or why it is not known now; none if the payment method does not exist."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,11 +62,15 @@ class Charger:
 
     At most `at_a_time` payments are at providers, each call for at most `timeout` seconds, so that one that is slow
     keeps no other waiting; at most `most` are held in all.
+
+    `token_of` returns the provider's token to charge, none if the payment method does not exist, and raises MeshError
+    if that is not known now. Payments that wait for it do not count as at a provider.
     """
 
     def __init__(
         self,
         providers: Mapping[str, Provider],
+        token_of: Callable[[Payment], Awaitable[str | None]],
         settle: Callable[[Settlement], Awaitable[Payment]],
         *,
         at_a_time: int = 256,
@@ -60,6 +78,7 @@ class Charger:
         timeout: float = 3.0,
     ) -> None:
         self._providers = providers
+        self._token_of = token_of
         self._settle = settle
         self._slots = asyncio.Semaphore(at_a_time)
         self._most = most
@@ -118,10 +137,11 @@ class Charger:
     async def _run(self, payment_id: UUID, *, look_first: bool) -> None:
         held = self._held[payment_id]
         try:
+            token = await self._token(held.payment)
             async with self._slots:
-                carried = await self._carry_out(held.payment, look_first=look_first)
+                carried = await self._carry_out(held.payment, token, look_first=look_first)
                 while carried.version < held.payment.version:
-                    carried = await self._carry_out(held.payment, look_first=True)
+                    carried = await self._carry_out(held.payment, token, look_first=True)
         except ProviderContradiction as error:
             log.error("provider contradicts the books", payment=str(payment_id), error=error.message)
         except MeshError as error:
@@ -132,10 +152,18 @@ class Charger:
             # Nothing is awaited since the last look at what is new, so nothing new is lost.
             self._held.pop(payment_id, None)
 
-    async def _carry_out(self, payment: Payment, *, look_first: bool) -> Payment:
+    async def _token(self, payment: Payment) -> Token:
+        if payment.token or payment.due is not Due.CHARGE:
+            return payment.token
+        try:
+            return await self._token_of(payment)
+        except MeshError as error:
+            return Unavailable(error.message)
+
+    async def _carry_out(self, payment: Payment, token: Token, *, look_first: bool) -> Payment:
         """Ask for what is due, write the answer down, and so on until nothing is due or nothing was learnt."""
         while due := payment.due:
-            outcome = await self._ask(payment, due, look_first=look_first)
+            outcome = await self._ask(payment, due, token, look_first=look_first)
             payment = await self._settle(Settlement(payment, due, outcome))
             if isinstance(outcome, Unsettled):
                 # Money that is owed and not given back needs a person; the rest mends itself.
@@ -145,33 +173,41 @@ class Charger:
                     break
         return payment
 
-    async def _ask(self, payment: Payment, due: Due, *, look_first: bool) -> Outcome:
+    async def _ask(self, payment: Payment, due: Due, token: Token, *, look_first: bool) -> Outcome:
         provider = self._providers.get(payment.provider)
         if provider is None:
             return Unavailable(f"there is no provider {payment.provider}")
         match due:
             case Due.CHARGE:
-                return await self._charge(provider, payment, look_first=look_first)
+                return await self._charge(provider, payment, token, look_first=look_first)
             case Due.VOID:
                 return await self._answer(provider.void(payment.provider_key))
             case Due.REFUND:
                 refund = Refund(payment.refund_key, payment.provider_key, payment.refundable)
                 return await self._answer(provider.refund(refund))
 
-    async def _charge(self, provider: Provider, payment: Payment, *, look_first: bool) -> Outcome:
+    async def _charge(self, provider: Provider, payment: Payment, token: Token, *, look_first: bool) -> Outcome:
         """Charge under the payment's one key, whatever happened before; an unknown outcome is looked up."""
         key = payment.provider_key
-        if look_first:
-            standing = await self._answer(provider.lookup(key))
-            if not isinstance(standing, Absent):
-                return standing
-        charge = Charge(key, payment.token, payment.amount, payment.currency, payment.order_id)
+        standing = await self._answer(provider.lookup(key)) if look_first else Absent()
+        if token is None:
+            return await self._decline(provider, key) if isinstance(standing, Absent | Voided) else standing
+        if not isinstance(standing, Absent):
+            return standing
+        if isinstance(token, Unavailable):
+            return token
+        charge = Charge(key, token, payment.amount, payment.currency, payment.order_id)
         outcome = await self._answer(provider.charge(charge))
         if isinstance(outcome, Unknown):
             standing = await self._answer(provider.lookup(key))
             # Absent may still be on its way there: it is asked again later, under the same key.
             return outcome if isinstance(standing, Absent) else standing
         return outcome
+
+    async def _decline(self, provider: Provider, key: str) -> Outcome:
+        """Decline a payment without a payment method. The void fences off an attempt that may be under way."""
+        standing = await self._answer(provider.void(key))
+        return Declined(PAYMENT_METHOD_NOT_FOUND) if isinstance(standing, Voided) else standing
 
     async def _answer(self, asked: Awaitable[Answer]) -> Answer | Unknown:
         """What a provider answers; unknown when it does not in time, or fails."""

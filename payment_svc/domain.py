@@ -28,6 +28,8 @@ FIRST_BACKOFF = timedelta(milliseconds=200)
 LONGEST_BACKOFF = timedelta(seconds=30)
 PROVIDER_UNKNOWN = "provider_unknown"
 """Why a payment through a provider that is not there is declined."""
+PAYMENT_METHOD_NOT_FOUND = "payment_method_not_found"
+"""Why a payment is declined whose payment method does not exist: the customer has deleted it since."""
 
 
 class PaymentNotFound(NotFound):
@@ -120,10 +122,12 @@ class NewPayment:
     amount: Decimal
     currency: str
     provider: str
-    token: str = field(repr=False)
+    payment_method_id: UUID | None
+    token: str = field(default="", repr=False)
+    """Only from an event of a version before ADR-0035."""
 
     def __post_init__(self) -> None:
-        # Here and not in the database alone, whose complaint would show the row, and the token with it.
+        # Here and not in the database alone, whose complaint would show the row, and a token in it.
         if self.amount < 0 or not self.currency:
             raise AmountInvalid(self.order_id, self.amount, self.currency)
 
@@ -149,8 +153,9 @@ class Payment:
     `next_attempt_time` is set exactly as long as something is due: a process that takes the payment up moves it ahead
     (a lease), one that learnt nothing sets it to when to ask again, and the sweep takes what is past it. It keeps
     processes from doing the same work, and nothing more: that money moves once rests on the keys.
-    `token` is kept as long as it is needed. `traceparent` is the trace of the last order event about it. `version`
-    grows with every change that others can see.
+    `token` is set only if `NewPayment` has one, and kept as long as it is needed. Without it, the token is looked up by
+    `payment_method_id` to charge the payment (ADR-0035); it is the same each time. `traceparent` is the trace of the
+    last order event about it. `version` grows with every change that others can see.
     """
 
     id: UUID
@@ -159,6 +164,7 @@ class Payment:
     amount: Decimal
     currency: str
     provider: str
+    payment_method_id: UUID | None
     token: str
     provider_key: str
     status: PaymentStatus
@@ -187,6 +193,7 @@ class Payment:
             amount=new.amount,
             currency=new.currency,
             provider=new.provider,
+            payment_method_id=new.payment_method_id,
             token=new.token,
             provider_key=f"payment-{payment_id}",
             status=PaymentStatus.PENDING,

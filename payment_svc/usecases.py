@@ -193,7 +193,8 @@ class Settlements:
     async def _settle(self, batch: Sequence[Settlement], work: UnitOfWork) -> list[Payment | Exception]:
         now = self._units.now()
         known = {each.payment.id: each.payment for each in batch}
-        # A payment of which nothing was learnt keeps its token, and PostgreSQL shows the row that it refuses.
+        # To postpone a payment does not change its version, so that a stale write of it would go unnoticed. Such a
+        # payment may also hold a token, and PostgreSQL shows the row that it refuses.
         if work.must_look or any(isinstance(each.outcome, Unsettled) for each in batch):
             known = await store.lock_payments(work.transaction, known)
         after = dict(known)

@@ -30,24 +30,30 @@ def requested(request: payment_pb2.ProcessPaymentRequest) -> NewPayment:
         wire.amount(request.amount),
         request.amount.currency_code,
         request.provider,
-        request.token,
+        parse_id(request.payment_method_id),
     )
 
 
 def placed(event: order_events.OrderPlaced) -> NewPayment:
-    """What an order that was placed is to be charged."""
+    """What an order that was placed is to be charged. Only an event of a version before ADR-0035 has a token."""
     return _of_order(event.order, event.provider, event.provider_token)
 
 
 def cancelled(event: order_events.OrderCancelling) -> NewPayment:
     """What an order that is cancelled would have been charged; the event tells nothing of how."""
-    return _of_order(event.order, "", "")
+    return _of_order(event.order)
 
 
-def _of_order(order: order_pb2.Order, provider: str, token: str) -> NewPayment:
+def _of_order(order: order_pb2.Order, provider: str = "", token: str = "") -> NewPayment:
     total = order.total_amount
     return NewPayment(
-        parse_id(order.id), parse_id(order.customer_id), wire.amount(total), total.currency_code, provider, token
+        parse_id(order.id),
+        parse_id(order.customer_id),
+        wire.amount(total),
+        total.currency_code,
+        provider,
+        wire.uuid_or_none(order.payment_method_id),
+        token,
     )
 
 

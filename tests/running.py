@@ -143,11 +143,17 @@ class RunningMesh:
 
     async def sql(self, role: str, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """What the database of a service holds."""
+        async with self.database(role) as connection:
+            return await connection.fetch(query, *arguments)
+
+    @asynccontextmanager
+    async def database(self, role: str) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to the database of a service."""
         state = State(self.state)
         servers = Servers.under(state.folder, state.running().sockets, Supervisor(logs=state.logs), given=os.environ)
         connection = await asyncpg.connect(servers.postgres.url_for(role))
         try:
-            return await connection.fetch(query, *arguments)
+            yield connection
         finally:
             await connection.close()
 

@@ -28,7 +28,7 @@ def rule_of(method: MethodDescriptor) -> access_pb2.Access.ValueType:
 
 
 def peers_of(method: MethodDescriptor) -> frozenset[str]:
-    """The services that a method with ACCESS_SERVICE is for, by name; every service when there is none."""
+    """The names of the services that may call a method with ACCESS_SERVICE; empty if every service may."""
     return frozenset(method.GetOptions().Extensions[access_pb2.peers])
 
 
@@ -37,10 +37,10 @@ def require(
 ) -> None:
     """Raise unless the rule lets this call in. Whose resource it is, is for the use case to check.
 
-    `peers` are those of `peers_of`.
+    With ACCESS_SERVICE only the services `peers` may call; all may if it is empty.
 
-    Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one or for a
-    service that the method is not for.
+    Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one, or to a
+    service that may not call.
     """
     match rule:
         case access_pb2.ACCESS_PUBLIC:

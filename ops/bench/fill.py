@@ -124,9 +124,10 @@ FROM generate_series($1::bigint, $2::bigint) n, generate_series(0, 2) k
     "payment": [
         """
 INSERT INTO payments (
-    id, order_id, customer_id, amount, currency, provider, token, provider_key, status, refunded_amount,
-    provider_reference, failure_reason, cancel_requested, attempts, create_time, process_time, traceparent, version)
-SELECT pg_temp.paid(n), pg_temp.ordered(n), pg_temp.buyer(n), 29.97, 'EUR', 'sandbox', '',
+    id, order_id, customer_id, amount, currency, provider, payment_method_id, token, provider_key, status,
+    refunded_amount, provider_reference, failure_reason, cancel_requested, attempts, create_time, process_time,
+    traceparent, version)
+SELECT pg_temp.paid(n), pg_temp.ordered(n), pg_temp.buyer(n), 29.97, 'EUR', 'sandbox', pg_temp.buyer(n), '',
     'payment-' || pg_temp.paid(n), 'CAPTURED', 0, 'ch_past_' || n, '', false, 0, pg_temp.at(n, 0),
     pg_temp.at(n, 50), '', 2
 FROM generate_series($1::bigint, $2::bigint) n

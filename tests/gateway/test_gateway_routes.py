@@ -43,6 +43,7 @@ def test_the_contracts_have_methods_of_every_kind() -> None:
         "CommitStock",
         "ReleaseStock",
         "ResolveHolds",
+        "SelectPaymentMethods",
         "ResolvePaymentMethods",
         "ProcessPayment",
     } == {method.name for method in SERVICE_ONLY}

@@ -175,10 +175,14 @@ class House:
 async def order_service_restarted(mesh: House, **settings: Any) -> AsyncIterator[None]:
     """Stop the order service and start another one with these settings in its place."""
     await mesh.services["order"].stop()
-    targets = {f"{name}_target": (address,) for name, address in mesh.addresses.items()}
-    common = {"listen": mesh.addresses["order"], **targets, **settings}
-    async with running(order_app.build(settings_for(order_app.Settings, "order", mesh.servers, mesh.keys, **common))):
+    async with running(another(mesh, "order", **settings)):
         yield
+
+
+def another(mesh: House, name: str, **settings: Any) -> Service:
+    """Another process of a service, to be started once the first one has stopped, whose address it takes over."""
+    common = {"listen": mesh.addresses[name], **settings}
+    return _built(name, mesh.servers, mesh.keys, mesh.addresses, common)
 
 
 @asynccontextmanager
@@ -198,6 +202,17 @@ _occupied: set[str] = set()
 """The databases on which a mesh runs now."""
 
 
+def _built(
+    name: str, servers: Servers, keys: Keys, addresses: Mapping[str, str], settings: Mapping[str, Any]
+) -> Service:
+    targets = {f"{other}_target": (address,) for other, address in addresses.items()}
+    redis = {"redis_url": servers.redis.url, "signing_key": keys.signing.private}
+    app = {"customer": customer_app, "order": order_app, "payment": payment_app, "product": product_app}[name]
+    kind: Any = app.Settings
+    service: Service = app.build(settings_for(kind, name, servers, keys, **targets, **redis, **settings))
+    return service
+
+
 @asynccontextmanager
 async def house(servers: Servers, keys: Keys, **settings: Mapping[str, Any]) -> AsyncIterator[House]:
     """Start all four; `settings` by service override what the tests usually take.
@@ -209,30 +224,9 @@ async def house(servers: Servers, keys: Keys, **settings: Mapping[str, Any]) -> 
         raise RuntimeError("another mesh runs on these servers")
     names = ("customer", "order", "product", "payment")
     addresses = dict(zip(names, (f"127.0.0.1:{port}" for port in free_ports(4)), strict=True))
-    targets = {f"{name}_target": (address,) for name, address in addresses.items()}
-
-    def common(name: str) -> dict[str, Any]:
-        return {"listen": addresses[name], **settings.get(name, {})}
-
-    built: dict[str, Service] = {
-        "customer": customer_app.build(
-            settings_for(
-                customer_app.Settings,
-                "customer",
-                servers,
-                keys,
-                redis_url=servers.redis.url,
-                signing_key=keys.signing.private,
-                **common("customer"),
-            )
-        ),
-        "payment": payment_app.build(settings_for(payment_app.Settings, "payment", servers, keys, **common("payment"))),
-        "product": product_app.build(
-            settings_for(product_app.Settings, "product", servers, keys, **targets, **common("product"))
-        ),
-        "order": order_app.build(
-            settings_for(order_app.Settings, "order", servers, keys, **targets, **common("order"))
-        ),
+    built = {
+        name: _built(name, servers, keys, addresses, {"listen": addresses[name], **settings.get(name, {})})
+        for name in ("customer", "payment", "product", "order")
     }
     async with AsyncExitStack() as stack:
         _occupied.add(place)

@@ -101,12 +101,22 @@ def some(known: list[str], number: int) -> str:
 STATUSES = order_pb2.OrderStatus.values()
 ORDERS = ["", *(" ".join(each).strip() for each in product(("name", "price", "createTime"), ("", "desc")))]
 
+SERVICES = {"SelectPaymentMethods": "order", "ResolvePaymentMethods": "payment"}
+"""The service that makes each call that only a service may make."""
+
+
+def queries(shop: Shop, number: int) -> Mapping[str, Any]:
+    """The fields of a request for payment methods."""
+    return {
+        "queries": [customer_pb2.PaymentMethodQuery(customer_id=some([shop.buyer.id], number))] * (1 + number % 100)
+    }
+
+
 FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
     "GetCustomer": lambda shop, number: {"customer_id": some([shop.buyer.id], number)},
     "ListPaymentMethods": lambda shop, number: {"customer_id": shop.buyer.id, "page_size": number % 7},
-    "ResolvePaymentMethods": lambda shop, number: {
-        "queries": [customer_pb2.PaymentMethodQuery(customer_id=some([shop.buyer.id], number))] * (1 + number % 100)
-    },
+    "SelectPaymentMethods": queries,
+    "ResolvePaymentMethods": queries,
     "GetOrder": lambda shop, number: {"order_id": some(shop.orders, number)},
     "ListOrders": lambda shop, number: {
         "status": STATUSES[number % len(STATUSES)],
@@ -143,8 +153,9 @@ async def shop(servers: Servers, keys: Keys) -> AsyncIterator[Shop]:
 async def test_reads_do_not_grow_any_cache(shop: Shop) -> None:
     async def call(method: str, numbers: range) -> None:
         area = method.split(".")[1]
-        async with shop.mesh.as_service("order", to=area) as service:
-            client = service if method.endswith(".ResolvePaymentMethods") else shop.mesh.staff[area]
+        peer = SERVICES.get(method.rpartition(".")[2])
+        async with shop.mesh.as_service(peer or "order", to=area) as service:
+            client = service if peer else shop.mesh.staff[area]
             caller = await shop.caller_of(method, client)
             waiting = iter(numbers)
 

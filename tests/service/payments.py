@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import asyncpg
 from google.type.money_pb2 import Money
@@ -20,6 +20,7 @@ from commerce.payment.v1 import events_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import Database
 from mesh.db.unit_of_work import UnitsOfWork
+from mesh.errors import Unavailable as CustomersAway
 from mesh.events.bus import Bus
 from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
@@ -36,6 +37,7 @@ from tests.services import eventually
 LEASE = timedelta(milliseconds=300)
 SLOW = 0.5
 TIMEOUT = 0.8
+TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky")
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
 PAYLOADS: dict[str, Any] = {
     "captured": events_pb2.PaymentCaptured,
@@ -43,6 +45,27 @@ PAYLOADS: dict[str, Any] = {
     "voided": events_pb2.PaymentVoided,
     "refunded": events_pb2.PaymentRefunded,
 }
+
+
+def method_of(token: str) -> UUID:
+    """The payment method that stands for a token."""
+    return uuid5(NAMESPACE_OID, token)
+
+
+class Wallets:
+    """The customer service, with a payment method for each token."""
+
+    def __init__(self) -> None:
+        self.tokens = {method_of(token): token for token in TOKENS}
+        self.asked: list[UUID] = []
+        """The orders whose tokens were asked for."""
+        self.is_away = False
+
+    async def token_of(self, payment: Payment) -> str | None:
+        self.asked.append(payment.order_id)
+        if self.is_away:
+            raise CustomersAway("the customer service cannot be reached")
+        return self.tokens.get(payment.payment_method_id) if payment.payment_method_id else None
 
 
 @dataclass
@@ -84,6 +107,7 @@ class House:
     connection: asyncpg.Connection
     stack: AsyncExitStack
     sandbox_database: Database
+    wallets: Wallets = field(default_factory=Wallets)
 
     async def process(self, kind: type[Sandbox] = Sandbox, **limits: Any) -> Process:
         database = Database(self.url, max_connections=4)
@@ -91,7 +115,9 @@ class House:
         units = UnitsOfWork(database, Relay("payment", database, Bus("nats://127.0.0.1:1", name="none")))
         sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
         settlements = GroupCommit[Settlement, Payment]("settlements", Settlements(units, lease=LEASE).settle)
-        charger = Charger({"sandbox": sandbox}, settlements.submit, **{"timeout": TIMEOUT, **limits})
+        charger = Charger(
+            {"sandbox": sandbox}, self.wallets.token_of, settlements.submit, **{"timeout": TIMEOUT, **limits}
+        )
         payments = Payments(units, charger, providers={"sandbox"}, lease=LEASE)
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)
@@ -181,10 +207,21 @@ class House:
 
 def order(token: str = "tok_visa", provider: str = "sandbox") -> order_events.OrderPlaced:
     return order_events.OrderPlaced(
-        order=order_pb2.Order(id=str(new_id()), customer_id=str(new_id()), total_amount=AMOUNT),
+        order=order_pb2.Order(
+            id=str(new_id()),
+            customer_id=str(new_id()),
+            total_amount=AMOUNT,
+            payment_method_id=str(method_of(token)),
+        ),
         provider=provider,
-        provider_token=token,
     )
+
+
+def with_token(token: str) -> order_events.OrderPlaced:
+    """An order placed before ADR-0035, when its event carried the token."""
+    placed = order(token)
+    placed.provider_token = token
+    return placed
 
 
 def received(event_type: str, payload: Any) -> Received[Any]:

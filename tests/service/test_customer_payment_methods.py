@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -47,6 +47,13 @@ async def orders(service: Service, keys: Keys) -> AsyncIterator[Client]:
     await client.close()
 
 
+@pytest.fixture(scope="module")
+async def payments(service: Service, keys: Keys) -> AsyncIterator[Client]:
+    client = Client(f"127.0.0.1:{port_of(service)}", "customer", keys, peer="payment")
+    yield client
+    await client.close()
+
+
 @pytest.fixture
 async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(servers.postgres.url_for("customer_svc"))
@@ -86,11 +93,19 @@ async def methods_of(client: Client, customer: str = "me") -> list[customer_pb2.
     return list(reply.payment_methods)
 
 
+def asked(queries: Sequence[tuple[str, str]]) -> list[customer_pb2.PaymentMethodQuery]:
+    return [customer_pb2.PaymentMethodQuery(customer_id=who, payment_method_id=which) for who, which in queries]
+
+
 async def resolve(client: Client, *queries: tuple[str, str]) -> list[customer_pb2.PaymentMethodResult]:
-    request = customer_pb2.ResolvePaymentMethodsRequest(
-        queries=[customer_pb2.PaymentMethodQuery(customer_id=who, payment_method_id=which) for who, which in queries]
-    )
+    request = customer_pb2.ResolvePaymentMethodsRequest(queries=asked(queries))
     reply = await client(Stub(client.channel).ResolvePaymentMethods, request)
+    return list(reply.results)
+
+
+async def select(client: Client, *queries: tuple[str, str]) -> list[customer_pb2.SelectedPaymentMethodResult]:
+    request = customer_pb2.SelectPaymentMethodsRequest(queries=asked(queries))
+    reply = await client(Stub(client.channel).SelectPaymentMethods, request)
     return list(reply.results)
 
 
@@ -106,19 +121,20 @@ async def test_every_token_of_the_sandbox_makes_a_card(ada: Client, customer: st
 
 
 async def test_a_token_is_neither_told_nor_logged_nor_published(
-    ada: Client, orders: Client, customer: str, database: asyncpg.Connection
+    ada: Client, orders: Client, payments: Client, customer: str, database: asyncpg.Connection
 ) -> None:
     with capture_logs() as logs:
         method = await add(ada, "tok_insufficient_funds", key=new_key())
         listed = await methods_of(ada)
-        await resolve(orders, (customer, ""))
+        selected = await select(orders, (customer, ""))
+        await resolve(payments, (customer, ""))
         await refused(add(ada, "tok_insufficient_funds_of_nobody"))
     assert logs
     payloads = await database.fetch("SELECT payload FROM mesh.outbox WHERE aggregate_id = $1::text::uuid", customer)
     replies = await database.fetch("SELECT reply FROM mesh.idempotency WHERE caller = $1", f"customer:{customer}")
     assert len(payloads) == 2
     assert len(replies) == 1
-    seen = [repr(logs), method.SerializeToString(), *(each.SerializeToString() for each in listed)]
+    seen = [repr(logs), *(each.SerializeToString() for each in (method, *listed, *selected))]
     seen += [row[0] for row in (*payloads, *replies)]
     assert not [each for each in seen if "tok_insufficient" in str(each)]
 
@@ -225,55 +241,83 @@ async def test_pages_show_each_payment_method_once(client: Client, ada: Client, 
     assert pages == 3
 
 
-async def test_a_batch_is_resolved_each_query_for_itself(client: Client, keys: Keys, orders: Client) -> None:
+async def test_a_batch_is_resolved_each_query_for_itself(
+    client: Client, keys: Keys, orders: Client, payments: Client
+) -> None:
     people = [await sign_up(client) for _ in range(3)]
     rich, other, poor = people
     named = await add(client.as_(keys.token("customer", UUID(rich))), "tok_visa")
     default = await add(client.as_(keys.token("customer", UUID(rich))), "tok_slow", default=True)
     theirs = await add(client.as_(keys.token("customer", UUID(other))), "tok_flaky")
     nobody, nothing = str(uuid4()), str(uuid4())
-    results = await resolve(
-        orders,
+    queries = [
         (rich, ""), (rich, named.id), (poor, ""), (rich, theirs.id), (rich, nothing), (nobody, ""), (other, ""),
         (nobody, theirs.id), (poor, theirs.id), (rich, default.id),
-    )  # fmt: skip
+    ]  # fmt: skip
+    selected, resolved = await select(orders, *queries), await resolve(payments, *queries)
     told = [
+        each.payment_method.id if each.HasField("payment_method") else status.from_status(each.error).reason
+        for each in selected
+    ]
+    assert told == [
+        default.id, named.id, "PAYMENT_METHOD_MISSING", "PAYMENT_METHOD_NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND",
+        "CUSTOMER_NOT_FOUND", theirs.id, "CUSTOMER_NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND", default.id,
+    ]  # fmt: skip
+    secrets = [
         (each.payment_method.customer_id, each.payment_method.id, each.payment_method.token)
         if each.HasField("payment_method")
         else status.from_status(each.error).reason
-        for each in results
+        for each in resolved
     ]
-    assert told == [
+    assert secrets == [
         (rich, default.id, "tok_slow"), (rich, named.id, "tok_visa"), "PAYMENT_METHOD_MISSING",
         "PAYMENT_METHOD_NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND", "CUSTOMER_NOT_FOUND", (other, theirs.id, "tok_flaky"),
         "CUSTOMER_NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND", (rich, default.id, "tok_slow"),
     ]  # fmt: skip
-    assert {each.payment_method.provider for each in results if each.HasField("payment_method")} == {"sandbox"}
+    for results in (selected, resolved):
+        assert {each.payment_method.provider for each in results if each.HasField("payment_method")} == {"sandbox"}
 
 
 async def test_the_largest_batch_takes_one_statement(
-    service: Service, orders: Client, ada: Client, customer: str
+    service: Service, orders: Client, payments: Client, ada: Client, customer: str
 ) -> None:
-    await add(ada)
+    method = await add(ada)
     database = next(part for part in service.parts if isinstance(part, Database))
-    counts = []
+    counts: dict[str, list[int]] = {"select": [], "resolve": []}
     for size in (1, 1000):
         before = database.statements
-        results = await resolve(orders, *[(customer, "")] * size)
-        counts.append(database.statements - before)
-        assert {each.payment_method.token for each in results} == {"tok_visa"}
-    # The relay may look into its outbox meanwhile.
-    assert min(counts) == 1
-    assert counts[1] < 5
+        selected = await select(orders, *[(customer, "")] * size)
+        between = database.statements
+        resolved = await resolve(payments, *[(customer, method.id)] * size)
+        counts["select"].append(between - before)
+        counts["resolve"].append(database.statements - between)
+        assert {each.payment_method.id for each in selected} == {method.id}
+        assert {each.payment_method.token for each in resolved} == {"tok_visa"}
+    for one, many in counts.values():
+        # The relay may look into its outbox meanwhile.
+        assert one >= 1
+        assert many < 5
 
 
 @pytest.mark.parametrize("peer", ["gateway", "operator"])
-async def test_secrets_are_for_services_only(service: Service, keys: Keys, customer: str, peer: str) -> None:
+async def test_payment_methods_of_others_are_for_services_only(
+    service: Service, keys: Keys, customer: str, peer: str
+) -> None:
     for token in ("", keys.token("customer", UUID(customer)), keys.token("staff", uuid4())):
         outsider = Client(f"127.0.0.1:{port_of(service)}", "customer", keys, peer=peer, token=token)
-        error = await refused(resolve(outsider, (customer, "")))
-        assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+        for refusal in (resolve(outsider, (customer, "")), select(outsider, (customer, ""))):
+            error = await refused(refusal)
+            assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
         await outsider.close()
+
+
+async def test_a_token_is_told_to_the_payment_service_alone(service: Service, keys: Keys, customer: str) -> None:
+    for peer in ("order", "product", "customer"):
+        for token in ("", keys.token("staff", uuid4())):
+            other = Client(f"127.0.0.1:{port_of(service)}", "customer", keys, peer=peer, token=token)
+            error = await refused(resolve(other, (customer, "")))
+            assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+            await other.close()
 
 
 async def sign_up(client: Client) -> str:

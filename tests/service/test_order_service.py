@@ -56,7 +56,7 @@ class Wallets(CustomerPeer):
             raise self.failure
         if self.empty:
             return [None] * len(wanted)
-        return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
+        return [PaymentMethod(new_id(), "sandbox") for _ in wanted]
 
 
 class Stock(StockPeer):

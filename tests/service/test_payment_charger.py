@@ -12,7 +12,7 @@ from mesh.errors import Unavailable as DatabaseLost
 from payment_svc.charger import Settlement
 from payment_svc.domain import AmountInvalid, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Unknown, Voided
-from tests.service.payments import Broken, Deaf, House, Late, Stingy, order, tell
+from tests.service.payments import Broken, Deaf, House, Late, Stingy, order, tell, with_token
 from tests.services import eventually
 
 
@@ -168,7 +168,7 @@ async def test_an_answer_that_contradicts_only_what_this_process_knows_is_writte
 
 
 async def test_a_row_that_holds_a_token_is_locked_and_never_refused_by_the_database(house: House) -> None:
-    here, placed = await house.process(Late, timeout=30), order("tok_slow")
+    here, placed = await house.process(Late, timeout=30), with_token("tok_slow")
     await here.placed(placed)
     await house.reached(placed)
     known = await house.payment(placed)

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from google.type.money_pb2 import Money
 from nats.aio.msg import Msg
 
+import customer_svc.app
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2, payment_pb2_grpc
@@ -25,6 +27,10 @@ from stack.servers import Servers
 from tests.services import Client, Keys, new_key, refused, running, settings_for
 
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
+CUSTOMER = str(new_id())
+TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky", "tok_of_nobody")
+METHODS = {token: str(new_id()) for token in TOKENS}
+"""The customer's payment methods, by token; the last one is of no card of the sandbox."""
 
 
 @dataclass
@@ -61,8 +67,31 @@ class Wire:
 
 
 @pytest.fixture(scope="module")
-async def wire(servers: Servers, keys: Keys) -> AsyncIterator[Wire]:
-    settings = settings_for(Settings, "payment", servers, keys, provider_timeout=1.5, sandbox_slow_seconds=1.0)
+async def customers(servers: Servers, keys: Keys) -> AsyncIterator[str]:
+    """The address of the customer service, where one customer has a payment method for each token."""
+    connection = await asyncpg.connect(servers.postgres.url_for("customer_svc"))
+    await connection.execute(
+        "INSERT INTO customers (id, email, name, phone, password_hash, create_time, update_time, version) "
+        "VALUES ($1, $2, 'Ada', '', '', now(), now(), 1)",
+        UUID(CUSTOMER),
+        f"{CUSTOMER}@example.com",
+    )
+    await connection.executemany(
+        "INSERT INTO payment_methods (id, customer_id, provider, token, brand, last4, expire_month, expire_year, "
+        "is_default, create_time) VALUES ($1, $2, 'sandbox', $3, 'visa', '4242', 1, 2040, false, now())",
+        [(UUID(method), UUID(CUSTOMER), token) for token, method in METHODS.items()],
+    )
+    await connection.close()
+    redis = {"redis_url": servers.redis.url, "signing_key": keys.signing.private}
+    settings = settings_for(customer_svc.app.Settings, "customer", servers, keys, **redis)
+    async with running(customer_svc.app.build(settings)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+async def wire(servers: Servers, keys: Keys, customers: str) -> AsyncIterator[Wire]:
+    more = {"customer_target": (customers,), "provider_timeout": 1.5, "sandbox_slow_seconds": 1.0}
+    settings = settings_for(Settings, "payment", servers, keys, **more)
     bus = Bus(servers.nats.url, name="order")
     await bus.start()
     await bus.connected()
@@ -114,9 +143,10 @@ class Heard:
 
 def placed(token: str = "tok_visa") -> order_events.OrderPlaced:
     return order_events.OrderPlaced(
-        order=order_pb2.Order(id=str(new_id()), customer_id=str(new_id()), total_amount=AMOUNT),
+        order=order_pb2.Order(
+            id=str(new_id()), customer_id=CUSTOMER, total_amount=AMOUNT, payment_method_id=METHODS[token]
+        ),
         provider="sandbox",
-        provider_token=token,
     )
 
 
@@ -196,15 +226,14 @@ async def test_an_order_that_is_cancelled_before_it_is_heard_of_is_voided(wire: 
     assert payload.payment.amount == AMOUNT
 
 
-def process(token: str = "tok_visa", **fields: Any) -> payment_pb2.ProcessPaymentRequest:
+def process(paid_with: str = "tok_visa", **fields: Any) -> payment_pb2.ProcessPaymentRequest:
     return payment_pb2.ProcessPaymentRequest(
         **{
             "order_id": str(new_id()),
-            "customer_id": str(new_id()),
+            "customer_id": CUSTOMER,
             "amount": AMOUNT,
             "provider": "sandbox",
-            "payment_method_id": str(new_id()),
-            "token": token,
+            "payment_method_id": METHODS[paid_with],
             **fields,
         }
     )
@@ -305,6 +334,7 @@ async def test_an_unknown_provider_is_refused(wire: Wire) -> None:
         ("amount", {"amount": None}),
         ("amount", {"amount": Money(currency_code="EUR")}),
         ("provider", {"provider": "Not a name"}),
+        ("payment_method_id", {"payment_method_id": ""}),
         ("token", {"token": "4242424242424242"}),
     ],
 )
@@ -312,6 +342,26 @@ async def test_a_bad_request_names_its_field(wire: Wire, field: str, fields: dic
     error = await refused(charge(wire, process(**fields)))
     assert error.reason == "VALIDATION_FAILED"
     assert field in {violation.field for violation in error.violations}
+
+
+async def test_processing_charges_the_named_payment_method_and_no_token_of_the_request(wire: Wire) -> None:
+    payment = await charge(wire, process("tok_declined", token="tok_visa"))
+    assert (payment.status, payment.failure_reason) == (payment_pb2.PAYMENT_STATUS_DECLINED, "card_declined")
+
+
+@pytest.mark.parametrize("missing", ["customer", "payment method", "customer's payment method"])
+async def test_processing_a_payment_method_that_is_not_there_declines(wire: Wire, missing: str) -> None:
+    somebody, something = str(new_id()), str(new_id())
+    fields = {
+        "customer": {"customer_id": somebody, "payment_method_id": something},
+        "payment method": {"payment_method_id": something},
+        "customer's payment method": {"customer_id": somebody},
+    }
+    payment = await charge(wire, process(**fields[missing]))
+    assert (payment.status, payment.failure_reason) == (
+        payment_pb2.PAYMENT_STATUS_DECLINED,
+        "payment_method_not_found",
+    )
 
 
 async def test_only_services_process_payments(wire: Wire) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import grpc
 import pytest
 from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 import customer_svc.app
 import order_svc.app
@@ -19,7 +19,7 @@ import product_svc.app
 from commerce.access.v1 import access_pb2
 from mesh.lifecycle import Service
 from mesh.rpc import status
-from mesh.rpc.access import rule_of
+from mesh.rpc.access import peers_of, rule_of
 from mesh.rpc.reflection import load_contracts, public_services
 from stack.servers import Servers
 from tests.services import NOWHERE, Client, Keys, running, settings_for
@@ -149,4 +149,27 @@ async def test_a_service_method_lets_no_person_in_and_no_gateway(
     for peer in ("gateway", "operator"):
         for token in ("", keys.token("customer", uuid4()), keys.token("staff", uuid4())):
             assert await answer(clients, method, peer, token) == NO_ROLE
-    assert (await answer(clients, method, "payment"))[1] not in REFUSED
+    for peer in ("order", "payment"):
+        told = await answer(clients, method, peer)
+        assert (told == NO_ROLE) == bool(peers_of(method) and peer not in peers_of(method))
+        assert told[1] not in REFUSED - {NO_ROLE[1]}
+
+
+def test_a_method_that_tells_a_secret_of_a_payment_method_is_for_the_payment_service() -> None:
+    for method in METHODS:
+        if "commerce.customer.v1.PaymentMethodSecret" in held_by(method.output_type):
+            assert (rule_of(method), peers_of(method)) == (
+                access_pb2.ACCESS_SERVICE,
+                frozenset({"payment"}),
+            ), name(method)
+
+
+def held_by(message: Descriptor) -> set[str]:
+    """The full names of a message type and of all that it may hold."""
+    names, left = set[str](), [message]
+    while left:
+        kind = left.pop()
+        if kind.full_name not in names:
+            names.add(kind.full_name)
+            left += [field.message_type for field in kind.fields if field.message_type is not None]
+    return names

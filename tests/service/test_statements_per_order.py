@@ -51,7 +51,7 @@ class Wallets(CustomerPeer):
     ) -> list[PaymentMethod | MeshError | None]:
         """The card of each."""
         assert len(calls) == len(wanted)
-        return [PaymentMethod(new_id(), "sandbox", "tok_visa") for _ in wanted]
+        return [PaymentMethod(new_id(), "sandbox") for _ in wanted]
 
 
 class Stock(StockPeer):

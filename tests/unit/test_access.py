@@ -8,9 +8,10 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from commerce.access.v1 import access_pb2
+from commerce.customer.v1 import customer_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
 from mesh.errors import MeshError, NotFound
-from mesh.rpc.access import AccessUndeclared, require, rule_of
+from mesh.rpc.access import AccessUndeclared, peers_of, require, rule_of
 from mesh.rpc.call import ANYBODY, Caller, Kind
 
 PUBLIC, CUSTOMER, STAFF, SERVICE = (
@@ -61,6 +62,13 @@ def test_a_method_for_some_services_lets_no_other_in(kind: Kind) -> None:
             got[peer] = refusal.reason
     outside = dict.fromkeys(("", "gateway", "operator", "customer", "order"), ROLE)
     assert got == outside | {"payment": IN, "product": IN}
+
+
+def test_the_peers_of_a_method_are_those_of_its_contract() -> None:
+    customers = customer_pb2.DESCRIPTOR.services_by_name["CustomerService"]
+    inventory = inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"]
+    assert peers_of(customers.methods_by_name["ResolvePaymentMethods"]) == {"payment"}
+    assert peers_of(inventory.methods_by_name["ReserveStock"]) == set()
 
 
 def test_the_rule_of_a_method_is_that_of_its_contract() -> None:

@@ -60,6 +60,7 @@ DeletePaymentMethod    CUSTOMER  DELETE /v1/customers/{customer_id}/paymentMetho
 AddAddress             CUSTOMER  POST /v1/customers/{customer_id}/addresses
 ListAddresses          CUSTOMER  GET /v1/customers/{customer_id}/addresses
 DeleteAddress          CUSTOMER  DELETE /v1/customers/{customer_id}/addresses/{address_id}
+SelectPaymentMethods   SERVICE
 ResolvePaymentMethods  SERVICE
 CreateSession          PUBLIC    POST /v1/sessions
 RefreshSession         PUBLIC    POST /v1/sessions:refresh
@@ -138,7 +139,7 @@ def test_a_service_only_method_has_no_route_and_every_other_has_one(method: Meth
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_what_has_no_side_effects_is_what_can_be_read(method: MethodDescriptor) -> None:
     level = method.GetOptions().idempotency_level
-    reads = route(method).startswith("GET ") or method.name == "ResolvePaymentMethods"
+    reads = route(method).startswith("GET ") or method.name in {"SelectPaymentMethods", "ResolvePaymentMethods"}
     assert (level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS) == reads
 
 
@@ -278,6 +279,29 @@ def test_secrets_are_kept_out_of_debug_text() -> None:
         for field in message.fields:
             secret = "password" in field.name or (field.name.endswith("token") and "page" not in field.name)
             assert field.GetOptions().debug_redact == secret, field.full_name
+
+
+def test_no_event_has_a_secret_that_is_still_set() -> None:
+    found = []
+    for file in EVENT_FILES:
+        left = list(file.message_types_by_name.values())
+        seen = set[str]()
+        while left:
+            message = left.pop()
+            if message.full_name not in seen:
+                seen.add(message.full_name)
+                left += [field.message_type for field in message.fields if field.message_type is not None]
+                found += [field for field in message.fields if field.GetOptions().debug_redact]
+    assert [(field.full_name, field.GetOptions().deprecated) for field in found] == [
+        ("commerce.order.v1.OrderPlaced.provider_token", True)
+    ]
+
+
+def test_peers_are_named_only_where_services_are_let_in() -> None:
+    for method in METHODS:
+        peers = method.GetOptions().Extensions[access_pb2.peers]
+        assert not peers or access(method) == "SERVICE", method.full_name
+        assert set(peers) <= {"customer", "order", "payment", "product"}, method.full_name
 
 
 def test_a_rule_of_a_whole_message_is_named_after_the_field_it_is_about() -> None:

@@ -28,7 +28,7 @@ AMOUNT = Decimal("12.50")
 
 
 def new(amount: Decimal = AMOUNT) -> NewPayment:
-    return NewPayment(uuid4(), uuid4(), amount, "EUR", "sandbox", "tok_visa")
+    return NewPayment(uuid4(), uuid4(), amount, "EUR", "sandbox", uuid4(), "tok_visa")
 
 
 def pending() -> Payment:
@@ -60,7 +60,7 @@ def test_payment_of_zero_is_captured_without_a_provider_and_voided_when_it_is_ca
 @pytest.mark.parametrize(("amount", "currency"), [(Decimal("-0.01"), "EUR"), (Decimal(0), ""), (Decimal(1), "")])
 def test_less_than_nothing_or_an_amount_without_currency_is_not_charged(amount: Decimal, currency: str) -> None:
     with pytest.raises(AmountInvalid):
-        NewPayment(uuid4(), uuid4(), amount, currency, "sandbox", "tok_visa")
+        NewPayment(uuid4(), uuid4(), amount, currency, "sandbox", uuid4())
 
 
 def test_what_is_due_follows_from_the_state() -> None:
@@ -146,7 +146,7 @@ def test_an_order_is_charged_what_it_was_charged_and_not_when_called_off() -> No
     payment = Payment.begin(uuid4(), wish, "", NOW, UNTIL)
     payment.require_same(wish)
     with pytest.raises(PaymentStateRefused, match="already"):
-        payment.require_same(NewPayment(wish.order_id, wish.customer_id, AMOUNT + 1, "EUR", "sandbox", ""))
+        payment.require_same(NewPayment(wish.order_id, wish.customer_id, AMOUNT + 1, "EUR", "sandbox", uuid4()))
     with pytest.raises(PaymentStateRefused, match="cancelled"):
         payment.request_cancel("", NOW, UNTIL).require_same(wish)
 

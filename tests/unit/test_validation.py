@@ -31,6 +31,7 @@ Rules = validate_pb2.FieldRules
 ID = "0190f0a0-0000-7000-8000-000000000001"
 SOUND_AND_HOT: list[Message] = [
     order_pb2.CreateOrderRequest(items=[order_pb2.OrderLine(product_id=ID, quantity=2)]),
+    customer_pb2.SelectPaymentMethodsRequest(queries=[customer_pb2.PaymentMethodQuery(customer_id=ID)]),
     customer_pb2.ResolvePaymentMethodsRequest(queries=[customer_pb2.PaymentMethodQuery(customer_id=ID)]),
     inventory_pb2.ReserveStockRequest(
         reservations=[

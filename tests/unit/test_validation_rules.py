@@ -39,7 +39,6 @@ CHARGE = {
     "amount": PRICE,
     "provider": "sandbox",
     "paymentMethodId": ID,
-    "token": "tok_visa",
 }
 
 GOOD: list[tuple[type[Message], dict[str, Any]]] = [
@@ -53,6 +52,7 @@ GOOD: list[tuple[type[Message], dict[str, Any]]] = [
     (customer_pb2.AddPaymentMethodRequest, {"customerId": "me", "token": "pm_1MqLiJLkdIwHu7ixUEgbFdYF"}),
     (customer_pb2.AddAddressRequest, {"customerId": "me", "postalAddress": HOME}),
     (customer_pb2.ResolvePaymentMethodsRequest, {"queries": [{"customerId": ID}] * 1000}),
+    (customer_pb2.SelectPaymentMethodsRequest, {"queries": [{"customerId": ID}] * 1000}),
     (session_pb2.CreateSessionRequest, {"email": "ada@example.com", "password": "x"}),
     (product_pb2.CreateProductRequest, PRODUCT),
     (product_pb2.CreateProductRequest, {**PRODUCT, "sku": "4006381333931", "initialStock": 0}),
@@ -72,6 +72,7 @@ GOOD: list[tuple[type[Message], dict[str, Any]]] = [
     (order_pb2.CancelOrderRequest, {"orderId": ID, "reason": "As 12345678-1234-1234-1234-123456789012 says"}),
     (order_pb2.ShipOrderRequest, {"orderId": ID, "carrier": "DHL", "trackingNumber": "00340434161094015902"}),
     (payment_pb2.ProcessPaymentRequest, CHARGE),
+    (payment_pb2.ProcessPaymentRequest, {**CHARGE, "token": "tok_visa"}),
     (payment_pb2.RefundPaymentRequest, {"paymentId": ID, "reason": "Broken on arrival"}),
     (payment_pb2.ReceiveWebhookRequest, {"provider": "sandbox", "payload": {"data": "e30="}}),
 ]
@@ -117,6 +118,7 @@ BAD: list[tuple[type[Message], dict[str, Any], str]] = [
     (customer_pb2.ListCustomersRequest, {"pageSize": -1}, "page_size"),
     (customer_pb2.ListCustomersRequest, {"pageToken": "x" * 1025}, "page_token"),
     (customer_pb2.ResolvePaymentMethodsRequest, {}, "queries"),
+    (customer_pb2.SelectPaymentMethodsRequest, {}, "queries"),
     (customer_pb2.ResolvePaymentMethodsRequest, {"queries": [{"customerId": ID}] * 1001}, "queries"),
     (customer_pb2.ResolvePaymentMethodsRequest, {"queries": [{"customerId": "me"}]}, "queries[0].customer_id"),
     (session_pb2.CreateSessionRequest, {"email": "ada@example.com"}, "password"),

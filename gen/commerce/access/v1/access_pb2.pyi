@@ -60,6 +60,7 @@ Global___Access: _TypeAlias = Access  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int
 ANONYMOUS_KEY_SCOPE_FIELD_NUMBER: _builtins.int
+PEERS_FIELD_NUMBER: _builtins.int
 access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Access.ValueType]
 """The access rule of the method."""
 anonymous_key_scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
@@ -67,4 +68,8 @@ anonymous_key_scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.M
 message. Such callers share no idempotency key unless these fields are equal in their requests; the case of
 letters does not matter. Every public method that changes something declares this option, else the server
 does not start.
+"""
+peers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
+"""The services that may call the method, by the name in their certificates. If empty, every service may call it.
+Only a method with the rule `ACCESS_SERVICE` has this option.
 """

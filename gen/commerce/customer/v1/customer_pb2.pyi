@@ -137,6 +137,32 @@ class PaymentMethod(_message.Message):
 Global___PaymentMethod: _TypeAlias = PaymentMethod  # noqa: Y015
 
 @_typing.final
+class SelectedPaymentMethod(_message.Message):
+    """SelectedPaymentMethod identifies a payment method to a service that does not charge it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The payment method's UUID."""
+    provider: _builtins.str
+    """The payment provider that issued the token."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelectedPaymentMethod: _TypeAlias = SelectedPaymentMethod  # noqa: Y015
+
+@_typing.final
 class PaymentMethodSecret(_message.Message):
     """PaymentMethodSecret contains the token that is needed to charge a payment method. It never leaves the mesh."""
 
@@ -934,8 +960,88 @@ class PaymentMethodQuery(_message.Message):
 Global___PaymentMethodQuery: _TypeAlias = PaymentMethodQuery  # noqa: Y015
 
 @_typing.final
+class SelectedPaymentMethodResult(_message.Message):
+    """SelectedPaymentMethodResult is the result of one `PaymentMethodQuery` of `SelectPaymentMethods`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_METHOD_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment_method(self) -> Global___SelectedPaymentMethod:
+        """The payment method, if it was found."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The error, if it was not found."""
+
+    def __init__(
+        self,
+        *,
+        payment_method: Global___SelectedPaymentMethod | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "payment_method", b"payment_method"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "payment_method", b"payment_method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["payment_method", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___SelectedPaymentMethodResult: _TypeAlias = SelectedPaymentMethodResult  # noqa: Y015
+
+@_typing.final
+class SelectPaymentMethodsRequest(_message.Message):
+    """SelectPaymentMethodsRequest is the request of `SelectPaymentMethods`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PaymentMethodQuery]:
+        """Required. The queries, 1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        queries: _abc.Iterable[Global___PaymentMethodQuery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queries", b"queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelectPaymentMethodsRequest: _TypeAlias = SelectPaymentMethodsRequest  # noqa: Y015
+
+@_typing.final
+class SelectPaymentMethodsResponse(_message.Message):
+    """SelectPaymentMethodsResponse is the response of `SelectPaymentMethods`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelectedPaymentMethodResult]:
+        """A result for each query, in the order of the queries."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SelectedPaymentMethodResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelectPaymentMethodsResponse: _TypeAlias = SelectPaymentMethodsResponse  # noqa: Y015
+
+@_typing.final
 class PaymentMethodResult(_message.Message):
-    """PaymentMethodResult is the result of one `PaymentMethodQuery`."""
+    """PaymentMethodResult is the result of one `PaymentMethodQuery` of `ResolvePaymentMethods`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -103,6 +103,11 @@ class CustomerServiceStub:
                 request_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeleteAddressRequest.SerializeToString,
                 response_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeleteAddressResponse.FromString,
                 _registered_method=True)
+        self.SelectPaymentMethods = channel.unary_unary(
+                '/commerce.customer.v1.CustomerService/SelectPaymentMethods',
+                request_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SelectPaymentMethodsRequest.SerializeToString,
+                response_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SelectPaymentMethodsResponse.FromString,
+                _registered_method=True)
         self.ResolvePaymentMethods = channel.unary_unary(
                 '/commerce.customer.v1.CustomerService/ResolvePaymentMethods',
                 request_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.ResolvePaymentMethodsRequest.SerializeToString,
@@ -239,8 +244,20 @@ class CustomerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SelectPaymentMethods(self, request, context):
+        """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
+        holds no token.
+
+        Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
+        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResolvePaymentMethods(self, request, context):
-        """Gets the payment methods of many customers in one call: for each query, the named or the default one.
+        """Gets the providers' tokens of many payment methods in one call: for each query, that of the named or the default
+        one. Only the payment service may call it. The token of a payment method never changes.
 
         Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
         `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
@@ -316,6 +333,11 @@ def add_CustomerServiceServicer_to_server(servicer, server):
                     servicer.DeleteAddress,
                     request_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeleteAddressRequest.FromString,
                     response_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeleteAddressResponse.SerializeToString,
+            ),
+            'SelectPaymentMethods': grpc.unary_unary_rpc_method_handler(
+                    servicer.SelectPaymentMethods,
+                    request_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SelectPaymentMethodsRequest.FromString,
+                    response_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SelectPaymentMethodsResponse.SerializeToString,
             ),
             'ResolvePaymentMethods': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolvePaymentMethods,
@@ -678,6 +700,33 @@ class CustomerService:
             '/commerce.customer.v1.CustomerService/DeleteAddress',
             commerce_dot_customer_dot_v1_dot_customer__pb2.DeleteAddressRequest.SerializeToString,
             commerce_dot_customer_dot_v1_dot_customer__pb2.DeleteAddressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SelectPaymentMethods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.customer.v1.CustomerService/SelectPaymentMethods',
+            commerce_dot_customer_dot_v1_dot_customer__pb2.SelectPaymentMethodsRequest.SerializeToString,
+            commerce_dot_customer_dot_v1_dot_customer__pb2.SelectPaymentMethodsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -107,8 +107,16 @@ class CustomerServiceStub:
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `ADDRESS_NOT_FOUND`.
     """
+    SelectPaymentMethods: _grpc.UnaryUnaryMultiCallable[_customer_pb2.SelectPaymentMethodsRequest, _customer_pb2.SelectPaymentMethodsResponse]
+    """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
+    holds no token.
+
+    Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
+    `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+    """
     ResolvePaymentMethods: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ResolvePaymentMethodsRequest, _customer_pb2.ResolvePaymentMethodsResponse]
-    """Gets the payment methods of many customers in one call: for each query, the named or the default one.
+    """Gets the providers' tokens of many payment methods in one call: for each query, that of the named or the default
+    one. Only the payment service may call it. The token of a payment method never changes.
 
     Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
     `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
@@ -193,8 +201,16 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `ADDRESS_NOT_FOUND`.
     """
+    SelectPaymentMethods: _aio.UnaryUnaryMultiCallable[_customer_pb2.SelectPaymentMethodsRequest, _customer_pb2.SelectPaymentMethodsResponse]  # type: ignore[assignment]
+    """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
+    holds no token.
+
+    Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
+    `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+    """
     ResolvePaymentMethods: _aio.UnaryUnaryMultiCallable[_customer_pb2.ResolvePaymentMethodsRequest, _customer_pb2.ResolvePaymentMethodsResponse]  # type: ignore[assignment]
-    """Gets the payment methods of many customers in one call: for each query, the named or the default one.
+    """Gets the providers' tokens of many payment methods in one call: for each query, that of the named or the default
+    one. Only the payment service may call it. The token of a payment method never changes.
 
     Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
     `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
@@ -356,12 +372,26 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SelectPaymentMethods(
+        self,
+        request: _customer_pb2.SelectPaymentMethodsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customer_pb2.SelectPaymentMethodsResponse, _abc.Awaitable[_customer_pb2.SelectPaymentMethodsResponse]]:
+        """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
+        holds no token.
+
+        Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
+        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+        """
+
+    @_abc_1.abstractmethod
     def ResolvePaymentMethods(
         self,
         request: _customer_pb2.ResolvePaymentMethodsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.ResolvePaymentMethodsResponse, _abc.Awaitable[_customer_pb2.ResolvePaymentMethodsResponse]]:
-        """Gets the payment methods of many customers in one call: for each query, the named or the default one.
+        """Gets the providers' tokens of many payment methods in one call: for each query, that of the named or the default
+        one. Only the payment service may call it. The token of a payment method never changes.
 
         Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
         `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.

@@ -26,7 +26,7 @@ from commerce.order.v1 import order_pb2 as commerce_dot_order_dot_v1_dot_order__
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommerce/order/v1/events.proto\x12\x11\x63ommerce.order.v1\x1a\x1d\x63ommerce/order/v1/order.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x01\n\x0bOrderPlaced\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x1b\n\x0eprovider_token\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x34\n\x10payment_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x0eOrderConfirmed\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"7\n\x0cOrderShipped\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"9\n\x0eOrderDelivered\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\":\n\x0fOrderCancelling\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"9\n\x0eOrderCancelled\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Orderb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommerce/order/v1/events.proto\x12\x11\x63ommerce.order.v1\x1a\x1d\x63ommerce/order/v1/order.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x0bOrderPlaced\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x1d\n\x0eprovider_token\x18\x03 \x01(\tB\x05\x18\x01\x80\x01\x01\x12\x34\n\x10payment_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x0eOrderConfirmed\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"7\n\x0cOrderShipped\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"9\n\x0eOrderDelivered\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\":\n\x0fOrderCancelling\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"9\n\x0eOrderCancelled\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Orderb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.order.v1.events_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORDERPLACED'].fields_by_name['provider_token']._loaded_options = None
-  _globals['_ORDERPLACED'].fields_by_name['provider_token']._serialized_options = b'\200\001\001'
+  _globals['_ORDERPLACED'].fields_by_name['provider_token']._serialized_options = b'\030\001\200\001\001'
   _globals['_ORDERPLACED']._serialized_start=118
-  _globals['_ORDERPLACED']._serialized_end=273
-  _globals['_ORDERCONFIRMED']._serialized_start=275
-  _globals['_ORDERCONFIRMED']._serialized_end=332
-  _globals['_ORDERSHIPPED']._serialized_start=334
-  _globals['_ORDERSHIPPED']._serialized_end=389
-  _globals['_ORDERDELIVERED']._serialized_start=391
-  _globals['_ORDERDELIVERED']._serialized_end=448
-  _globals['_ORDERCANCELLING']._serialized_start=450
-  _globals['_ORDERCANCELLING']._serialized_end=508
-  _globals['_ORDERCANCELLED']._serialized_start=510
-  _globals['_ORDERCANCELLED']._serialized_end=567
+  _globals['_ORDERPLACED']._serialized_end=275
+  _globals['_ORDERCONFIRMED']._serialized_start=277
+  _globals['_ORDERCONFIRMED']._serialized_end=334
+  _globals['_ORDERSHIPPED']._serialized_start=336
+  _globals['_ORDERSHIPPED']._serialized_end=391
+  _globals['_ORDERDELIVERED']._serialized_start=393
+  _globals['_ORDERDELIVERED']._serialized_end=450
+  _globals['_ORDERCANCELLING']._serialized_start=452
+  _globals['_ORDERCANCELLING']._serialized_end=510
+  _globals['_ORDERCANCELLED']._serialized_start=512
+  _globals['_ORDERCANCELLED']._serialized_end=569
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -31,9 +36,21 @@ class OrderPlaced(_message.Message):
     PROVIDER_TOKEN_FIELD_NUMBER: _builtins.int
     PAYMENT_DEADLINE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """The payment provider to charge."""
-    provider_token: _builtins.str
-    """The provider's token of the payment method to charge."""
+    """The payment provider of the order's payment method."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def provider_token(self) -> _builtins.str:
+        """Deprecated and not set: the payment service gets the token from the customer service. In an event of an earlier
+        version, it is the token to charge.
+        """
+
+    @provider_token.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def provider_token(self, value: _builtins.str) -> None:
+        """Deprecated and not set: the payment service gets the token from the customer service. In an event of an earlier
+        version, it is the token to charge.
+        """
+
     @_builtins.property
     def order(self) -> _order_pb2.Order:
         """The order at the time it was placed."""

@@ -20,6 +20,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _PaymentStatus:
@@ -127,7 +132,9 @@ class Payment(_message.Message):
     provider_reference: _builtins.str
     """The provider's reference of the charge. Empty until it is known."""
     failure_reason: _builtins.str
-    """The provider's reason for declining the payment, such as `insufficient_funds`."""
+    """The provider's reason for declining the payment, such as `insufficient_funds`; or
+    `payment_method_not_found` if the payment method no longer exists, `provider_unknown` if the provider does not.
+    """
     etag: _builtins.str
     """The version of the payment."""
     @_builtins.property
@@ -244,8 +251,16 @@ class ProcessPaymentRequest(_message.Message):
     """Required. The payment provider, such as `sandbox`."""
     payment_method_id: _builtins.str
     """Required. The UUID of the payment method to charge."""
-    token: _builtins.str
-    """Required. The provider's token for the payment method. Card numbers are rejected."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def token(self) -> _builtins.str:
+        """Optional. Deprecated and ignored: the payment service gets the token from the customer service."""
+
+    @token.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def token(self, value: _builtins.str) -> None:
+        """Optional. Deprecated and ignored: the payment service gets the token from the customer service."""
+
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """Required. The amount to charge: greater than zero, with no more decimals than the minor unit of its currency

@@ -84,8 +84,8 @@ class PaymentServiceServicer:
 
     def ProcessPayment(self, request, context):
         """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
-        declined payment is a normal response, not an error. While the outcome is unknown, the payment has the status
-        `PAYMENT_STATUS_PENDING`.
+        declined payment is a normal response, not an error. While the outcome is unknown, or the
+        customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
         payment with a different amount or is cancelled.

@@ -39,8 +39,8 @@ class PaymentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PaymentServiceAsyncStub: ...
     ProcessPayment: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ProcessPaymentRequest, _payment_pb2.ProcessPaymentResponse]
     """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
-    declined payment is a normal response, not an error. While the outcome is unknown, the payment has the status
-    `PAYMENT_STATUS_PENDING`.
+    declined payment is a normal response, not an error. While the outcome is unknown, or the
+    customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
     payment with a different amount or is cancelled.
@@ -89,8 +89,8 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ProcessPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.ProcessPaymentRequest, _payment_pb2.ProcessPaymentResponse]  # type: ignore[assignment]
     """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
-    declined payment is a normal response, not an error. While the outcome is unknown, the payment has the status
-    `PAYMENT_STATUS_PENDING`.
+    declined payment is a normal response, not an error. While the outcome is unknown, or the
+    customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
     payment with a different amount or is cancelled.
@@ -142,8 +142,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_pb2.ProcessPaymentResponse, _abc.Awaitable[_payment_pb2.ProcessPaymentResponse]]:
         """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
-        declined payment is a normal response, not an error. While the outcome is unknown, the payment has the status
-        `PAYMENT_STATUS_PENDING`.
+        declined payment is a normal response, not an error. While the outcome is unknown, or the
+        customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
         payment with a different amount or is cancelled.
