@@ -81,17 +81,22 @@ WRITE_CUSTOMER = Statement(
     )
 )
 CREDENTIALS = Statement(
-    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == sa.bindparam("email", type_=sa.String))
+    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == sa.bindparam("email", type_=sa.String)),
+    name="read credentials",
 )
 # Only in the place of the hash that was checked: the password may have been changed since.
 REPLACE_HASH = Statement(
     sa.update(customers)
     .where(customers.c.id == _customer_id, customers.c.password_hash == sa.bindparam("old_hash", type_=sa.String))
-    .values(password_hash=sa.bindparam("new_hash", type_=sa.String))
+    .values(password_hash=sa.bindparam("new_hash", type_=sa.String)),
+    name="replace password hash",
 )
 ADD_PAYMENT_METHOD = BulkInsert(*payment_methods.c)
 _default = payment_methods.c.is_default
-HAS_DEFAULT = Statement(sa.select(payment_methods.c.id).where(payment_methods.c.customer_id == _customer_id, _default))
+HAS_DEFAULT = Statement(
+    sa.select(payment_methods.c.id).where(payment_methods.c.customer_id == _customer_id, _default),
+    name="read default payment method",
+)
 CLEAR_DEFAULT = Statement(
     sa.update(payment_methods).where(payment_methods.c.customer_id == _customer_id, _default).values(is_default=False)
 )
@@ -120,7 +125,8 @@ WALLETS = Statement(
         & (payment_methods.c.customer_id == _customer_ids)
         & (_default | (payment_methods.c.id == _method_ids)),
     )
-    .where(customers.c.id == _customer_ids)
+    .where(customers.c.id == _customer_ids),
+    name="read wallets",
 )
 
 

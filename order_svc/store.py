@@ -61,7 +61,7 @@ _placed = orders.c.status != Status.ABANDONED.value
 
 ADD_ORDERS = BulkInsert(*orders.c, refusals={"orders_pkey": HoldLost})
 ADD_ITEMS = BulkInsert(*items.c)
-ABANDON = BulkInsert(*orders.c, skip_existing=True)
+ABANDON = BulkInsert(*orders.c, skip_existing=True, name="abandon orders")
 GET = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed))
 ITEMS = Statement(sa.select(items).where(items.c.order_id == sa.any_(_ids)).order_by(items.c.order_id, items.c.id))
 # In the order of a list, so that its limit ends the scan of the index.
@@ -69,7 +69,8 @@ NEWEST_ITEMS = Statement(
     sa.select(items)
     .where(items.c.order_id == sa.any_(_ids))
     .order_by(items.c.order_id.desc(), items.c.id.desc())
-    .limit(sa.bindparam("most", type_=sa.Integer))
+    .limit(sa.bindparam("most", type_=sa.Integer)),
+    name="read newest items",
 )
 LOCK = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update())
 LOCK_OVERDUE = Statement(
@@ -77,7 +78,8 @@ LOCK_OVERDUE = Statement(
     .where(orders.c.status == sa.literal_column("'PENDING'"), orders.c.payment_deadline < sa.func.now())
     .order_by(orders.c.payment_deadline)
     .limit(sa.bindparam("most", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True),
+    name="lock overdue orders",
 )
 LOCK_CANCELLING = Statement(
     sa.select(orders)
@@ -87,9 +89,12 @@ LOCK_CANCELLING = Statement(
     )
     .order_by(orders.c.update_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True),
+    name="lock cancelling orders",
 )
-STATUSES = Statement(sa.select(orders.c.id, orders.c.status).where(orders.c.id == sa.any_(_ids)))
+STATUSES = Statement(
+    sa.select(orders.c.id, orders.c.status).where(orders.c.id == sa.any_(_ids)), name="read order statuses"
+)
 
 _rows = unnested(
     {
@@ -129,7 +134,8 @@ def _listing(filters: frozenset[str]) -> Statement:
         sa.select(orders)
         .where(_placed, *(conditions[name] for name in sorted(filters)))
         .order_by(orders.c.id.desc())
-        .limit(sa.bindparam("most", type_=sa.Integer))
+        .limit(sa.bindparam("most", type_=sa.Integer)),
+        name="list orders",
     )
 
 

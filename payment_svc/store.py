@@ -102,16 +102,19 @@ _payment_values = attrgetter(*(column.name for column in payments.c))
 _entry_values = attrgetter(*(column.name for column in entries.c))
 
 ADD_PAYMENTS = BulkInsert(*payments.c, returning=[payments.c.id], skip_existing=True)
-ADD_FIRST_PAYMENTS = BulkInsert(*payments.c, refusals={"payments_order_id_key": Overtaken})
+ADD_FIRST_PAYMENTS = BulkInsert(*payments.c, refusals={"payments_order_id_key": Overtaken}, name="add first payments")
 ADD_ENTRIES = BulkInsert(*entries.c)
 PAYMENTS = Statement(sa.select(payments).where(payments.c.id == sa.any_(_ids)))
-PAYMENTS_OF_ORDERS = Statement(sa.select(payments).where(payments.c.order_id == sa.any_(_ids)))
+PAYMENTS_OF_ORDERS = Statement(
+    sa.select(payments).where(payments.c.order_id == sa.any_(_ids)), name="read payments of orders"
+)
 # Rows are locked in primary-key order, everywhere: UPDATE … FROM unnest locks in no stated order, and deadlocks.
 LOCK_PAYMENTS = Statement(
     sa.select(payments).where(payments.c.id == sa.any_(_ids)).order_by(payments.c.id).with_for_update()
 )
 LOCK_PAYMENTS_OF_ORDERS = Statement(
-    sa.select(payments).where(payments.c.order_id == sa.any_(_ids)).order_by(payments.c.id).with_for_update()
+    sa.select(payments).where(payments.c.order_id == sa.any_(_ids)).order_by(payments.c.id).with_for_update(),
+    name="lock payments of orders",
 )
 WRITE_PAYMENTS = Statement(
     sa.update(payments)
@@ -136,7 +139,8 @@ LEASE_OVERDUE = Statement(
     sa.update(payments)
     .where(payments.c.id == _overdue.c.id)
     .values(next_attempt_time=sa.func.now() + sa.bindparam("lease", type_=sa.Interval))
-    .returning(*payments.c)
+    .returning(*payments.c),
+    name="lease overdue payments",
 )
 
 

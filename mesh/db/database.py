@@ -25,14 +25,19 @@ Refusals = Mapping[str, type[Exception]]
 
 
 class Statement:
-    """A SQLAlchemy Core statement, compiled for the driver when it is made. It fails with what `refusals` say."""
+    """A SQLAlchemy Core statement, compiled for the driver when it is made. It fails with what `refusals` say.
 
-    __slots__ = ("_defaults", "_order", "_required", "refusals", "sql")
+    Its `name` is a comment at the beginning of its text, so that PostgreSQL's log and statistics show it. The default
+    is the operation and the table, as in `add orders`. Names are different within a service.
+    """
 
-    def __init__(self, clause: sa.ClauseElement, *, refusals: Refusals | None = None) -> None:
+    __slots__ = ("_defaults", "_order", "_required", "name", "refusals", "sql")
+
+    def __init__(self, clause: sa.ClauseElement, *, name: str = "", refusals: Refusals | None = None) -> None:
         compiled = clause.compile(dialect=_DIALECT)
         self.refusals = refusals or {}
-        self.sql = str(compiled)
+        self.name = name or _default_name(clause)
+        self.sql = f"/* {self.name} */ {compiled}"
         self._order: Sequence[str] = compiled.positiontup or ()  # type: ignore[attr-defined]  # set by numeric dialects
         self._defaults = compiled.params
         self._required = frozenset(name for name, bind in compiled.binds.items() if bind.required)  # type: ignore[attr-defined]
@@ -42,6 +47,32 @@ class Statement:
         if not self._required <= values.keys() or not values.keys() <= self._defaults.keys():
             raise TypeError(f"{self.sql} takes {sorted(self._required)}, not {sorted(values)}")
         return [values[name] if name in values else self._defaults[name] for name in self._order]
+
+
+def _default_name(clause: sa.ClauseElement) -> str:
+    match clause:
+        case sa.Insert():
+            return f"add {clause.table.description}"
+        case sa.Update():
+            return f"write {clause.table.description}"
+        case sa.Delete():
+            return f"delete {clause.table.description}"
+        case sa.Select() if tables := clause.get_final_froms():
+            operation = "read" if clause._for_update_arg is None else "lock"  # noqa: SLF001 - nothing public tells
+            table = tables[0]
+            while isinstance(table, sa.Join):
+                table = table.left
+            return f"{operation} {table.description}"
+        case _:
+            return "read"
+
+
+def names(sql: str) -> list[str]:
+    """The names of the statements in a text that PostgreSQL was sent."""
+    return _NAME.findall(sql)
+
+
+_NAME = re.compile(r"/\* ([^*]+) \*/")
 
 
 def unnested(
@@ -63,6 +94,7 @@ class BulkInsert(Statement):
     def __init__(
         self,
         *columns: sa.Column[Any],
+        name: str = "",
         returning: Sequence[sa.Column[Any]] = (),
         skip_existing: bool = False,
         refusals: Refusals | None = None,
@@ -73,7 +105,7 @@ class BulkInsert(Statement):
         )
         if skip_existing:
             insert = insert.on_conflict_do_nothing()
-        super().__init__(insert.returning(*returning) if returning else insert, refusals=refusals)
+        super().__init__(insert.returning(*returning) if returning else insert, name=name, refusals=refusals)
 
 
 def unless_overtaken(

@@ -38,7 +38,7 @@ FIND = Statement(
     )
 )
 _columns = (table.c.digest, table.c.caller, table.c.method, table.c.request_hash, table.c.reply)
-CLAIM = BulkInsert(*_columns, returning=[table.c.digest], skip_existing=True)
+CLAIM = BulkInsert(*_columns, returning=[table.c.digest], skip_existing=True, name="claim key")
 SETTLE = Statement(
     sa.update(table)
     .where(table.c.digest == sa.bindparam("key_digest", type_=sa.LargeBinary))
@@ -59,7 +59,7 @@ class KeyTaken(Exception):
     """Another transaction has answered one of these keys: look which."""
 
 
-ANSWER = BulkInsert(*_columns, refusals={"idempotency_pkey": KeyTaken})
+ANSWER = BulkInsert(*_columns, refusals={"idempotency_pkey": KeyTaken}, name="store reply")
 
 
 class IdempotencyKeyReused(AlreadyExists):

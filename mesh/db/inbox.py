@@ -13,8 +13,10 @@ from mesh.errors import Overtaken
 RETENTION = timedelta(days=31)
 """How long ids are kept: longer than a stream keeps the event, so every redelivery is recognised."""
 
-RECORD = BulkInsert(table.c.event_id, table.c.consumer, refusals={"inbox_pkey": Overtaken})
-RECORD_FRESH = BulkInsert(table.c.event_id, table.c.consumer, returning=[table.c.event_id], skip_existing=True)
+RECORD = BulkInsert(table.c.event_id, table.c.consumer, refusals={"inbox_pkey": Overtaken}, name="record events")
+RECORD_FRESH = BulkInsert(
+    table.c.event_id, table.c.consumer, returning=[table.c.event_id], skip_existing=True, name="record fresh events"
+)
 _old = (
     sa.select(table.c.event_id, table.c.consumer)
     .where(table.c.receive_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))

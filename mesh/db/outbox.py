@@ -47,7 +47,8 @@ UNPUBLISHED = Statement(
         .label("ended"),
     )
     .order_by(_events.c.seq)
-    .limit(_most)
+    .limit(_most),
+    name="read unpublished",
 )
 """What there is behind the position and in its gaps; with the id below which all transactions have ended."""
 POSITION = Statement(sa.select(outbox_position))

@@ -64,14 +64,15 @@ class Rows(Generic[A]):
     def insertion(
         self,
         *,
+        name: str = "",
         returning: Sequence[sa.Column[Any]] = (),
         skip_existing: bool = False,
         refusals: Refusals | None = None,
     ) -> BulkInsert:
         """The statement that adds rows; give it `values` of each."""
-        return BulkInsert(*self.columns, returning=returning, skip_existing=skip_existing, refusals=refusals)
+        return BulkInsert(*self.columns, name=name, returning=returning, skip_existing=skip_existing, refusals=refusals)
 
-    def by(self, column: sa.Column[Any], *, locked: bool = False) -> Statement:
+    def by(self, column: sa.Column[Any], *, name: str = "", locked: bool = False) -> Statement:
         """The rows whose `column` is one of `keys`; `locked` for the rest of the transaction, in primary-key order.
 
         Rows are locked in that order everywhere: two batches over the same rows would block each other for good.
@@ -79,7 +80,7 @@ class Rows(Generic[A]):
         chosen = sa.select(*self.columns).where(column == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(column.type))))
         if locked:
             chosen = chosen.order_by(*self.table.primary_key.columns).with_for_update()
-        return Statement(chosen)
+        return Statement(chosen, name=name)
 
 
 class Versions(Generic[A]):

@@ -80,12 +80,16 @@ def _measured(series: Series, past_orders: int, past_products: int, commit: str)
             for name, cost in costs.items()
         ],
     )
-    yield "## Committed together"
+    yield "## Statements"
     yield ""
-    paths = list(first.database.batches)
     yield from _table(
-        ("run", *paths),
-        [(name, *(_number(run.database.batches.get(path)) for path in paths)) for name, run in runs.items()],
+        ("run", "database", "statement", "calls", "rows a call"),
+        [
+            (name, database, statement, f"{executed.calls:,}", f"{executed.rows_per_call:,.1f}")
+            for name, run in runs.items()
+            for database, statements in run.database.by_name.items()
+            for statement, executed in statements.items()
+        ],
     )
     yield "## Memory"
     yield ""
@@ -113,10 +117,6 @@ def _orders(run: Result) -> Sequence[str]:
         f"{1e3 * max(run.outbox_lag_seconds.values()):,.0f} ms",
         f"{run.others_cores:.2f} cores",
     )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

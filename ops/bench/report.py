@@ -51,7 +51,7 @@ class Progress:
 
 def tables(result: Result) -> Group:
     """The figures."""
-    parts = (_load(result), _requests(result), _orders(result), _processes(result), _batches(result))
+    parts = (_load(result), _requests(result), _orders(result), _processes(result), _statements(result))
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts if part is not None))
 
 
@@ -171,13 +171,13 @@ def _processes(result: Result) -> Table:
     return table
 
 
-def _batches(result: Result) -> Table | None:
-    if not result.database.batches:
-        return None
-    table = Table("committed together", box=None, header_style="bold")
-    table.add_column("mean batch", justify="right")
-    for path, size in result.database.batches.items():
-        table.add_row(path, f"{size:.1f}")
+def _statements(result: Result) -> Table:
+    table = Table("database", "statement", box=None, header_style="bold")
+    for name in ("calls", "rows a call"):
+        table.add_column(name, justify="right")
+    for database, statements in result.database.by_name.items():
+        for name, executed in statements.items():
+            table.add_row(database, name, f"{executed.calls:,}", f"{executed.rows_per_call:,.1f}")
     return table
 
 

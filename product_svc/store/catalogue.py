@@ -99,7 +99,9 @@ def _listing(order_by: str, *, searching: bool, continued: bool) -> Statement:
         there = sa.tuple_(*(sa.bindparam(f"after_{n}", type_=column.type) for n, column in enumerate(columns)))
         statement = statement.where(here < there if descending else here > there)
     direction = sa.desc if descending else sa.asc
-    return Statement(statement.order_by(*map(direction, columns)).limit(sa.bindparam("most", type_=sa.Integer)))
+    return Statement(
+        statement.order_by(*map(direction, columns)).limit(sa.bindparam("most", type_=sa.Integer)), name="list products"
+    )
 
 
 def _as_product(row: Row) -> Product:

@@ -29,14 +29,16 @@ LIVE_HOLDS = Statement(
     sa.select(holds).where(
         holds.c.key == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(sa.LargeBinary))),
         IS_HELD,
-    )
+    ),
+    name="read live holds",
 )
 HOLD_LINES = Statement(sa.select(hold_lines).where(hold_lines.c.order_id == sa.any_(_ids)))
 EXPIRED_HOLDS = Statement(
     sa.select(holds.c.order_id)
     .where(IS_HELD, holds.c.expire_time < sa.func.now())
     .order_by(holds.c.expire_time)
-    .limit(sa.bindparam("most", type_=sa.Integer))
+    .limit(sa.bindparam("most", type_=sa.Integer)),
+    name="read expired holds",
 )
 WRITE_HOLDS = Statement(
     sa.update(holds)
@@ -59,7 +61,8 @@ _still_held = (
 POSTPONE_HOLDS = Statement(
     sa.update(holds)
     .where(holds.c.order_id == _still_held.c.order_id)
-    .values(expire_time=sa.func.now() + sa.bindparam("pause", type_=sa.Interval))
+    .values(expire_time=sa.func.now() + sa.bindparam("pause", type_=sa.Interval)),
+    name="postpone holds",
 )
 
 

@@ -39,12 +39,14 @@ LOCK_OFFERS = Statement(
     .join(products, products.c.id == stocks.c.product_id)
     .where(stocks.c.product_id == sa.any_(_ids))
     .order_by(stocks.c.product_id)
-    .with_for_update(of=stocks)
+    .with_for_update(of=stocks),
+    name="lock offers",
 )
 OFFERS = Statement(
     sa.select(products.c.id.label("product_id"), *_offer, (stocks.c.on_hand - stocks.c.reserved).label("available"))
     .join(stocks, stocks.c.product_id == products.c.id)
-    .where(products.c.id == sa.any_(_ids))
+    .where(products.c.id == sa.any_(_ids)),
+    name="read offers",
 )
 
 # What is added to a number needs no look at it: this takes its turn with whoever else is at these rows, and the check
@@ -86,6 +88,7 @@ SET_ASIDE = Statement(
         update_time=sa.bindparam("now", type_=TIME),
     ),
     refusals=overtaken(stocks.c.reserved),
+    name="reserve stocks",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from ops.bench import figures
 from ops.bench.backlog import Drained
 from ops.bench.calibration import Calibration
-from ops.bench.database import Counters, DatabaseCost
+from ops.bench.database import Counters, DatabaseCost, Executed
 from ops.bench.figures import Series
 from ops.bench.latency import Latency
 from ops.bench.markdown import BEGIN, END, written
@@ -52,7 +53,7 @@ def result(*, settled: float = 1000.0) -> Result:
         cpu_seconds=dict.fromkeys(PROCESSES, 1.0),
         memory=dict.fromkeys(PROCESSES, Memory(rss=2**20, pss=2**20)),
         resident=dict.fromkeys(PROCESSES, [100 * 2**20] * 4),
-        database=DatabaseCost.between(Counters(0, {}), Counters(0, {})),
+        database=DatabaseCost.between(Counters(0, Counter(), Counter()), Counters(0, Counter(), Counter())),
         outbox_lag_seconds={"orders": 0.01},
         driver=Driven(workers=1, requests=10, cpu_microseconds_per_request=20, cpu_share=0.1, lateness=None),
         others_cores=0.0,
@@ -136,15 +137,17 @@ def test_numbers_are_rounded_to_what_they_mean() -> None:
     assert rounded({"a": 1.23456789, "b": [12345.678, 7], "c": None}) == {"a": 1.235, "b": [12345.7, 7], "c": None}
 
 
-def test_batches_are_rows_by_call_of_what_was_run_in_between() -> None:
-    insert, commit = "WITH part0 AS (INSERT INTO mesh.idempotency (digest) SELECT 1) INSERT …", "COMMIT"
-    before = Counters(100, {("orders", 1): (insert, 10, 50), ("orders", 2): (commit, 10, 0)})
-    after = Counters(
-        600, {("orders", 1): (insert, 20, 250), ("orders", 2): (commit, 15, 0), ("product", 3): ("SELECT", 4, 4)}
-    )
+def test_statements_are_counted_by_name_between_two_moments() -> None:
+    placing, commit = ("orders", "store reply + add orders"), ("orders", "COMMIT")
+    before = Counters(100, Counter({placing: 10, commit: 10}), Counter({placing: 50}))
+    reading = ("product", "read stocks")
+    after = Counters(600, Counter({placing: 20, commit: 15, reading: 4}), Counter({placing: 250, reading: 2}))
     cost = DatabaseCost.between(before, after)
     assert (cost.statements, cost.commits, cost.log_bytes) == (14, 5, 500)
-    assert cost.batches == {"placing orders": 20.0}
+    assert cost.by_name == {
+        "orders": {"store reply + add orders": Executed(10, 20.0)},
+        "product": {"read stocks": Executed(4, 0.5)},
+    }
 
 
 def test_the_yardsticks_are_the_mean_of_two_looks() -> None:
