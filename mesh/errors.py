@@ -10,7 +10,7 @@ MeshError
 ├── FailedPrecondition   right request, wrong state
 ├── ResourceExhausted    too much at once; `retry_after` says when
 ├── Unavailable          a part is down; `retry_after` says when
-│   ├── Overtaken        another transaction was quicker: nothing was done
+│   ├── StaleWrite        another transaction was quicker: nothing was done
 │   └── StatementTimeout the database took too long: less at a time may succeed
 ├── DeadlineExceeded     the caller's time ran out
 ├── Unimplemented        in the contract, not built yet
@@ -151,7 +151,7 @@ class Unavailable(MeshError):
         super().__init__(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
 
 
-class Overtaken(Unavailable):
+class StaleWrite(Unavailable):
     """Another transaction changed what this one took for granted. Nothing was done; all of it may be tried again."""
 
     def __init__(self) -> None:
@@ -202,5 +202,5 @@ BRANCHES: Mapping[Code, type[MeshError]] = {
 }
 """The branch of each code, for errors that come back over the wire."""
 
-NOBODYS_FAULT = (Unavailable, DeadlineExceeded, ResourceExhausted)
+TRANSIENT = (Unavailable, DeadlineExceeded, ResourceExhausted)
 """What says nothing of the request itself: the same one may succeed a little later."""

@@ -312,7 +312,7 @@ def placed(
     )
 
 
-class HoldWish(StrEnum):
+class HoldDecision(StrEnum):
     """What an order wants of its hold."""
 
     KEEP = "KEEP"
@@ -320,12 +320,12 @@ class HoldWish(StrEnum):
     RELEASE = "RELEASE"
 
 
-WISHES: Mapping[Status, HoldWish] = {
-    Status.PENDING: HoldWish.KEEP,
-    Status.CANCELLING: HoldWish.KEEP,
-    Status.CONFIRMED: HoldWish.COMMIT,
-    Status.SHIPPED: HoldWish.COMMIT,
-    Status.DELIVERED: HoldWish.COMMIT,
-    Status.CANCELLED: HoldWish.RELEASE,
-    Status.ABANDONED: HoldWish.RELEASE,
+HOLD_DECISIONS: Mapping[Status, HoldDecision] = {
+    Status.PENDING: HoldDecision.KEEP,
+    Status.CANCELLING: HoldDecision.KEEP,
+    Status.CONFIRMED: HoldDecision.COMMIT,
+    Status.SHIPPED: HoldDecision.COMMIT,
+    Status.DELIVERED: HoldDecision.COMMIT,
+    Status.CANCELLED: HoldDecision.RELEASE,
+    Status.ABANDONED: HoldDecision.RELEASE,
 }

@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, stale_write, unless_stale, unnested
 from order_svc.domain import CancelReason, HoldLost, Item, Order, Status
 
 metadata = sa.MetaData()
@@ -115,10 +115,10 @@ WRITE = Statement(
         payment_id=_rows.c.payment_id,
         cancel_reason=_rows.c.cancel_reason,
         cancel_note=_rows.c.cancel_note,
-        version=unless_overtaken(orders.c.version, _rows.c.known_version, _rows.c.version),
+        version=unless_stale(orders.c.version, _rows.c.known_version, _rows.c.version),
         update_time=sa.bindparam("now", type_=_TIME),
     ),
-    refusals=overtaken(orders.c.version),
+    refusals=stale_write(orders.c.version),
 )
 
 
@@ -178,7 +178,7 @@ async def lock_cancelling(transaction: Transaction, patience: timedelta, most: i
 def write(transaction: Transaction, changes: Iterable[tuple[Order, Order]], now: datetime) -> None:
     """Write what became of orders, of each (as it is known, as it shall be).
 
-    The transaction fails with Overtaken when one of them is not as it is known.
+    The transaction fails with StaleWrite when one of them is not as it is known.
     """
     # In primary-key order, as everywhere.
     in_order = sorted(((known, new) for known, new in changes if new is not known), key=lambda change: change[0].id)

@@ -10,7 +10,7 @@ from commerce.order.v1 import events_pb2, order_pb2
 from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
 from mesh.rpc import wire
-from order_svc.domain import CancelReason, HoldWish, Order, PaymentMethod, Status
+from order_svc.domain import CancelReason, HoldDecision, Order, PaymentMethod, Status
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -32,9 +32,9 @@ REASONS = {
     CancelReason.STAFF_REQUEST: order_pb2.CANCEL_REASON_STAFF_REQUEST,
 }
 RESOLUTIONS = {
-    HoldWish.KEEP: order_pb2.HOLD_RESOLUTION_KEEP,
-    HoldWish.COMMIT: order_pb2.HOLD_RESOLUTION_COMMIT,
-    HoldWish.RELEASE: order_pb2.HOLD_RESOLUTION_RELEASE,
+    HoldDecision.KEEP: order_pb2.HOLD_RESOLUTION_KEEP,
+    HoldDecision.COMMIT: order_pb2.HOLD_RESOLUTION_COMMIT,
+    HoldDecision.RELEASE: order_pb2.HOLD_RESOLUTION_RELEASE,
 }
 
 
@@ -92,7 +92,7 @@ def lines(request: order_pb2.CreateOrderRequest) -> list[tuple[UUID, int]]:
     return [(parse_id(line.product_id), line.quantity) for line in request.items]
 
 
-def decision(order_id: UUID, wish: HoldWish) -> order_pb2.HoldDecision:
+def decision(order_id: UUID, wish: HoldDecision) -> order_pb2.HoldDecision:
     """What becomes of a hold."""
     return order_pb2.HoldDecision(order_id=str(order_id), resolution=RESOLUTIONS[wish])
 

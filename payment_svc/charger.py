@@ -139,9 +139,9 @@ class Charger:
         try:
             token = await self._token(held.payment)
             async with self._slots:
-                carried = await self._carry_out(held.payment, token, look_first=look_first)
+                carried = await self._advance(held.payment, token, look_first=look_first)
                 while carried.version < held.payment.version:
-                    carried = await self._carry_out(held.payment, token, look_first=True)
+                    carried = await self._advance(held.payment, token, look_first=True)
         except ProviderContradiction as error:
             log.error("provider contradicts the books", payment=str(payment_id), error=error.message)
         except MeshError as error:
@@ -160,7 +160,7 @@ class Charger:
         except MeshError as error:
             return Unavailable(error.message)
 
-    async def _carry_out(self, payment: Payment, token: Token, *, look_first: bool) -> Payment:
+    async def _advance(self, payment: Payment, token: Token, *, look_first: bool) -> Payment:
         """Ask for what is due, write the answer down, and so on until nothing is due or nothing was learnt."""
         while due := payment.due:
             outcome = await self._ask(payment, due, token, look_first=look_first)

@@ -11,8 +11,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
-from mesh.errors import Overtaken
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, stale_write, unless_stale, unnested
+from mesh.errors import StaleWrite
 from payment_svc.domain import Entry, Payment, PaymentStatus
 
 metadata = sa.MetaData()
@@ -102,7 +102,7 @@ _payment_values = attrgetter(*(column.name for column in payments.c))
 _entry_values = attrgetter(*(column.name for column in entries.c))
 
 ADD_PAYMENTS = BulkInsert(*payments.c, returning=[payments.c.id], skip_existing=True)
-ADD_FIRST_PAYMENTS = BulkInsert(*payments.c, refusals={"payments_order_id_key": Overtaken}, name="add first payments")
+ADD_FIRST_PAYMENTS = BulkInsert(*payments.c, refusals={"payments_order_id_key": StaleWrite}, name="add first payments")
 ADD_ENTRIES = BulkInsert(*entries.c)
 PAYMENTS = Statement(sa.select(payments).where(payments.c.id == sa.any_(_ids)))
 PAYMENTS_OF_ORDERS = Statement(
@@ -121,9 +121,9 @@ WRITE_PAYMENTS = Statement(
     .where(payments.c.id == _rows.c.id)
     .values(
         {name: _rows.c[name] for name in _MUTABLE}
-        | {"version": unless_overtaken(payments.c.version, _rows.c.known_version, _rows.c.version)}
+        | {"version": unless_stale(payments.c.version, _rows.c.known_version, _rows.c.version)}
     ),
-    refusals=overtaken(payments.c.version),
+    refusals=stale_write(payments.c.version),
 )
 # What another process has locked is being worked on: it is passed over, so this waits for nobody. As a table expression
 # the choice is made once; as a subquery the planner might make it again and again, and lock more than `most`.
@@ -152,7 +152,7 @@ async def add_payments(transaction: Transaction, news: Sequence[Payment]) -> lis
 
 
 def add_first_payments(transaction: Transaction, news: Sequence[Payment]) -> None:
-    """Write new payments. The transaction fails with Overtaken when an order of theirs has one."""
+    """Write new payments. The transaction fails with StaleWrite when an order of theirs has one."""
     transaction.add(ADD_FIRST_PAYMENTS, _payment_rows(news))
 
 
@@ -187,7 +187,7 @@ async def lock_order_payments(transaction: Transaction, order_ids: Iterable[UUID
 def write_payments(transaction: Transaction, changes: Iterable[tuple[Payment, Payment]]) -> None:
     """Write what became of payments, of each (as it is known, as it shall be).
 
-    The transaction fails with Overtaken when one of them has another version than is known.
+    The transaction fails with StaleWrite when one of them has another version than is known.
     """
     # In primary-key order, as everywhere.
     in_order = sorted(((known, new) for known, new in changes if new != known), key=lambda change: change[0].id)

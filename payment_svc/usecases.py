@@ -10,7 +10,7 @@ from uuid import UUID
 
 from mesh import tasks
 from mesh.db.idempotency import Replay
-from mesh.errors import MeshError, Overtaken
+from mesh.errors import MeshError, StaleWrite
 from mesh.ids import new_id
 from payment_svc import store, wire
 from payment_svc.domain import (
@@ -112,7 +112,7 @@ class Payments:
                 new = wire.cancelled(event.payload)
                 traces[new.order_id] = event.traceparent
                 news.append(Payment.called_off(new_id(), new, event.traceparent, now))
-        if traces or work.must_look:
+        if traces or work.pessimistic:
             added = await store.add_payments(work.transaction, news)
         else:
             store.add_first_payments(work.transaction, news)
@@ -188,14 +188,14 @@ class Settlements:
 
         A result is ProviderContradiction when an answer cannot be true beside what is written already.
         """
-        return await self._units.carry_out(partial(self._settle, batch))
+        return await self._units.run_optimistically(partial(self._settle, batch))
 
     async def _settle(self, batch: Sequence[Settlement], work: UnitOfWork) -> list[Payment | Exception]:
         now = self._units.now()
         known = {each.payment.id: each.payment for each in batch}
         # To postpone a payment does not change its version, so that a stale write of it would go unnoticed. Such a
         # payment may also hold a token, and PostgreSQL shows the row that it refuses.
-        if work.must_look or any(isinstance(each.outcome, Unsettled) for each in batch):
+        if work.pessimistic or any(isinstance(each.outcome, Unsettled) for each in batch):
             known = await store.lock_payments(work.transaction, known)
         after = dict(known)
         entries: list[Entry] = []
@@ -204,9 +204,9 @@ class Settlements:
             try:
                 payment, entry = self._applied(work, after[settlement.payment.id], settlement, now)
             except MeshError as contradiction:
-                if not work.must_look:
+                if not work.pessimistic:
                     # It may contradict only what is known here.
-                    raise Overtaken from contradiction
+                    raise StaleWrite from contradiction
                 results.append(contradiction)
                 continue
             after[payment.id] = payment

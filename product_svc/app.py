@@ -21,7 +21,7 @@ from product_svc.peers import OrderPeer
 from product_svc.rpc import InventoryService, ProductService
 from product_svc.usecases import Catalogue, Holds, Inventory
 
-_SALES_GATHER_S = 0.25
+_SALES_LINGER_S = 0.25
 """Nobody waits for a sale to be written: what is sold is held until then. The more are written at once, the more of
 them are of the same product, whose stock is changed once then, and told of once (ADR-0012)."""
 
@@ -60,7 +60,7 @@ def build(settings: Settings) -> Service:
             relay,
             *housekeeping(database),
             Periodic("hold sweep", settings.hold_sweep_seconds, holds.sweep),
-            Consumer("product", "order", order_events(holds), bus=bus, units=units, gather=_SALES_GATHER_S),
+            Consumer("product", "order", order_events(holds), bus=bus, units=units, linger=_SALES_LINGER_S),
             Server(
                 settings,
                 {

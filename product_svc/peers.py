@@ -10,7 +10,7 @@ from mesh.ids import parse_id
 from mesh.rpc.clients import Peer
 from product_svc.domain import HoldState
 
-_WISHES = {
+_HOLD_DECISIONS = {
     order_pb2.HOLD_RESOLUTION_KEEP: HoldState.HELD,
     order_pb2.HOLD_RESOLUTION_COMMIT: HoldState.COMMITTED,
     order_pb2.HOLD_RESOLUTION_RELEASE: HoldState.RELEASED,
@@ -28,4 +28,4 @@ class OrderPeer:
         stub = self._peer.stub(order_pb2_grpc.OrderServiceStub)
         request = order_pb2.ResolveHoldsRequest(order_ids=[str(each) for each in order_ids])
         reply = await self._peer.ask(stub.ResolveHolds, request)
-        return {parse_id(each.order_id): _WISHES[each.resolution] for each in reply.decisions}
+        return {parse_id(each.order_id): _HOLD_DECISIONS[each.resolution] for each in reply.decisions}

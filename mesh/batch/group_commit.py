@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from mesh.errors import NOBODYS_FAULT, ResourceExhausted, StatementTimeout, Unavailable
+from mesh.errors import TRANSIENT, ResourceExhausted, StatementTimeout, Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ async def run_batch(work: BatchWork[Item, Result], items: Sequence[Item]) -> lis
 
     Returns one result for each item, in order; the result of a failed item is its error. `work` must have no effect if
     it raises. Then the batch is split into halves, and each half is tried separately, until the failing item is alone.
-    A transient error (`NOBODYS_FAULT`) fails the whole batch immediately, because each half would wait again for the
+    A transient error (`TRANSIENT`) fails the whole batch immediately, because each half would wait again for the
     part that does not answer. A batch that takes the database too long may be too large, so it is split once.
     """
     return await _run_batch(work, items, may_be_large=True)
@@ -38,7 +38,7 @@ async def _run_batch(
 ) -> list[Result | Exception]:
     try:
         results = list(await work(items))
-    except NOBODYS_FAULT as error:
+    except TRANSIENT as error:
         is_large = isinstance(error, StatementTimeout) and may_be_large and len(items) > 1
         if not is_large:
             return [error] * len(items)
@@ -70,7 +70,7 @@ class GroupCommit(Generic[Item, Result]):
     further calls are rejected as OVERLOADED. Use one lane unless the work waits for something other than this process's
     CPU: a second lane halves the batches, and waits for the first one where both need the same rows (ADR-0011).
 
-    With `rest`, a lane lingers after each batch for as long as that batch took, at most `rest` seconds (ADR-0012).
+    With `linger`, a lane lingers after each batch for as long as that batch took, at most `linger` seconds (ADR-0012).
     Reads use it, because they are so fast that few of them would share a batch. A call that finds the group idle never
     waits.
     """
@@ -83,7 +83,7 @@ class GroupCommit(Generic[Item, Result]):
         max_batch: int = 256,
         max_waiting: int = 4096,
         lanes: int = 1,
-        rest: float = 0.0,
+        linger: float = 0.0,
     ) -> None:
         self.name = name
         self.batches = 0
@@ -94,7 +94,7 @@ class GroupCommit(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._lanes = lanes
-        self._rest = rest
+        self._linger = linger
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._count = 0
         """The number of items in `_waiting`."""
@@ -162,8 +162,8 @@ class GroupCommit(Generic[Item, Result]):
                     own = list(islice(results, len(entry.items)))
                     if not entry.results.done():
                         entry.results.set_result(own)
-                if self._rest:
-                    await asyncio.sleep(min(asyncio.get_running_loop().time() - began, self._rest))
+                if self._linger:
+                    await asyncio.sleep(min(asyncio.get_running_loop().time() - began, self._linger))
         except BaseException:
             # This happens only when the process ends. The waiting calls must not hang.
             self._interrupt([*batch, *self._waiting])

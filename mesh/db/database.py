@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from mesh.clock import DatabaseClock
 from mesh.db import failures
 from mesh.db.connections import Connections
-from mesh.errors import MeshError, Overtaken, Unavailable
+from mesh.errors import MeshError, StaleWrite, Unavailable
 
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
 
@@ -108,20 +108,20 @@ class BulkInsert(Statement):
         super().__init__(insert.returning(*returning) if returning else insert, name=name, refusals=refusals)
 
 
-def unless_overtaken(
+def unless_stale(
     guard: sa.ColumnElement[Any], known: sa.ColumnElement[Any], new: sa.ColumnElement[Any]
 ) -> sa.ColumnElement[Any]:
-    """For an UPDATE: the `new` value of a column if `guard` has the `known` one, else none, which NOT NULL refuses.
+    """For an UPDATE: the `new` value of a column if `guard` has the `known` one, else NULL, which NOT NULL refuses.
 
-    So a row can be written without being read or locked before, and the transaction fails as a whole when another one
-    has changed since what is known: `overtaken` says so in the statement's refusals. A row that is gone is not noticed.
+    So a row can be written without reading or locking it first: the transaction fails as a whole if another one has
+    changed it. Add `stale_write(column)` to the refusals of the statement. A row that is gone is not noticed.
     """
     return sa.case((guard == known, new))
 
 
-def overtaken(column: sa.Column[Any]) -> Refusals:
-    """What it means when a column that is written `unless_overtaken` is left without a value."""
-    return {f"{column.table.name}.{column.name}": Overtaken}
+def stale_write(column: sa.Column[Any]) -> Refusals:
+    """What it means when a column that is written `unless_stale` is left without a value."""
+    return {f"{column.table.name}.{column.name}": StaleWrite}
 
 
 @lru_cache(maxsize=1024)

@@ -153,13 +153,13 @@ def store_replies(transaction: Transaction, replies: Iterable[tuple[IdempotencyK
     """Write the replies under their keys at the commit: for a batch that claims no keys beforehand.
 
     The transaction then fails with KeyTaken when another one has stored a reply under one of these keys.
-    Raises TwinCalls when two of the calls have one key; in `run_batch` that sets them apart.
+    Raises DuplicateKeys when two of the calls have one key; in `run_batch` that sets them apart.
     """
     rows: dict[bytes, tuple[Any, ...]] = {}
     for key, reply in replies:
         if key is not None:
             if key.digest in rows:
-                raise TwinCalls
+                raise DuplicateKeys
             rows[key.digest] = _row(key, reply)
     # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
     transaction.add(ANSWER, [rows[digest] for digest in sorted(rows)])
@@ -188,7 +188,7 @@ def _row(key: IdempotencyKey, reply: bytes | None) -> tuple[Any, ...]:
     return (key.digest, key.caller, key.method, key.request_hash, reply)
 
 
-class TwinCalls(Exception):
+class DuplicateKeys(Exception):
     """Two calls with one key are in one batch; apart, the second finds the reply of the first."""
 
 

@@ -8,12 +8,12 @@ import sqlalchemy as sa
 
 from mesh.db.database import BulkInsert, Statement
 from mesh.db.schema import inbox as table
-from mesh.errors import Overtaken
+from mesh.errors import StaleWrite
 
 RETENTION = timedelta(days=31)
 """How long ids are kept: longer than a stream keeps the event, so every redelivery is recognised."""
 
-RECORD = BulkInsert(table.c.event_id, table.c.consumer, refusals={"inbox_pkey": Overtaken}, name="record events")
+RECORD = BulkInsert(table.c.event_id, table.c.consumer, refusals={"inbox_pkey": StaleWrite}, name="record events")
 RECORD_FRESH = BulkInsert(
     table.c.event_id, table.c.consumer, returning=[table.c.event_id], skip_existing=True, name="record fresh events"
 )

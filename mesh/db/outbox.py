@@ -1,6 +1,6 @@
 """The outbox: the rows of events, written in the transaction of their cause, and the partitions that hold them.
 
-The relay of `mesh.events` publishes them. A published row is not marked: the table `outbox_position` says how far the
+A relay publishes them. A published row is not marked: the table `outbox_position` says how far the
 relay has come (ADR-0017).
 """
 

@@ -1,7 +1,7 @@
 """What a process has written or seen last, for whoever in it needs the same next: it need not be read again.
 
 Such a value may have been changed by another process since. Whoever writes a successor of it lets the database decide
-(`mesh.db.database.unless_overtaken`).
+(`mesh.db.database.unless_stale`).
 """
 
 from __future__ import annotations

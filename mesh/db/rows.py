@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 
 import sqlalchemy as sa
 
-from mesh.db.database import BulkInsert, Refusals, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
+from mesh.db.database import BulkInsert, Refusals, Row, Statement, Transaction, stale_write, unless_stale, unnested
 
 A = TypeVar("A")
 
@@ -100,10 +100,10 @@ class Versions(Generic[A]):
             | {"known_versions": ("known_version", sa.BigInteger)}
         )
         assignments: Mapping[str, Any] = {name: new.c[name] for name in changing} | {
-            "version": unless_overtaken(table.c.version, new.c.known_version, new.c.version)
+            "version": unless_stale(table.c.version, new.c.known_version, new.c.version)
         }
         self.statement = Statement(
-            sa.update(table).where(table.c.id == new.c.id).values(assignments), refusals=overtaken(table.c.version)
+            sa.update(table).where(table.c.id == new.c.id).values(assignments), refusals=stale_write(table.c.version)
         )
 
     def write(self, transaction: Transaction, changes: Iterable[tuple[A, A]]) -> None:

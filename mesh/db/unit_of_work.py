@@ -11,7 +11,7 @@ import structlog
 
 from mesh.db import idempotency, outbox
 from mesh.db.database import BulkInsert, Transaction
-from mesh.errors import NOBODYS_FAULT, Overtaken
+from mesh.errors import TRANSIENT, StaleWrite
 
 if TYPE_CHECKING:
     from mesh.clock import Clock
@@ -26,18 +26,20 @@ R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
 
-MOST_OVERTAKEN = 3
+MAX_STALE_WRITES = 3
 """How often one effect is done anew when others keep overtaking it."""
 
 
 class UnitOfWork:
     """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
 
-    __slots__ = ("_causes", "_event_of", "_events", "must_look", "transaction")
+    __slots__ = ("_causes", "_event_of", "_events", "pessimistic", "transaction")
 
-    def __init__(self, transaction: Transaction, event_of: Callable[[Any], Event], *, must_look: bool = False) -> None:
+    def __init__(
+        self, transaction: Transaction, event_of: Callable[[Any], Event], *, pessimistic: bool = False
+    ) -> None:
         self.transaction = transaction
-        self.must_look = must_look
+        self.pessimistic = pessimistic
         """Whether nothing may be taken for granted: an attempt that did has failed, or there will be none after it."""
         self._event_of = event_of
         self._events: list[tuple[Event, str]] = []
@@ -69,7 +71,7 @@ class ChangeUnderWay(UnitOfWork, Generic[R]):
     __slots__ = ("_change", "is_answered")
 
     def __init__(self, transaction: Transaction, event_of: Callable[[Any], Event], change: Change[R]) -> None:
-        super().__init__(transaction, event_of, must_look=True)
+        super().__init__(transaction, event_of, pessimistic=True)
         self._change = change
         self.is_answered = False
 
@@ -112,30 +114,30 @@ class UnitsOfWork:
         return self._clock.now()
 
     @asynccontextmanager
-    async def begin(self, *, must_look: bool = False) -> AsyncIterator[UnitOfWork]:
+    async def begin(self, *, pessimistic: bool = False) -> AsyncIterator[UnitOfWork]:
         """A unit of work that no single call stands behind: a batch, an event, a sweep."""
         async with self.database.transaction() as transaction:
-            work = UnitOfWork(transaction, self._event_of, must_look=must_look)
+            work = UnitOfWork(transaction, self._event_of, pessimistic=pessimistic)
             yield work
             if work.flush():
                 transaction.on_commit(self._relay.wake)
 
-    async def carry_out(self, effect: Callable[[UnitOfWork], Awaitable[R]]) -> R:
+    async def run_optimistically(self, effect: Callable[[UnitOfWork], Awaitable[R]]) -> R:
         """Do `effect` in a unit of work of its own; what it gives.
 
         At first it may take for granted what this process knows, without a look, as long as its statements make the
-        transaction fail with Overtaken when that is not so any more. Whatever it fails with may come of that, so it is
-        done again, and has to look then (`UnitOfWork.must_look`). Raises Overtaken when others come first each time.
+        transaction fail with StaleWrite when that is not so any more. Whatever it fails with may come of that, so it is
+        done again, and has to look then (`UnitOfWork.pessimistic`). Raises StaleWrite when others come first each time.
         """
         attempt = 0
         while True:
             try:
-                async with self.begin(must_look=attempt > 0) as work:
+                async with self.begin(pessimistic=attempt > 0) as work:
                     return await effect(work)
-            except Overtaken:
-                if attempt == MOST_OVERTAKEN:
+            except StaleWrite:
+                if attempt == MAX_STALE_WRITES:
                     raise
-            except NOBODYS_FAULT:
+            except TRANSIENT:
                 raise
             except Exception as error:
                 if attempt > 0:

@@ -26,7 +26,7 @@ from mesh import tasks
 from mesh.batch.group_commit import run_batch
 from mesh.db import inbox
 from mesh.db.recent import Recent
-from mesh.errors import NOBODYS_FAULT, StatementTimeout
+from mesh.errors import TRANSIENT, StatementTimeout
 from mesh.events import cloudevents as events
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received, stream_of
@@ -45,7 +45,7 @@ M = TypeVar("M", bound="Message")
 
 MAX_ATTEMPTS = 8
 """Failures of one event before it is parked."""
-GATHER_S = 0.01
+LINGER_S = 0.01
 """Seconds within which what a relay publishes in one piece has come."""
 MAX_BATCH = 512
 MAX_UNACKNOWLEDGED = 8 * MAX_BATCH
@@ -91,7 +91,7 @@ Types with the same `apply` come to it together, in that order: for what must lo
 class Consumer:
     """Applies the events of one area to a service. All processes of the service share the work.
 
-    Others have `gather` seconds to come after the first event of a batch (ADR-0012): the less anybody waits for its
+    Others have `linger` seconds to come after the first event of a batch (ADR-0012): the less anybody waits for its
     effects, the more.
     """
 
@@ -103,7 +103,7 @@ class Consumer:
         *,
         bus: Bus,
         units: UnitsOfWork,
-        gather: float = GATHER_S,
+        linger: float = LINGER_S,
     ) -> None:
         self.name = f"{service}-{area}"
         self.applied = 0
@@ -114,7 +114,7 @@ class Consumer:
         self._handlers = handlers
         self._bus = bus
         self._units = units
-        self._gather = gather
+        self._linger = linger
         # Bounded, because another process may apply an event that has failed here.
         self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of(f"commerce.{area}.")
@@ -138,7 +138,7 @@ class Consumer:
         return self._background.was_cancelled
 
     async def _run(self) -> None:
-        while batch := await self._deliveries.take(MAX_BATCH, gather=self._gather):
+        while batch := await self._deliveries.take(MAX_BATCH, linger=self._linger):
             try:
                 await self._consume(batch)
             except Exception:
@@ -201,7 +201,7 @@ class Consumer:
                 retry = self._retry_of(message)._replace(most=max(1, len(part) // 4))
                 self._retries.put({_identity(message): retry})
                 await message.nak(delay=1)
-            elif isinstance(outcome, NOBODYS_FAULT) and not isinstance(outcome, StatementTimeout):
+            elif isinstance(outcome, TRANSIENT) and not isinstance(outcome, StatementTimeout):
                 await message.nak(delay=1)
             else:
                 await self._failed(message, outcome)
@@ -213,7 +213,7 @@ class Consumer:
     async def _apply(self, batch: Sequence[Msg]) -> list[Exception | None]:
         """Apply a batch in one transaction. Raises, with nothing done, when any event of it fails."""
         received = {event.id: event for event in map(self._decode, batch)}
-        applied = await self._units.carry_out(partial(self._apply_fresh, received))
+        applied = await self._units.run_optimistically(partial(self._apply_fresh, received))
         self.applied += applied
         self.batches += 1
         return [None] * len(batch)
@@ -221,7 +221,7 @@ class Consumer:
     async def _apply_fresh(self, received: dict[UUID, Received[Any]], work: UnitOfWork) -> int:
         """Apply those that were not applied before; how many that are."""
         inbox_rows = [(event_id, self.name) for event_id in sorted(received)]
-        if work.must_look:
+        if work.pessimistic:
             fresh = {row["event_id"] for row in await work.transaction.insert(inbox.RECORD_FRESH, inbox_rows)}
             received = {event_id: event for event_id, event in received.items() if event_id in fresh}
         by_type: dict[str, list[Received[Any]]] = {event_type: [] for event_type in self._handlers}
@@ -233,7 +233,7 @@ class Consumer:
         for apply, events_of_it in by_apply.items():
             if events_of_it:
                 await apply(work, events_of_it)
-        if not work.must_look:
+        if not work.pessimistic:
             work.caused_by(inbox.RECORD, inbox_rows)
         return len(received)
 

@@ -65,15 +65,15 @@ class Deliveries:
         """The number of messages that have arrived and were not taken."""
         return len(self._arrived)
 
-    async def take(self, most: int, *, gather: float) -> list[Msg]:
+    async def take(self, most: int, *, linger: float) -> list[Msg]:
         """Wait for messages and return at most `most` of them, in the order of the stream. Returns none after `end`.
 
-        If fewer than `most` messages are present, it lingers for `gather` seconds first.
+        If fewer than `most` messages are present, it lingers for `linger` seconds first.
         """
         while not self._arrived and not self._ended.is_set():
             await self._keep_asking()
         if self.in_hand < most:
-            await tasks.is_set_within(gather, self._ended)
+            await tasks.is_set_within(linger, self._ended)
         if self._ended.is_set():
             return []
         batch, self._arrived = self._arrived[:most], self._arrived[most:]

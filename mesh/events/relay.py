@@ -45,8 +45,8 @@ _SESSION = (
     }
 )
 """The settings of the relay's session. It is never idle for long, since it polls."""
-REST_S = 0.1
-"""Seconds that events gather for (ADR-0012)."""
+LINGER_S = 0.1
+"""Seconds that events linger for (ADR-0012)."""
 _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
 """How often partitions are looked after, and how soon again when that was not possible."""
 
@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 class Relay:
     """Publishes a service's outbox. Start one in every process; one of them is active.
 
-    After a batch that was not full it rests for `rest` seconds (ADR-0012). One that was idle begins at once.
+    After a batch that was not full it rests for `linger` seconds (ADR-0012). One that was idle begins at once.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Relay:
         database: Database,
         bus: Bus,
         *,
-        rest: float = REST_S,
+        linger: float = LINGER_S,
         batch: int = 512,
         poll: float = 1.0,
     ) -> None:
@@ -76,7 +76,7 @@ class Relay:
         self._service = service
         self._database = database
         self._bus = bus
-        self._rest = rest
+        self._linger = linger
         self._batch = batch
         self._poll = poll
         self._woken = asyncio.Event()
@@ -146,7 +146,7 @@ class Relay:
                     return
                 if len(rows) < self._batch and not self._background.stopping.is_set():
                     if rows:
-                        await self._background.pause(self._rest)
+                        await self._background.pause(self._linger)
                     await tasks.is_set_within(self._poll, self._woken)
         finally:
             self.active = False

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mesh.observe import logs as telemetry
-from ops.bench.ending import carry_out
+from ops.bench.ending import run_optimistically
 from ops.bench.report import Progress
 from ops.bench.series import FOLDER, FULL, QUICK, measure
 from ops.bench.sweep import require_matplotlib
@@ -24,7 +24,7 @@ def main() -> int:
     try:
         require_matplotlib()
         with Progress.on_terminal() as progress:
-            measured = carry_out(measure(QUICK if arguments.quick else FULL, progress))
+            measured = run_optimistically(measure(QUICK if arguments.quick else FULL, progress))
         measured.publish(arguments.to)
         breaches = measured.breaches
     except StackError as error:

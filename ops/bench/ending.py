@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def carry_out(measuring: Coroutine[Any, Any, T]) -> T:
+def run_optimistically(measuring: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`. SIGTERM ends it as Ctrl-C does, with KeyboardInterrupt, once all it has started is stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return asyncio.run(measuring)

@@ -114,7 +114,7 @@ async def run(target: RunningMesh, wish: Wish, watcher: Watcher) -> Result:
             stock=stock,
             rate_limit=target.rate_limit,
         )
-        result = await _Run(terms, target, shop, instruments, watcher).carry_out()
+        result = await _Run(terms, target, shop, instruments, watcher).run_optimistically()
         after = await measure()
         return replace(result, calibration=before.mean(after)) if before and after else result
 
@@ -172,7 +172,7 @@ class _Run:
         self._begin = 0.0
         self._resident: dict[str, list[int]] = {name: [] for name in self._pids}
 
-    async def carry_out(self) -> Result:
+    async def run_optimistically(self) -> Result:
         """Drive, settle, check."""
         postgres = await self._target.connect("postgres")
         try:

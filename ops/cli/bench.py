@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mesh.observe import logs as telemetry
 from ops.bench.backlog import Drained, drain
-from ops.bench.ending import carry_out
+from ops.bench.ending import run_optimistically
 from ops.bench.report import Progress, drained, tables
 from ops.bench.result import Result
 from ops.bench.run import Wish, run
@@ -35,12 +35,12 @@ def measure(folder: Path, wish: Wish, *, as_json: bool, picture: Path | None) ->
     if picture is not None:
         require_matplotlib()
     with Progress.on_terminal() as progress:
-        result = carry_out(_measured(target, wish, progress))
+        result = run_optimistically(_measured(target, wish, progress))
     _show(result, as_json=as_json)
     breaches = list(result.breaches)
     if picture is not None and isinstance(result, Result) and result.orders:
         with Progress.on_terminal() as progress:
-            points = carry_out(sweep(target, wish, result.orders.settled_per_second, progress))
+            points = run_optimistically(sweep(target, wish, result.orders.settled_per_second, progress))
         plot(points, picture)
         breaches += [breach for point in points for breach in point.breaches]
     if breaches:

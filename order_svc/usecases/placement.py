@@ -13,7 +13,7 @@ from commerce.order.v1 import order_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db import idempotency
 from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay
-from mesh.errors import NOBODYS_FAULT, InvalidArgument, MeshError, Unimplemented, Violation
+from mesh.errors import TRANSIENT, InvalidArgument, MeshError, Unimplemented, Violation
 from mesh.ids import new_id
 from mesh.rpc.replies import Reply
 from order_svc import store, wire
@@ -154,13 +154,13 @@ class Placement:
         results: Results = {}
         fresh: list[tuple[int, Placing]] = []
         firsts: dict[bytes, int] = {}
-        twins: list[tuple[int, int]] = []
+        duplicates: list[tuple[int, int]] = []
         for index, placing in enumerate(batch):
             key = placing.change.key
             if key and (outcome := answered.get(key)):
                 results[index] = outcome
             elif key and (first := firsts.setdefault(key.digest, index)) != index:
-                twins.append((index, first))
+                duplicates.append((index, first))
             else:
                 fresh.append((index, placing))
 
@@ -168,8 +168,8 @@ class Placement:
         made = self._make(ready, results)
         await self._look_again(fresh, results)
         await self._write(made, results)
-        for index, first in twins:
-            results[index] = _as_twin(batch[index], batch[first], results[first])
+        for index, first in duplicates:
+            results[index] = _as_duplicate(batch[index], batch[first], results[first])
         self.unused_holds.release(each.hold.order_id for each in ready if isinstance(results[each.index], Exception))
         return [results[index] for index in range(len(batch))]
 
@@ -258,9 +258,9 @@ class Placement:
         while made:
             try:
                 await self._commit(made)
-            except (idempotency.KeyTaken, HoldLost) as overtaken:
+            except (idempotency.KeyTaken, HoldLost) as stale_write:
                 stored = await idempotency.find(self._units.database, [each.change.key for each in made])
-                if not stored and isinstance(overtaken, HoldLost):
+                if not stored and isinstance(stale_write, HoldLost):
                     raise
                 results.update((each.index, stored[each.change.key]) for each in made if each.change.key in stored)
                 made = [each for each in made if each.change.key not in stored]
@@ -287,13 +287,13 @@ async def _answer_for_each(question: Awaitable[list[T | MeshError]], count: int)
     try:
         return await question
     except MeshError as failure:
-        if count > 1 and not isinstance(failure, NOBODYS_FAULT):
+        if count > 1 and not isinstance(failure, TRANSIENT):
             raise
         return [failure] * count
 
 
-def _as_twin(twin: Placing, first: Placing, result: Reply[order_pb2.Order] | Exception) -> Exception:
+def _as_duplicate(duplicate: Placing, first: Placing, result: Reply[order_pb2.Order] | Exception) -> Exception:
     """What comes of a placing whose key another one of its batch has too: the same, if it is the same request."""
-    if twin.change.key != first.change.key:
+    if duplicate.change.key != first.change.key:
         return IdempotencyKeyReused()
     return result if isinstance(result, Exception) else Replay(result.wire)

@@ -27,7 +27,7 @@ class Reading:
     def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
         self._units = units
         self._pages = pages
-        self.reads: GroupCommit[UUID, Order] = GroupCommit("order reads", self._read, rest=0.005)
+        self.reads: GroupCommit[UUID, Order] = GroupCommit("order reads", self._read, linger=0.005)
 
     async def get_order(self, call: Call, order_id: UUID) -> Order:
         """One order. Raises OrderNotFound, also for a stranger's."""

@@ -12,7 +12,7 @@ import structlog
 from mesh import tasks
 from mesh.ids import parse_id
 from order_svc import store, wire
-from order_svc.domain import WISHES, CancelReason, Cause, HoldWish, Order, OrderNotFound
+from order_svc.domain import HOLD_DECISIONS, CancelReason, Cause, HoldDecision, Order, OrderNotFound
 
 if TYPE_CHECKING:
     from mesh.db.recent import Recent
@@ -111,8 +111,8 @@ class Saga:
             log.warning("orders still cancelling", orders=[str(order.id) for order in stuck])
         return len(stuck) == most
 
-    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldWish]:
+    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldDecision]:
         """What each order wants of its hold. For an order that was never placed, to release it: it never will be."""
         async with self._units.begin() as work:
             statuses = await store.abandon_unknown(work.transaction, order_ids, self._units.now())
-        return {order_id: WISHES[status] for order_id, status in statuses.items()}
+        return {order_id: HOLD_DECISIONS[status] for order_id, status in statuses.items()}

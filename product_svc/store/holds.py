@@ -8,13 +8,13 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken
-from mesh.errors import Overtaken
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, stale_write, unless_stale
+from mesh.errors import StaleWrite
 from product_svc.domain import Hold, HoldLine, HoldState
 from product_svc.store.tables import IS_HELD, hold_lines, holds
 
 
-class HoldKeyTaken(Overtaken):
+class HoldKeyTaken(StaleWrite):
     """A hold is under one of these keys: an earlier attempt has made it, or one that was quicker."""
 
 
@@ -44,11 +44,11 @@ WRITE_HOLDS = Statement(
     sa.update(holds)
     .where(holds.c.order_id == sa.any_(_ids))
     .values(
-        state=unless_overtaken(
+        state=unless_stale(
             holds.c.state, sa.bindparam("known_state", type_=sa.String), sa.bindparam("new_state", type_=sa.String)
         )
     ),
-    refusals=overtaken(holds.c.state),
+    refusals=stale_write(holds.c.state),
 )
 
 # A hold that somebody has locked is being settled: it is passed over, so this waits for nobody.
@@ -99,7 +99,7 @@ def add_holds(transaction: Transaction, news: Sequence[Hold]) -> None:
 def write_hold_states(transaction: Transaction, moves: Iterable[tuple[UUID, HoldState, HoldState]]) -> None:
     """Write what became of holds, of each (order, the state that is known, the new one).
 
-    The transaction fails with Overtaken when one of them is not in the state that is known. Whoever moves a hold has
+    The transaction fails with StaleWrite when one of them is not in the state that is known. Whoever moves a hold has
     locked the stock of all its lines before, and so waits for nobody here.
     """
     by_step: dict[tuple[HoldState, HoldState], list[UUID]] = {}

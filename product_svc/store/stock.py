@@ -8,7 +8,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, overtaken, unless_overtaken, unnested
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, stale_write, unless_stale, unnested
 from mesh.ids import LAST_ID
 from product_svc.domain import Movement, MovementReason, Offer, ProductState, Stock
 from product_svc.store.tables import TIME, movements, products, stocks
@@ -66,10 +66,10 @@ CHANGE_STOCKS = Statement(
     .values(
         on_hand=stocks.c.on_hand + _changes.c.on_hand,
         reserved=stocks.c.reserved + _changes.c.reserved,
-        version=unless_overtaken(stocks.c.version, _changes.c.known_version, _changes.c.version),
+        version=unless_stale(stocks.c.version, _changes.c.known_version, _changes.c.version),
         update_time=sa.bindparam("now", type_=TIME),
     ),
-    refusals=overtaken(stocks.c.version),
+    refusals=stale_write(stocks.c.version),
 )
 
 _taken = unnested(
@@ -84,10 +84,10 @@ SET_ASIDE = Statement(
     sa.update(stocks)
     .where(stocks.c.product_id == _taken.c.id)
     .values(
-        reserved=unless_overtaken(_version_now, _taken.c.offer_version, stocks.c.reserved + _taken.c.quantity),
+        reserved=unless_stale(_version_now, _taken.c.offer_version, stocks.c.reserved + _taken.c.quantity),
         update_time=sa.bindparam("now", type_=TIME),
     ),
-    refusals=overtaken(stocks.c.reserved),
+    refusals=stale_write(stocks.c.reserved),
     name="reserve stocks",
 )
 
@@ -122,7 +122,7 @@ async def get_offers(reading: Transaction, ids: Iterable[UUID]) -> list[tuple[Of
 def set_aside(transaction: Transaction, taken: Iterable[tuple[Offer, int]], now: datetime) -> None:
     """Set stock aside, so many of each offer, without a look at what there is.
 
-    The transaction fails with Overtaken when one of them is not sold as this offer now, and by the table's check when
+    The transaction fails with StaleWrite when one of them is not sold as this offer now, and by the table's check when
     there is not enough of it.
     """
     # In primary-key order, as everywhere.
@@ -139,7 +139,7 @@ def set_aside(transaction: Transaction, taken: Iterable[tuple[Offer, int]], now:
 def change_stocks(transaction: Transaction, changes: Sequence[tuple[Stock, Stock]], now: datetime) -> None:
     """Add to stock what the second of each pair, in primary-key order, has more than the first, or less.
 
-    Holds that came in between do not matter. The transaction fails with Overtaken when one has moved on hand since.
+    Holds that came in between do not matter. The transaction fails with StaleWrite when one has moved on hand since.
     """
     if changes:
         transaction.write(

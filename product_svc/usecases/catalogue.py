@@ -25,7 +25,7 @@ class Catalogue:
     def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
         self._units = units
         self._pages = pages
-        self.reads: GroupCommit[UUID, Product] = GroupCommit("product reads", self._read, rest=0.005)
+        self.reads: GroupCommit[UUID, Product] = GroupCommit("product reads", self._read, linger=0.005)
 
     async def create_product(self, change: Change[Product], new: NewProduct) -> Reply[Product]:
         """Add a product with its first stock. Raises SkuTaken."""

@@ -94,7 +94,7 @@ class Holds:
                 refused.append(index)
 
         async def reserve(work: UnitOfWork) -> _Reserved:
-            if short or work.must_look:
+            if short or work.pessimistic:
                 return await self._by_a_look(work, [batch[index] for index in sold])
             return self._by_offers(work, [(batch[index], lines) for index, lines in sold.items()], offers)
 
@@ -105,7 +105,7 @@ class Holds:
         results: dict[int, Hold | Exception] = {}
         for indexes, effect in ((refused, reserve_refused), (list(sold), reserve)):
             if indexes:
-                reserved = await self._units.carry_out(effect)
+                reserved = await self._units.run_optimistically(effect)
                 self._recent.put({hold.order_id: hold for hold in reserved.holds})
                 self._offers.put(reserved.offers)
                 results.update(zip(indexes, reserved.results, strict=True))
@@ -144,12 +144,12 @@ class Holds:
         products = {product_id for reservation in batch for product_id in reservation.quantities}
         shelf = Shelf(*await store.lock_offers(work.transaction, products))
         # Not before the lock: a hold whose release was waited for is not there any more.
-        keys = [reservation.key for reservation in batch] if work.must_look else []
+        keys = [reservation.key for reservation in batch] if work.pessimistic else []
         known = await store.live_holds(work.transaction, keys)
         results = [_taken(shelf, reservation, known) for reservation in batch]
         if refused := [index for index, result in enumerate(results) if isinstance(result, Exception)]:
             # It may be the earlier attempt that holds what is missing now.
-            if not work.must_look:
+            if not work.pessimistic:
                 known |= await store.live_holds(work.transaction, [batch[index].key for index in refused])
             for index in refused:
                 results[index] = _taken(shelf, batch[index], known)
@@ -198,7 +198,7 @@ class Holds:
         async def settle(batch: Sequence[UUID]) -> list[None]:
             confirmed = [each for each in batch if wishes[each] is HoldState.COMMITTED]
             cancelled = [each for each in batch if wishes[each] is HoldState.RELEASED]
-            await self._units.carry_out(partial(self.settle, confirmed=confirmed, cancelled=cancelled))
+            await self._units.run_optimistically(partial(self.settle, confirmed=confirmed, cancelled=cancelled))
             return [None] * len(batch)
 
         # One that cannot be settled is put off like those that are kept, and is not in the way of the others.
@@ -219,7 +219,7 @@ class Holds:
 
         One after the other, in one transaction, the two would lock stock out of order and meet other holds head-on.
         Holds are not locked but taken to be as this process has made them, or else as they are read here, and so is
-        what is on hand, at first: the transaction fails with Overtaken when one of them has moved since.
+        what is on hand, at first: the transaction fails with StaleWrite when one of them has moved since.
         """
         concerned = {*confirmed, *cancelled}
         found = self._recent.take(concerned)
@@ -235,7 +235,7 @@ class Holds:
         if moves:
             now = self._units.now()
             products = {line.product_id for hold, _ in moves for line in hold.lines}
-            look = store.lock_stocks if work.must_look else store.peek_stocks
+            look = store.lock_stocks if work.pessimistic else store.peek_stocks
             shelf = Shelf(await look(work.transaction, products), [])
             movements: list[Movement] = []
             async for hold, new in tasks.in_portions(moves):

@@ -59,7 +59,7 @@ async def test_a_retry_that_overtakes_its_attempt_waits_for_it_and_adopts_its_ho
         await connection.close()
 
 
-async def test_twin_attempts_never_release_the_hold_of_the_one_that_won(mesh: House) -> None:
+async def test_duplicate_attempts_never_release_the_hold_of_the_one_that_won(mesh: House) -> None:
     buyer = await mesh.buyer("tok_visa")
     product = await mesh.product(100)
     for _ in range(10):

@@ -11,7 +11,7 @@ import pytest
 MEASUREMENT = """
 import asyncio
 import signal
-from ops.bench.ending import carry_out
+from ops.bench.ending import run_optimistically
 
 # A shell that starts the tests in the background has them ignore it, and with them all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +25,7 @@ async def measure():
         print("stopped", flush=True)
 
 try:
-    carry_out(measure())
+    run_optimistically(measure())
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """

@@ -70,14 +70,14 @@ async def consuming(
     service: str = "test",
     kinds: Sequence[str] = ("happened",),
     apart: bool = False,
-    gather: float = consumers.GATHER_S,
+    linger: float = consumers.LINGER_S,
 ) -> AsyncIterator[Consumer]:
     def applying() -> Apply:
         # One of its own for each type, so that the types do not come together.
         return partial(apply) if apart else apply
 
     handlers = {f"commerce.{area}.{kind}": Handler(StringValue, applying()) for kind in kinds}
-    consumer = Consumer(service, area, handlers, bus=here.bus, units=here.units, gather=gather)
+    consumer = Consumer(service, area, handlers, bus=here.bus, units=here.units, linger=linger)
     await consumer.start()
     try:
         yield consumer
@@ -106,7 +106,7 @@ async def settled(here: Process, area: str, service: str = "test") -> None:
 
 
 class Gate:
-    """Keeps the first batch from ending, so that all later events gather behind it."""
+    """Keeps the first batch from ending, so that all later events linger behind it."""
 
     def __init__(self) -> None:
         self._entered, self._opened = asyncio.Event(), asyncio.Event()

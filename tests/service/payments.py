@@ -92,7 +92,7 @@ class Process:
         """Both in one batch, as the consumer brings them."""
         news = [received(ORDER_PLACED, each) for each in placed]
         news += [received(ORDER_CANCELLING, order_events.OrderCancelling(order=each.order)) for each in cancelling]
-        await self.payments._units.carry_out(lambda work: self.payments.on_orders(work, news))
+        await self.payments._units.run_optimistically(lambda work: self.payments.on_orders(work, news))
 
     async def idle(self) -> None:
         """Until the charger has nothing in hand."""

@@ -26,7 +26,7 @@ from mesh.db.idempotency import IdempotencyKey
 from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.cloudevents import Event
-from mesh.events.relay import REST_S, Relay
+from mesh.events.relay import LINGER_S, Relay
 from mesh.lifecycle import Part
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change
@@ -166,13 +166,13 @@ async def process(
     *,
     area: str = "test",
     relaying: bool = False,
-    rest: float = REST_S,
+    linger: float = LINGER_S,
     poll: float = 0.05,
 ) -> AsyncIterator[Process]:
     """A process: its own pool, its own connection to NATS; its relay runs when it is `relaying`."""
     database = Database(scratch.url, max_connections=4)
     bus = Bus(servers.nats.url, name=area)
-    relay = Relay(area, database, bus, rest=rest, poll=poll)
+    relay = Relay(area, database, bus, linger=linger, poll=poll)
     async with AsyncExitStack() as parts:
         running: list[Part] = [database, bus, *([relay] if relaying else [])]
         for part in running:

@@ -156,12 +156,12 @@ async def test_a_retry_whose_hold_was_refused_since_the_first_attempt_has_its_go
     first, retry = (placing(customer, key, {product: 1}) for _ in range(2))
     placed: list[object] = []
 
-    async def overtaken() -> Reserved:
+    async def stale_write() -> Reserved:
         # The other process commits the first attempt, whose hold is sold at once: nothing to adopt, nothing left.
         placed.extend(await placement_of(database, there)._place([first]))
         return [SOLD_OUT]
 
-    here.instead = overtaken
+    here.instead = stale_write
     (result,) = await placement_of(database, here)._place([retry])
     assert isinstance(placed[0], Reply)
     assert isinstance(result, Replay)
@@ -178,7 +178,7 @@ async def test_a_retry_whose_first_attempt_is_placed_meanwhile_gets_its_order_an
     other = placing(uuid4(), new_key(), {product: 1})
     placed: list[object] = []
 
-    async def overtaken() -> Reserved:
+    async def stale_write() -> Reserved:
         placed.extend(await placement_of(database, there)._place([first]))
         held_by = first if hold == "adopted" else retry
         return [
@@ -186,7 +186,7 @@ async def test_a_retry_whose_first_attempt_is_placed_meanwhile_gets_its_order_an
             for each in (other, held_by)
         ]
 
-    here.instead, process = overtaken, placement_of(database, here)
+    here.instead, process = stale_write, placement_of(database, here)
     results = await process._place([other, retry])
     assert isinstance(placed[0], Reply)
     assert isinstance(results[0], Reply)
@@ -220,12 +220,12 @@ async def test_many_calls_under_one_key_in_one_batch_are_placed_as_one(database:
     assert stock.asked == [1]
     assert database.statements - before == 1
     assert await count(database) == orders_before + 1
-    first, *twins, other = results
+    first, *duplicates, other = results
     assert isinstance(first, Reply)
     assert isinstance(other, IdempotencyKeyReused)
-    for twin in twins:
-        assert isinstance(twin, Replay)
-        assert order_pb2.CreateOrderResponse.FromString(twin.wire).order == first.value
+    for duplicate in duplicates:
+        assert isinstance(duplicate, Replay)
+        assert order_pb2.CreateOrderResponse.FromString(duplicate.wire).order == first.value
 
     again, before = [placing(customer, key, {product: 2}), placing(customer, key, {product: 1})], database.statements
     assert [type(each) for each in await placement._place(again)] == [IdempotencyKeyReused, Replay]
@@ -271,7 +271,7 @@ async def test_a_retry_whose_goods_have_become_unsellable_together_since_gets_th
     assert mixed.released == [retry.order_id]
 
 
-async def test_twins_of_a_call_that_is_refused_are_refused_like_it(database: Database) -> None:
+async def test_duplicates_of_a_call_that_is_refused_are_refused_like_it(database: Database) -> None:
     stock = Stock()
 
     async def sold_out() -> Reserved:
@@ -525,7 +525,7 @@ async def hear(saga: Saga, said: str, order_id: UUID) -> None:
     payment = payment_pb2.Payment(id=str(new_id()), order_id=str(order_id))
     payload = payment_events.PaymentCaptured(payment=payment)
     news = Received(new_id(), f"commerce.payment.{said}", UUID(payment.id), 2, "", payload)
-    await saga._units.carry_out(lambda work: saga.on_payment(work, [news]))
+    await saga._units.run_optimistically(lambda work: saga.on_payment(work, [news]))
 
 
 async def status_of(database: Database, order_id: UUID) -> tuple[Status, int]:

@@ -87,14 +87,16 @@ async def test_a_retry_gets_the_hold_of_its_first_attempt_and_its_order_id(here:
     assert await here.stock(product) == (10, 4)
 
 
-async def test_twins_in_one_batch_share_one_hold(here: Warehouse) -> None:
+async def test_duplicates_in_one_batch_share_one_hold(here: Warehouse) -> None:
     product, key = await here.product(10), uuid4().bytes
     one, two = await here.reserve(wish({product: 4}, key=key), wish({product: 4}, key=key))
     assert held(one).order_id == held(two).order_id
     assert await here.stock(product) == (10, 4)
 
 
-async def test_twins_that_two_processes_make_at_the_same_time_share_one_hold(here: Warehouse, there: Warehouse) -> None:
+async def test_duplicates_that_two_processes_make_at_the_same_time_share_one_hold(
+    here: Warehouse, there: Warehouse
+) -> None:
     product = await here.product(1000)
     for _ in range(20):
         key = uuid4().bytes
@@ -358,6 +360,6 @@ async def test_a_hold_that_another_process_has_settled_meanwhile_is_settled_once
     async def settle(work: UnitOfWork) -> dict[UUID, HoldState]:
         return await here.holds.commit(work, [order_id])
 
-    assert await here.units.carry_out(settle) == {order_id: becomes}
+    assert await here.units.run_optimistically(settle) == {order_id: becomes}
     assert await here.stock(product) == stock == ((10, 5) if there_does == "release" else (6, 5))
     await here.require_balance(product)

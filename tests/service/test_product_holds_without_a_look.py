@@ -170,7 +170,7 @@ async def test_a_retry_adopts_its_hold_though_nothing_is_left_and_others_of_its_
     assert await here.stock(other) == (10, 3)
 
 
-async def test_twins_of_one_batch_that_want_different_things_do_not_both_get_theirs(here: Warehouse) -> None:
+async def test_duplicates_of_one_batch_that_want_different_things_do_not_both_get_theirs(here: Warehouse) -> None:
     product, key = await here.product(10), uuid4().bytes
     held((await here.reserve(wish({product: 1})))[0])
     first, other = await here.reserve(wish({product: 2}, key=key), wish({product: 3}, key=key))

@@ -36,7 +36,7 @@ async def hold(process: Warehouse, product: UUID, quantity: int) -> UUID:
 
 async def sell(process: Warehouse, *orders: UUID) -> dict[UUID, HoldState]:
     """Sell what they hold, as an event does."""
-    return await process.units.carry_out(lambda work: process.holds.commit(work, orders))
+    return await process.units.run_optimistically(lambda work: process.holds.commit(work, orders))
 
 
 async def test_selling_is_a_look_and_a_write_for_one_or_64(here: Warehouse) -> None:
@@ -49,7 +49,7 @@ async def test_selling_is_a_look_and_a_write_for_one_or_64(here: Warehouse) -> N
             await here.holds.commit(work, orders)
             assert not await idle_in_transaction(here), "a look alone begins nothing"
 
-        await here.units.carry_out(sale)
+        await here.units.run_optimistically(sale)
         assert here.database.statements - before == 2
     assert await here.stock(products[0]) == (6, 0)
     await here.require_balance(products[0])
@@ -67,7 +67,7 @@ async def test_a_hold_between_the_look_and_the_write_neither_waits_nor_matters(
         await here.holds.commit(work, [sold])
         await hold(there, product, 3)
 
-    await here.units.carry_out(sale)
+    await here.units.run_optimistically(sale)
     assert attempts == 1
     assert await here.stock(product) == (6, 3)
     await here.require_balance(product)
@@ -80,12 +80,12 @@ async def test_what_has_moved_on_hand_since_the_look_is_looked_at_again_under_a_
     sold, looks = await hold(here, product, 4), []
 
     async def sale(work: UnitOfWork) -> None:
-        looks.append(work.must_look)
+        looks.append(work.pessimistic)
         await here.holds.commit(work, [sold])
-        if not work.must_look:
+        if not work.pessimistic:
             await there.move(product, delta=5)
 
-    await here.units.carry_out(sale)
+    await here.units.run_optimistically(sale)
     assert looks == [False, True]
     assert await here.stock(product) == (11, 0)
     await here.require_balance(product)
@@ -138,7 +138,7 @@ async def test_processes_that_sell_hold_and_move_the_same_products_leave_no_gap_
             held((await process.reserve(wish(dict.fromkeys(products[number % 2 :], 1))))[0]).order_id for _ in range(3)
         ]
         await sell(process, *orders[:2])
-        await process.units.carry_out(lambda work: process.holds.release(work, orders[1:]))
+        await process.units.run_optimistically(lambda work: process.holds.release(work, orders[1:]))
 
     async def clerk(process: Warehouse) -> None:
         for product in products:

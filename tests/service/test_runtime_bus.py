@@ -89,7 +89,7 @@ async def test_nothing_is_stored_behind_a_message_that_is_lost(bus: Bus, monkeyp
     batch = messages(area, 8)
     lose(monkeypatch, 3)
     assert await answered(bus, batch) == 3
-    assert await stored(bus, area) == [0, 1, 2], "and those behind it have not overtaken it"
+    assert await stored(bus, area) == [0, 1, 2], "and those behind it have not stale_write it"
     assert await bus.publish(batch) == 8, "what is there counts"
     assert await stored(bus, area) == list(range(8)), "and is not stored again"
 

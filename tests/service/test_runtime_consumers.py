@@ -92,7 +92,7 @@ async def test_events_that_come_within_some_time_are_applied_together(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathering = Rests(monkeypatch, 12.5)
-    async with consuming(here, publish.area, gather=12.5) as consumer:
+    async with consuming(here, publish.area, linger=12.5) as consumer:
         await publish("first")
         await eventually(gathering.is_under_way)
         await publish.numbers(range(20))
@@ -106,7 +106,7 @@ async def test_events_that_come_within_some_time_are_applied_together(
 async def test_a_consumer_does_not_wait_for_others_when_it_is_stopped(
     scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
-    async with consuming(here, publish.area, gather=3600) as consumer:
+    async with consuming(here, publish.area, linger=3600) as consumer:
         await publish("first")
         await publish("second")
         await eventually(Gate().gathered(consumer, 2))
@@ -122,7 +122,7 @@ async def test_a_batch_that_is_full_begins_at_once(
     gate = Gate()
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
-        gathering = Rests(monkeypatch, consumers.GATHER_S)
+        gathering = Rests(monkeypatch, consumers.LINGER_S)
         await publish.numbers(range(19))
         await eventually(gate.gathered(consumer, 19))
         gate.open()
@@ -168,7 +168,7 @@ async def test_a_poison_event_is_tried_again_then_parked_and_the_others_of_its_b
         nonlocal attempts
         await gate.record(work, events)
         if any(event.payload.value == "poison" for event in events):
-            attempts += len(events) == 1 and work.must_look
+            attempts += len(events) == 1 and work.pessimistic
             raise RuntimeError("cannot\n apply it")
 
     async with consuming(here, publish.area, apply) as consumer:

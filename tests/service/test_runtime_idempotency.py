@@ -149,9 +149,11 @@ async def place(units: UnitsOfWork, batch: Sequence[Change[str]]) -> list[str | 
         return results
 
 
-async def test_twin_keys_in_one_batch_take_effect_once_and_both_get_the_reply(scratch: Scratch, here: Process) -> None:
-    twin, other = new_key(), new_key()
-    batch = [change(twin), change(other), change(twin), change(twin, "another request")]
+async def test_duplicate_keys_in_one_batch_take_effect_once_and_both_get_the_reply(
+    scratch: Scratch, here: Process
+) -> None:
+    duplicate, other = new_key(), new_key()
+    batch = [change(duplicate), change(other), change(duplicate), change(duplicate, "another request")]
     results = await run_batch(lambda items: place(here.units, items), batch)
     assert [type(result) for result in results] == [str, str, Replay, IdempotencyKeyReused]
     assert isinstance(results[2], Replay)

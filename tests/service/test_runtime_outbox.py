@@ -86,7 +86,7 @@ async def test_after_a_batch_events_gather_while_the_relay_rests(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     area, rests, batches = new_area(), Rests(monkeypatch, 12.5), list[int]()
-    async with process(scratch, servers, area=area, relaying=True, rest=12.5) as here, reader(servers) as client:
+    async with process(scratch, servers, area=area, relaying=True, linger=12.5) as here, reader(servers) as client:
         publish = here.bus.publish
 
         async def noted(messages: Sequence[Message]) -> int:
@@ -95,7 +95,7 @@ async def test_after_a_batch_events_gather_while_the_relay_rests(
 
         monkeypatch.setattr(here.bus, "publish", noted)
         await eventually(_is(lambda: rests.other_waits > 3))
-        assert rests.begun == 0, "one that has nothing to do does not rest, for then it would be late"
+        assert rests.begun == 0, "one that has nothing to do does not linger, for then it would be late"
         for sequence in range(1, 7):
             async with here.units.begin() as work:
                 work.publish(event(area, uuid4(), sequence))

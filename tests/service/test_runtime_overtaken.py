@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from mesh.db.database import Statement, overtaken, unless_overtaken
-from mesh.db.unit_of_work import MOST_OVERTAKEN, UnitOfWork
-from mesh.errors import Code, NotFound, Overtaken, Unavailable
+from mesh.db.database import Statement, stale_write, unless_stale
+from mesh.db.unit_of_work import MAX_STALE_WRITES, UnitOfWork
+from mesh.errors import Code, NotFound, StaleWrite, Unavailable
 from stack.servers import Servers
 from tests.service.runtime import ADD_EFFECTS, Process, Scratch, do, effects, event, process
 
@@ -21,11 +21,9 @@ CHANGE = Statement(
     sa.update(effects)
     .where(effects.c.seq == sa.bindparam("number", type_=sa.BigInteger))
     .values(
-        note=unless_overtaken(
-            effects.c.note, sa.bindparam("known", type_=sa.String), sa.bindparam("new", type_=sa.String)
-        )
+        note=unless_stale(effects.c.note, sa.bindparam("known", type_=sa.String), sa.bindparam("new", type_=sa.String))
     ),
-    refusals=overtaken(effects.c.note),
+    refusals=stale_write(effects.c.note),
 )
 
 
@@ -57,7 +55,7 @@ async def test_a_row_that_has_changed_fails_the_transaction_as_a_whole(scratch: 
             work.transaction.write(CHANGE, number=number, known="old", new="new")
             work.publish(event("test", uuid4(), 1))
 
-    with pytest.raises(Overtaken) as refusal:
+    with pytest.raises(StaleWrite) as refusal:
         await change()
     assert (refusal.value.code, refusal.value.retry_after) == (Code.UNAVAILABLE, 0.0)
     assert await scratch.notes() == ["newer"]
@@ -82,7 +80,7 @@ async def test_a_change_under_way_is_waited_for_and_counts_if_it_is_committed(
     await another.execute(outcome)
     await another.close()
     if outcome == "COMMIT":
-        with pytest.raises(Overtaken):
+        with pytest.raises(StaleWrite):
             await changing
         assert await scratch.notes() == ["another"]
     else:
@@ -94,12 +92,12 @@ async def test_what_was_overtaken_is_done_again_with_a_look(scratch: Scratch, he
     number, looks = await row_with(scratch, "newer"), []
 
     async def effect(work: UnitOfWork) -> str:
-        looks.append(work.must_look)
+        looks.append(work.pessimistic)
         work.transaction.add(ADD_EFFECTS, [("beside it",)])
-        work.transaction.write(CHANGE, number=number, known="newer" if work.must_look else "old", new="new")
+        work.transaction.write(CHANGE, number=number, known="newer" if work.pessimistic else "old", new="new")
         return "done"
 
-    assert await here.units.carry_out(effect) == "done"
+    assert await here.units.run_optimistically(effect) == "done"
     assert looks == [False, True]
     assert await scratch.notes() == ["new", "beside it"]
 
@@ -108,12 +106,12 @@ async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_gr
     scratch: Scratch, here: Process
 ) -> None:
     async def effect(work: UnitOfWork) -> None:
-        await do(work, "again" if work.must_look else "at first")
-        if not work.must_look:
+        await do(work, "again" if work.pessimistic else "at first")
+        if not work.pessimistic:
             raise NotFound("it seems not to be there")
 
     with capture_logs() as lines:
-        await here.units.carry_out(effect)
+        await here.units.run_optimistically(effect)
     assert await scratch.notes() == ["again"]
     assert [(line["event"], line["error"]) for line in lines] == [("done again", "NotFound")]
 
@@ -122,12 +120,12 @@ async def test_what_fails_with_a_look_has_failed(scratch: Scratch, here: Process
     looks = []
 
     async def effect(work: UnitOfWork) -> None:
-        looks.append(work.must_look)
+        looks.append(work.pessimistic)
         await do(work, "never")
         raise NotFound("it is not there")
 
     with pytest.raises(NotFound):
-        await here.units.carry_out(effect)
+        await here.units.run_optimistically(effect)
     assert looks == [False, True]
     assert await scratch.notes() == []
 
@@ -136,11 +134,11 @@ async def test_a_part_that_does_not_answer_is_not_asked_again_at_once(here: Proc
     looks = []
 
     async def effect(work: UnitOfWork) -> None:
-        looks.append(work.must_look)
+        looks.append(work.pessimistic)
         raise Unavailable("gone")
 
     with pytest.raises(Unavailable):
-        await here.units.carry_out(effect)
+        await here.units.run_optimistically(effect)
     assert looks == [False]
 
 
@@ -152,7 +150,7 @@ async def test_who_is_overtaken_each_time_gives_up(scratch: Scratch, here: Proce
         attempts += 1
         work.transaction.write(CHANGE, number=number, known="old", new="new")
 
-    with pytest.raises(Overtaken):
-        await here.units.carry_out(effect)
-    assert attempts == 1 + MOST_OVERTAKEN
+    with pytest.raises(StaleWrite):
+        await here.units.run_optimistically(effect)
+    assert attempts == 1 + MAX_STALE_WRITES
     assert await scratch.notes() == ["newer"]

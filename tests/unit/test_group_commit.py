@@ -106,8 +106,8 @@ async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then
 
     monkeypatch.setattr("mesh.batch.group_commit.asyncio.sleep", sleep)
     ledger = Ledger()
-    group = GroupCommit("test", ledger.work, rest=0.005)
-    assert await results(submit(group, 1)) == [10], "the answer does not wait for the rest"
+    group = GroupCommit("test", ledger.work, linger=0.005)
+    assert await results(submit(group, 1)) == [10], "the answer does not wait for the linger"
     later = submit(group, 2)
     await waiting(group, 1)
     later += submit(group, 3)
@@ -115,7 +115,7 @@ async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then
     rested.set()
     assert await results(later) == [20, 30]
     assert ledger.batches == [[1], [2, 3]]
-    assert all(0 < rest <= 0.005 for rest in rests)
+    assert all(0 < linger <= 0.005 for linger in rests)
     await asyncio.gather(*group._running)
     await results(submit(group, 4))
     assert ledger.batches == [[1], [2, 3], [4]]

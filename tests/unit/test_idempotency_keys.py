@@ -83,7 +83,7 @@ def test_a_call_is_a_retry_if_its_key_has_come_before_whatever_came_with_it() ->
     assert among("d") == ""
     assert among("a") == "", "the oldest is forgotten"
     assert among("b", "c", "d") == "cd", "who has come again is newer"
-    assert among("e", "e") == "", "twins are no retries of each other"
+    assert among("e", "e") == "", "duplicates are no retries of each other"
     other = key("e", caller=BOB)
     assert other not in retries
     assert retries.among([other]) == []
