@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import sqlalchemy as sa
@@ -25,41 +25,54 @@ class MappingBroken(Exception):
     """An aggregate and its table do not fit: a field has no column, or a column has no field."""
 
 
-class Rows(Generic[A]):
+class Values(Generic[A]):
+    """The rows of any statement, as values of `aggregate`: each field is the column of its name.
+
+    `elsewhere` names fields that other tables hold (the lines of an order): they are given to `read` by name.
+    """
+
+    def __init__(self, aggregate: type[A], *, elsewhere: Iterable[str] = ()) -> None:
+        hints = get_type_hints(aggregate)
+        apart = set(elsewhere)
+        self._aggregate = aggregate
+        self._fields = [name for name in _fields_of(aggregate) if name not in apart]
+        self._cells = _several(itemgetter, self._fields)
+        self._enums = [
+            (place, kind) for place, name in enumerate(self._fields) if (kind := _enum_in(hints[name])) is not None
+        ]
+
+    def read(self, row: Row | Mapping[str, Any], **elsewhere: Any) -> A:
+        """The aggregate of a row."""
+        values = self._cells(row)
+        if self._enums:
+            values = list(values)
+            for place, kind in self._enums:
+                if values[place] is not None:
+                    values[place] = kind(values[place])
+        if elsewhere:
+            return self._aggregate(**dict(zip(self._fields, values, strict=True)), **elsewhere)
+        return self._aggregate(*values)
+
+
+class Rows(Values[A]):
     """The rows of one table, as values of `aggregate`.
 
-    `elsewhere` names fields that other tables hold (the lines of an order): they are given to `read` by name. `apart`
-    names columns that are no fields (a generated column, a secret that few may read).
+    `apart` names columns that are no fields (a generated column, a secret that few may read).
     """
 
     def __init__(
         self, aggregate: type[A], table: sa.Table, *, elsewhere: Iterable[str] = (), apart: Iterable[str] = ()
     ) -> None:
         """Raises MappingBroken, so that a forgotten column stops the process before it serves."""
+        super().__init__(aggregate, elsewhere=elsewhere)
         self.table = table
-        self._aggregate = aggregate
-        hints = get_type_hints(aggregate)
-        self._elsewhere = tuple(elsewhere)
-        fields = [name for name in _fields_of(aggregate) if name not in self._elsewhere]
-        columns = [column.name for column in table.c if column.name not in set(apart)]
-        if set(fields) != set(columns):
-            raise MappingBroken(f"{aggregate.__name__} and {table.name} differ in {sorted({*fields} ^ {*columns})}")
-        self._fields = fields
-        self.columns = tuple(table.c[name] for name in fields)
+        columns = {column.name for column in table.c} - {*apart}
+        if columns != {*self._fields}:
+            raise MappingBroken(f"{aggregate.__name__} and {table.name} differ in {sorted(columns ^ {*self._fields})}")
+        self.columns = tuple(table.c[name] for name in self._fields)
         """The columns of the fields, in the order of the fields."""
-        self._enums = {name: kind for name in fields if (kind := _enum_in(hints[name])) is not None}
-        self.values: Callable[[A], tuple[Any, ...]] = (
-            attrgetter(*fields) if len(fields) > 1 else lambda value: (getattr(value, fields[0]),)
-        )
+        self.values: Callable[[A], Sequence[Any]] = _several(attrgetter, self._fields)
         """The row of an aggregate, in the order of `columns`."""
-
-    def read(self, row: Row, **elsewhere: Any) -> A:
-        """The aggregate of a row."""
-        values = {name: row[name] for name in self._fields}
-        for name, kind in self._enums.items():
-            if values[name] is not None:
-                values[name] = kind(values[name])
-        return self._aggregate(**values, **elsewhere)
 
     def insertion(
         self,
@@ -120,6 +133,12 @@ class Versions(Generic[A]):
 
 def _id_of_known(change: tuple[Any, Any]) -> Any:
     return change[0].id
+
+
+def _several(getter: Callable[..., Callable[[Any], Any]], names: Sequence[str]) -> Callable[[Any], Sequence[Any]]:
+    """`getter` of these names, which gives a tuple, also of one."""
+    get = getter(*names)
+    return get if len(names) > 1 else lambda value: (get(value),)
 
 
 def _fields_of(aggregate: type[Any]) -> Sequence[str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mesh.observe.trace import Trace
     from mesh.rpc.replies import Change, Reply
 
+Item = TypeVar("Item")
 R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
@@ -129,7 +130,35 @@ class UnitsOfWork:
         transaction fail with StaleWrite when that is not so any more. Whatever it fails with may come of that, so it is
         done again, and has to look then (`UnitOfWork.pessimistic`). Raises StaleWrite when others come first each time.
         """
-        attempt = 0
+        return await self._attempt(effect, 0)
+
+    async def run_each_optimistically(
+        self, effect: Callable[[UnitOfWork, Sequence[Item]], Awaitable[Sequence[R | Exception]]], items: Sequence[Item]
+    ) -> list[R | Exception]:
+        """Run `effect` for a batch; it returns one result for each item, in order, and an error for a rejected item.
+
+        The optimistic attempt may reject an item because of stale data. So rejected items are run again with locks,
+        in a unit of work of their own: the other items are committed by then, and need no locks. If that one fails,
+        this raises its error although the other items are committed. The caller repeats the batch then, so the effect
+        must recognize items that are committed already.
+        """
+        is_final = False
+
+        async def run(work: UnitOfWork) -> Sequence[R | Exception]:
+            nonlocal is_final
+            is_final = work.pessimistic
+            return await effect(work, items)
+
+        results = list(await self._attempt(run, 0))
+        rejected = [index for index, result in enumerate(results) if isinstance(result, Exception)]
+        if rejected and not is_final:
+            again = [items[index] for index in rejected]
+            for index, result in zip(rejected, await self._attempt(lambda work: effect(work, again), 1), strict=True):
+                results[index] = result
+        return results
+
+    async def _attempt(self, effect: Callable[[UnitOfWork], Awaitable[R]], attempt: int) -> R:
+        """Run `effect` until it succeeds; attempts after number 0 are pessimistic."""
         while True:
             try:
                 async with self.begin(pessimistic=attempt > 0) as work:

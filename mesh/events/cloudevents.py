@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-M = TypeVar("M", bound="Message")
+P = TypeVar("P")
 
 
 class Event(NamedTuple):
@@ -32,15 +32,15 @@ class Event(NamedTuple):
     payload: Message
 
 
-class Received(NamedTuple, Generic[M]):
-    """An event that a consumer applies."""
+class Received(NamedTuple, Generic[P]):
+    """An event that a consumer applies. `payload` is its message, or the value that the message is translated to."""
 
     id: UUID
     type: str
     aggregate_id: UUID
     sequence: int
     traceparent: str
-    payload: M
+    payload: P
 
 
 def stream_of(event_type: str) -> str:
@@ -66,7 +66,7 @@ def headers(
     }
 
 
-def received(header: Mapping[str, str], payload: M) -> Received[M]:
+def received(header: Mapping[str, str], payload: P) -> Received[P]:
     """The event behind a message's headers. Raises KeyError or ValueError when it is not one of ours."""
     return Received(
         parse_id(header["ce-id"]),

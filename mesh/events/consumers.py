@@ -62,12 +62,18 @@ _BACKOFF = tasks.Backoff(0.2, 30.0)
 log = structlog.get_logger(__name__)
 
 
+def _unchanged(message: M) -> M:
+    return message
+
+
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[M]):
     """What a consumer does with events of one type: `apply` gets all of a batch, in their order, in one transaction."""
 
     payload: type[M]
-    apply: Callable[[UnitOfWork, Sequence[Received[M]]], Awaitable[None]]
+    apply: Callable[[UnitOfWork, Sequence[Received[Any]]], Awaitable[None]]
+    translate: Callable[[M], Any] = _unchanged
+    """Makes the value of the domain that `apply` gets as the event's payload; without it, `apply` gets the message."""
 
 
 class _Retry(NamedTuple):
@@ -239,7 +245,8 @@ class Consumer:
 
     def _decode(self, message: Msg) -> Received[Any]:
         header = message.headers or {}
-        return events.received(header, self._handlers[header["ce-type"]].payload.FromString(message.data))
+        handler = self._handlers[header["ce-type"]]
+        return events.received(header, handler.translate(handler.payload.FromString(message.data)))
 
     async def _failed(self, message: Msg, error: Exception) -> None:
         identity = _identity(message)

@@ -17,9 +17,10 @@ from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavaila
 from mesh.events import consumers
 from mesh.events.bus import DEAD_LETTERS, MAX_AGE_S
 from mesh.events.cloudevents import Received, stream_of
+from mesh.events.consumers import Consumer, Handler
 from stack.servers import Servers
 from tests.service.consuming import Gate, Publisher, applied, consuming, record, settled
-from tests.service.runtime import Process, Rests, Scratch, fail_as, process, scratch_database
+from tests.service.runtime import Process, Rests, Scratch, do, fail_as, process, scratch_database
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
@@ -52,6 +53,23 @@ async def test_an_event_that_is_delivered_twice_is_applied_once(
         assert await applied(scratch, 2) == ["twice", "last"]
         await settled(here, publish.area)
     assert await scratch.count("mesh.inbox") == 2
+
+
+async def test_use_case_gets_the_value_that_an_event_is_translated_to(
+    scratch: Scratch, here: Process, publish: Publisher
+) -> None:
+    async def apply(work: UnitOfWork, events: Sequence[Received[int]]) -> None:
+        await do(work, *(str(event.payload + 1) for event in events))
+
+    def to_int(message: StringValue) -> int:
+        return int(message.value)
+
+    handlers = {f"commerce.{publish.area}.happened": Handler(StringValue, apply, translate=to_int)}
+    consumer = Consumer("test", publish.area, handlers, bus=here.bus, units=here.units)
+    await consumer.start()
+    await publish("41")
+    assert await applied(scratch, 1) == ["42"]
+    await consumer.stop()
 
 
 async def test_two_copies_in_one_batch_are_applied_once(scratch: Scratch, here: Process, publish: Publisher) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from uuid import uuid4
 
 import asyncpg
@@ -154,3 +154,51 @@ async def test_who_is_overtaken_each_time_gives_up(scratch: Scratch, here: Proce
         await here.units.run_optimistically(effect)
     assert attempts == 1 + MAX_STALE_WRITES
     assert await scratch.notes() == ["newer"]
+
+
+class Batches:
+    """An effect that stores each of its items, and rejects those that this attempt rejects."""
+
+    def __init__(self, rejected: Mapping[bool, str]) -> None:
+        """`rejected` are the items that an attempt rejects, for a pessimistic one (True) and an optimistic one."""
+        self.ran: list[tuple[bool, str]] = []
+        self._rejected = rejected
+
+    async def __call__(self, work: UnitOfWork, items: Sequence[str]) -> list[str | Exception]:
+        self.ran.append((work.pessimistic, "".join(items)))
+        rejected = self._rejected.get(work.pessimistic, "")
+        await do(work, *(item for item in items if item not in rejected))
+        return [NotFound(item) if item in rejected else item.upper() for item in items]
+
+
+async def test_items_rejected_by_an_optimistic_attempt_are_run_again_on_their_own(
+    scratch: Scratch, here: Process
+) -> None:
+    effect = Batches({False: "bd", True: "d"})
+    *kept, rejected = await here.units.run_each_optimistically(effect, "abcd")
+    assert kept == ["A", "B", "C"]
+    assert isinstance(rejected, NotFound)
+    assert effect.ran == [(False, "abcd"), (True, "bd")]
+    assert await scratch.notes() == ["a", "c", "b"]
+
+
+async def test_items_rejected_by_a_pessimistic_attempt_are_rejected(scratch: Scratch, here: Process) -> None:
+    number, effect = await row_with(scratch, "newer"), Batches({True: "b"})
+
+    async def stale_at_first(work: UnitOfWork, items: Sequence[str]) -> list[str | Exception]:
+        if not work.pessimistic:
+            work.transaction.write(CHANGE, number=number, known="old", new="new")
+        return await effect(work, items)
+
+    kept, rejected = await here.units.run_each_optimistically(stale_at_first, "ab")
+    assert kept == "A"
+    assert isinstance(rejected, NotFound)
+    assert effect.ran == [(False, "ab"), (True, "ab")]
+    assert await scratch.notes() == ["newer", "a"]
+
+
+async def test_items_accepted_by_an_optimistic_attempt_run_once(scratch: Scratch, here: Process) -> None:
+    effect = Batches({})
+    assert await here.units.run_each_optimistically(effect, "ab") == ["A", "B"]
+    assert effect.ran == [(False, "ab")]
+    assert await scratch.notes() == ["a", "b"]
