@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
-from uuid import UUID
 
 from pydantic import Field
 
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
-from mesh.db.recent import Recent
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.consumers import Consumer
@@ -21,10 +19,12 @@ from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
+from order_svc import wire
 from order_svc.consumers import payment_events
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.rpc import OrderService
-from order_svc.usecases import Placed, Placement, Reading, Saga, UnusedHolds
+from order_svc.store import OrderStore
+from order_svc.usecases import Cancellation, Holds, Payments, Placement, Reading, UnusedHolds
 
 
 class Settings(ServiceSettings):
@@ -49,24 +49,26 @@ def build(settings: Settings) -> Service:
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="order", replicas=settings.nats_replicas)
     relay = Relay("order", database, bus)
-    units = UnitsOfWork(database, relay)
+    units = UnitsOfWork(database, relay, event_of=wire.event)
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
 
-    recent: Recent[UUID, Placed] = Recent(most=16_384, weight=lambda placed: len(placed[0].items))
+    orders = OrderStore()
     stock = StockPeer(products)
-    unused_holds = UnusedHolds(units, stock)
+    unused_holds = UnusedHolds(units, orders, stock)
     placement = Placement(
         units,
+        orders,
         CustomerPeer(customers),
         stock,
         unused_holds,
-        recent=recent,
         payment_deadline=timedelta(seconds=settings.payment_deadline),
         hold_margin=timedelta(seconds=settings.hold_margin),
     )
-    reading = Reading(units, Pages(secret_bytes(settings.page_secret)))
-    saga = Saga(units, recent)
+    reading = Reading(units, orders, Pages(secret_bytes(settings.page_secret)))
+    cancellation = Cancellation(units, orders)
+    payments = Payments(units, orders)
+    holds = Holds(units, orders)
     patience = timedelta(seconds=settings.cancelling_patience)
 
     return Service(
@@ -78,13 +80,13 @@ def build(settings: Settings) -> Service:
             products,
             relay,
             *housekeeping(database),
-            Periodic("payment deadlines", settings.deadline_sweep_seconds, saga.cancel_overdue),
-            Periodic("cancellations", patience.total_seconds(), partial(saga.cancel_again, patience)),
-            Consumer("order", "payment", payment_events(saga), bus=bus, units=units),
+            Periodic("payment deadlines", settings.deadline_sweep_seconds, cancellation.cancel_overdue),
+            Periodic("cancellations", patience.total_seconds(), partial(cancellation.cancel_again, patience)),
+            Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
             unused_holds,
             Server(
                 settings,
-                {"commerce.order.v1.OrderService": OrderService(placement, reading, saga)},
+                {"commerce.order.v1.OrderService": OrderService(placement, reading, cancellation, holds)},
                 checks=[database.check],
             ),
         ],

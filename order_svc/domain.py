@@ -181,6 +181,11 @@ class Order:
     update_time: datetime
     version: int
 
+    @property
+    def size(self) -> int:
+        """The order and its items, counted: what it weighs in a portion of work."""
+        return 1 + len(self.items)
+
     def moved(self, cause: Cause, now: datetime, **changes: object) -> Order:
         """The order after `cause`; the very same one when that changes nothing. Raises OrderState."""
         if (self.status, cause) in UNMOVED:
@@ -199,12 +204,12 @@ class Order:
         """A newer version of an order that is being cancelled, to ask for the end of it once more."""
         return replace(self, update_time=now, version=self.version + 1)
 
-    def hear(self, cause: Cause, payment_id: UUID, now: datetime) -> Order:
-        """Take in what the payment service says."""
+    def apply_payment(self, result: PaymentResult, now: datetime) -> Order:
+        """The order after the result of its payment. Raises OrderState when that cannot follow."""
         reason = self.cancel_reason
-        if cause is Cause.DECLINED and reason is None:
+        if result.cause is Cause.DECLINED and reason is None:
             reason = CancelReason.PAYMENT_DECLINED
-        return self.moved(cause, now, payment_id=payment_id, cancel_reason=reason)
+        return self.moved(result.cause, now, payment_id=result.payment_id, cancel_reason=reason)
 
     def require_etag(self, etag: str) -> None:
         """Raise EtagMismatch when the caller names another version than this one."""
@@ -310,6 +315,27 @@ def placed(
         update_time=now,
         version=1,
     )
+
+
+class OrderPlaced(NamedTuple):
+    """An order was placed. `provider` charges it; empty if nothing is to be paid."""
+
+    order: Order
+    provider: str
+
+
+class OrderMoved(NamedTuple):
+    """An order has a new status, or is still being cancelled."""
+
+    order: Order
+
+
+class PaymentResult(NamedTuple):
+    """What became of the payment of an order."""
+
+    order_id: UUID
+    payment_id: UUID
+    cause: Cause
 
 
 class HoldDecision(StrEnum):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from commerce.order.v1 import order_pb2 as order
 from mesh import tasks
 from mesh.ids import parse_id
@@ -10,19 +12,23 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.domain import Order
-from order_svc.usecases import Placement, Reading, Saga
+from order_svc.usecases import Cancellation, Holds, Placement, Reading
+
+_PORTION = 256
+"""Orders and items of a reply that are converted without letting other calls run."""
 
 
 class OrderService:
     """`commerce.order.v1.OrderService`."""
 
-    def __init__(self, placement: Placement, reading: Reading, saga: Saga) -> None:
+    def __init__(self, placement: Placement, reading: Reading, cancellation: Cancellation, holds: Holds) -> None:
         self._placement = placement
         self._reading = reading
-        self._saga = saga
+        self._cancellation = cancellation
+        self._holds = holds
 
-    async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[order.Order]:
-        change: Change[order.Order] = Change(call, lambda placed: order.CreateOrderResponse(order=placed))
+    async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda placed: order.CreateOrderResponse(order=wire.order(placed)))
         return await self._placement.place(
             change,
             uuid_or_none(request.customer_id),
@@ -44,15 +50,17 @@ class OrderService:
             page_token=request.page_token,
         )
         reply = order.ListOrdersResponse(next_page_token=token)
-        async for each in tasks.in_portions(found, weight=wire.size, portion=wire.PORTION):
+        async for each in tasks.in_portions(found, weight=attrgetter("size"), portion=_PORTION):
             reply.orders.append(wire.order(each))
         return reply
 
     async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)))
-        return await self._saga.cancel_order(change, parse_id(request.order_id), note=request.reason, etag=request.etag)
+        return await self._cancellation.cancel_order(
+            change, parse_id(request.order_id), note=request.reason, etag=request.etag
+        )
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
         ids = [parse_id(each) for each in request.order_ids]
-        wishes = await self._saga.resolve_holds(ids)
-        return order.ResolveHoldsResponse(decisions=[wire.decision(each, wishes[each]) for each in ids])
+        decisions = await self._holds.resolve_holds(ids)
+        return order.ResolveHoldsResponse(decisions=[wire.decision(each, decisions[each]) for each in ids])

@@ -10,16 +10,17 @@ from operator import attrgetter
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, stale_write, unless_stale, unnested
-from order_svc.domain import CancelReason, HoldLost, Item, Order, Status
+from mesh.db.columns import AMOUNT, TIME
+from mesh.db.database import BulkInsert, Row, Statement, Transaction
+from mesh.db.recent import Recent
+from mesh.db.rows import Rows, Versions
+from mesh.db.unit_of_work import UnitOfWork
+from order_svc.domain import HoldLost, Item, Order, OrderNotFound, Status
 
 metadata = sa.MetaData()
-_TIME = pg.TIMESTAMP(timezone=True)
-_AMOUNT = sa.Numeric(28, 9)
 NOBODY = UUID(int=0)
-"""Whose the rows of abandoned orders are."""
+"""The customer recorded on rows of abandoned orders."""
 
 orders = sa.Table(
     "orders",
@@ -27,15 +28,15 @@ orders = sa.Table(
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("customer_id", sa.Uuid, nullable=False),
     sa.Column("status", sa.String, nullable=False),
-    sa.Column("total", _AMOUNT, nullable=False),
+    sa.Column("total", AMOUNT, nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("payment_method_id", sa.Uuid, comment="null if nothing is to be paid"),
     sa.Column("payment_id", sa.Uuid),
-    sa.Column("order_date", _TIME, nullable=False),
-    sa.Column("payment_deadline", _TIME, nullable=False),
+    sa.Column("order_date", TIME, nullable=False),
+    sa.Column("payment_deadline", TIME, nullable=False),
     sa.Column("cancel_reason", sa.String),
     sa.Column("cancel_note", sa.String, nullable=False),
-    sa.Column("update_time", _TIME, nullable=False),
+    sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.CheckConstraint("total >= 0", name="total_not_negative"),
 )
@@ -52,78 +53,59 @@ items = sa.Table(
     sa.Column("sku", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("quantity", sa.BigInteger, nullable=False),
-    sa.Column("unit_price", _AMOUNT, nullable=False),
+    sa.Column("unit_price", AMOUNT, nullable=False),
     sa.CheckConstraint("quantity > 0", name="quantity_positive"),
 )
 
+ORDERS = Rows(Order, orders, elsewhere=["items"])
+ITEMS = Rows(Item, items, apart=["order_id"])
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
+_most = sa.bindparam("most", type_=sa.Integer)
 _placed = orders.c.status != Status.ABANDONED.value
 
-ADD_ORDERS = BulkInsert(*orders.c, refusals={"orders_pkey": HoldLost})
-ADD_ITEMS = BulkInsert(*items.c)
-ABANDON = BulkInsert(*orders.c, skip_existing=True, name="abandon orders")
-GET = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed))
-ITEMS = Statement(sa.select(items).where(items.c.order_id == sa.any_(_ids)).order_by(items.c.order_id, items.c.id))
-# In the order of a list, so that its limit ends the scan of the index.
-NEWEST_ITEMS = Statement(
-    sa.select(items)
-    .where(items.c.order_id == sa.any_(_ids))
-    .order_by(items.c.order_id.desc(), items.c.id.desc())
-    .limit(sa.bindparam("most", type_=sa.Integer)),
-    name="read newest items",
+ADD_ORDERS = ORDERS.insertion(refusals={"orders_pkey": HoldLost})
+ADD_ITEMS = BulkInsert(items.c.order_id, *ITEMS.columns)
+ABANDON = ORDERS.insertion(skip_existing=True, name="abandon orders")
+READ = Statement(sa.select(*ORDERS.columns).where(orders.c.id == sa.any_(_ids), _placed))
+LOCK = Statement(
+    sa.select(*ORDERS.columns).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update()
 )
-LOCK = Statement(sa.select(orders).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update())
 LOCK_OVERDUE = Statement(
-    sa.select(orders)
+    sa.select(*ORDERS.columns)
     .where(orders.c.status == sa.literal_column("'PENDING'"), orders.c.payment_deadline < sa.func.now())
     .order_by(orders.c.payment_deadline)
-    .limit(sa.bindparam("most", type_=sa.Integer))
+    .limit(_most)
     .with_for_update(skip_locked=True),
     name="lock overdue orders",
 )
 LOCK_CANCELLING = Statement(
-    sa.select(orders)
+    sa.select(*ORDERS.columns)
     .where(
         orders.c.status == sa.literal_column("'CANCELLING'"),
         orders.c.update_time < sa.func.now() - sa.bindparam("patience", type_=sa.Interval),
     )
     .order_by(orders.c.update_time)
-    .limit(sa.bindparam("most", type_=sa.Integer))
+    .limit(_most)
     .with_for_update(skip_locked=True),
     name="lock cancelling orders",
 )
-STATUSES = Statement(
+READ_STATUSES = Statement(
     sa.select(orders.c.id, orders.c.status).where(orders.c.id == sa.any_(_ids)), name="read order statuses"
 )
-
-_rows = unnested(
-    {
-        "ids": ("id", sa.Uuid),
-        "statuses": ("status", sa.String),
-        "payment_ids": ("payment_id", sa.Uuid),
-        "cancel_reasons": ("cancel_reason", sa.String),
-        "cancel_notes": ("cancel_note", sa.String),
-        "known_versions": ("known_version", sa.BigInteger),
-        "versions": ("version", sa.BigInteger),
-    }
+READ_ITEMS = Statement(sa.select(items).where(items.c.order_id == sa.any_(_ids)).order_by(items.c.order_id, items.c.id))
+# In the order of a list, so that its limit ends the scan of the index.
+READ_NEWEST_ITEMS = Statement(
+    sa.select(items)
+    .where(items.c.order_id == sa.any_(_ids))
+    .order_by(items.c.order_id.desc(), items.c.id.desc())
+    .limit(_most),
+    name="read newest items",
 )
-WRITE = Statement(
-    sa.update(orders)
-    .where(orders.c.id == _rows.c.id)
-    .values(
-        status=_rows.c.status,
-        payment_id=_rows.c.payment_id,
-        cancel_reason=_rows.c.cancel_reason,
-        cancel_note=_rows.c.cancel_note,
-        version=unless_stale(orders.c.version, _rows.c.known_version, _rows.c.version),
-        update_time=sa.bindparam("now", type_=_TIME),
-    ),
-    refusals=stale_write(orders.c.version),
-)
+NEW_VERSIONS = Versions(ORDERS, ["status", "payment_id", "cancel_reason", "cancel_note", "update_time"])
 
 
 @cache
-def _listing(filters: frozenset[str]) -> Statement:
+def _list(filters: frozenset[str]) -> Statement:
     """The statement of a list with these filters."""
     conditions = {
         "customer_id": orders.c.customer_id == sa.bindparam("customer_id", type_=sa.Uuid),
@@ -131,161 +113,133 @@ def _listing(filters: frozenset[str]) -> Statement:
         "before": orders.c.id < sa.bindparam("before", type_=sa.Uuid),
     }
     return Statement(
-        sa.select(orders)
+        sa.select(*ORDERS.columns)
         .where(_placed, *(conditions[name] for name in sorted(filters)))
         .order_by(orders.c.id.desc())
-        .limit(sa.bindparam("most", type_=sa.Integer)),
+        .limit(_most),
         name="list orders",
     )
 
 
-def add_orders(transaction: Transaction, news: Sequence[Order]) -> None:
-    """Write new orders with their items. The transaction fails with HoldLost when the id of one was given up."""
-    # In the order of the key, as everywhere: an id of these may be given up at the same time.
-    in_order = sorted(news, key=attrgetter("id"))
-    transaction.add(ADD_ORDERS, (_as_row(order) for order in in_order))
-    transaction.add(
-        ADD_ITEMS,
-        (
-            (order.id, item.id, item.product_id, item.sku, item.name, item.quantity, item.unit_price)
-            for order in news
-            for item in order.items
-        ),
+class OrderStore:
+    """The orders. It remembers those that this process has placed, so that their next version needs no read."""
+
+    def __init__(self) -> None:
+        self._recent: Recent[UUID, Order] = Recent(most=16_384, weight=lambda order: len(order.items))
+
+    def add(self, work: UnitOfWork, placed: Sequence[Order]) -> None:
+        """Write new orders with their items. The transaction fails with HoldLost if an id is abandoned."""
+        # In primary-key order, as everywhere: an id of these may be abandoned at the same time.
+        in_order = sorted(placed, key=attrgetter("id"))
+        work.transaction.add(ADD_ORDERS, map(ORDERS.values, in_order))
+        work.transaction.add(ADD_ITEMS, ((order.id, *ITEMS.values(item)) for order in placed for item in order.items))
+        work.transaction.on_commit(lambda: self._recent.put({order.id: order for order in placed}))
+
+    async def load(self, work: UnitOfWork, order_ids: Iterable[UUID]) -> dict[UUID, Order]:
+        """Orders that are to change, by id. Raises OrderNotFound if one does not exist.
+
+        Remembered orders are given as they were when this process placed them, unless `work` is pessimistic. All others
+        are locked, in primary-key order. `save` fails if a remembered order has changed since.
+        """
+        wanted = set(order_ids)
+        remembered = self._recent.take(wanted)
+        found = {} if work.pessimistic else remembered
+        if unknown := wanted - found.keys():
+            rows = await work.transaction.fetch(LOCK, ids=sorted(unknown))
+            found |= {order.id: order for order in await _with_items(work.transaction, rows)}
+        for order_id in wanted - found.keys():
+            raise OrderNotFound(order_id)
+        return found
+
+    async def load_overdue(self, work: UnitOfWork, most: int) -> list[Order]:
+        """Lock orders whose payment deadline has passed, except those that another process has locked."""
+        return await _with_items(work.transaction, await work.transaction.fetch(LOCK_OVERDUE, most=most))
+
+    async def load_cancelling(self, work: UnitOfWork, patience: timedelta, most: int) -> list[Order]:
+        """Lock orders that are cancelling and unchanged for `patience`, except those locked by another process."""
+        rows = await work.transaction.fetch(LOCK_CANCELLING, patience=patience, most=most)
+        return await _with_items(work.transaction, rows)
+
+    def save(self, work: UnitOfWork, changes: Iterable[tuple[Order, Order]]) -> None:
+        """Write new versions of orders, of each (as it was loaded, as it is now).
+
+        The transaction fails with StaleWrite if an order has another version than the loaded one.
+        """
+        NEW_VERSIONS.write(work.transaction, changes)
+
+    async def abandon_unknown(self, work: UnitOfWork, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
+        """The statuses of orders. An id without an order becomes ABANDONED, and no order will ever have it.
+
+        The primary key decides between this and a placing at the same time: the first to write the id has it.
+        """
+        work.transaction.add(ABANDON, (ORDERS.values(_abandoned(order_id, now)) for order_id in sorted(ids)))
+        rows = await work.transaction.fetch(READ_STATUSES, ids=list(ids))
+        return {row["id"]: Status(row["status"]) for row in rows}
+
+    async def read(self, reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Order]:
+        """Orders as they are now, by id; those that exist."""
+        return {order.id: order for order in await _with_items(reading, await reading.fetch(READ, ids=list(ids)))}
+
+    async def list_orders(
+        self,
+        reading: Transaction,
+        *,
+        customer_id: UUID | None,
+        status: Status | None,
+        before: UUID | None,
+        most: int,
+        most_items: int,
+    ) -> tuple[list[Order], bool]:
+        """Orders, newest first, of one customer or of all, in one status or in any; and whether there are more.
+
+        At most `most` orders, with `most_items` items together. A single order never has more items than that.
+        """
+        filters = {
+            name: value
+            for name, value in (("customer_id", customer_id), ("status", status), ("before", before))
+            if value is not None
+        }
+        rows = await reading.fetch(_list(frozenset(filters)), most=most + 1, **filters)
+        page = rows[:most]
+        lines: Sequence[Row] = []
+        if page:
+            ids = [row["id"] for row in page]
+            lines = await reading.fetch(READ_NEWEST_ITEMS, ids=ids, most=most_items + 1)
+        if len(lines) > most_items:
+            # The items of the last order are too many, or not all of them are here.
+            last = lines[-1]["order_id"]
+            page = [row for row in page if row["id"] > last]
+            lines = [line for line in lines if line["order_id"] > last]
+        return _assembled(page, reversed(lines)), len(page) < len(rows)
+
+
+def _abandoned(order_id: UUID, now: datetime) -> Order:
+    """What is written under an id that no order shall have."""
+    return Order(
+        id=order_id,
+        customer_id=NOBODY,
+        status=Status.ABANDONED,
+        items=(),
+        total=Decimal(0),
+        currency="XXX",
+        payment_method_id=None,
+        payment_id=None,
+        order_date=now,
+        payment_deadline=now,
+        cancel_reason=None,
+        cancel_note="",
+        update_time=now,
+        version=1,
     )
-
-
-async def get(reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Order]:
-    """Orders as they are now, by id; those that exist."""
-    return {order.id: order for order in await _with_items(reading, await reading.fetch(GET, ids=list(ids)))}
-
-
-async def lock(transaction: Transaction, ids: Iterable[UUID]) -> dict[UUID, Order]:
-    """Lock orders for the rest of the transaction, in primary-key order."""
-    rows = await transaction.fetch(LOCK, ids=sorted(set(ids)))
-    return {order.id: order for order in await _with_items(transaction, rows)}
-
-
-async def lock_overdue(transaction: Transaction, most: int) -> list[Order]:
-    """Lock orders whose payment deadline has passed, leaving those that another process is at."""
-    return await _with_items(transaction, await transaction.fetch(LOCK_OVERDUE, most=most))
-
-
-async def lock_cancelling(transaction: Transaction, patience: timedelta, most: int) -> list[Order]:
-    """Lock orders that are being cancelled and have not moved for `patience`, leaving those that others are at."""
-    return await _with_items(transaction, await transaction.fetch(LOCK_CANCELLING, patience=patience, most=most))
-
-
-def write(transaction: Transaction, changes: Iterable[tuple[Order, Order]], now: datetime) -> None:
-    """Write what became of orders, of each (as it is known, as it shall be).
-
-    The transaction fails with StaleWrite when one of them is not as it is known.
-    """
-    # In primary-key order, as everywhere.
-    in_order = sorted(((known, new) for known, new in changes if new is not known), key=lambda change: change[0].id)
-    if in_order:
-        changed = [new for _, new in in_order]
-        transaction.write(
-            WRITE,
-            ids=[order.id for order in changed],
-            statuses=[order.status for order in changed],
-            payment_ids=[order.payment_id for order in changed],
-            cancel_reasons=[order.cancel_reason for order in changed],
-            cancel_notes=[order.cancel_note for order in changed],
-            known_versions=[known.version for known, _ in in_order],
-            versions=[order.version for order in changed],
-            now=now,
-        )
-
-
-async def list_orders(
-    reading: Transaction,
-    *,
-    customer_id: UUID | None,
-    status: Status | None,
-    before: UUID | None,
-    most: int,
-    most_items: int,
-) -> tuple[list[Order], bool]:
-    """Orders, newest first, of one customer or of all, in one status or in any; and whether there are more.
-
-    At most `most` orders, and as many as have `most_items` items together. One order alone may not have more of them.
-    """
-    filters = {
-        name: value
-        for name, value in (("customer_id", customer_id), ("status", status), ("before", before))
-        if value is not None
-    }
-    rows = await reading.fetch(_listing(frozenset(filters)), most=most + 1, **filters)
-    page = rows[:most]
-    lines = await reading.fetch(NEWEST_ITEMS, ids=[row["id"] for row in page], most=most_items + 1) if page else []
-    if len(lines) > most_items:
-        # The order of the last line is too much, or not all of its lines are here.
-        last = lines[-1]["order_id"]
-        page = [row for row in page if row["id"] > last]
-        lines = [line for line in lines if line["order_id"] > last]
-    return _assembled(page, reversed(lines)), len(page) < len(rows)
-
-
-async def abandon_unknown(transaction: Transaction, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
-    """The statuses of orders. Ids that no order has are taken for good, so that none ever will.
-
-    The primary key decides between this and a placing under way: whoever writes the id first has it.
-    """
-    fences = (
-        Order(
-            order_id, NOBODY, Status.ABANDONED, (), Decimal(0), "XXX", NOBODY, None, now, now, None, "", now, version=1
-        )
-        for order_id in sorted(ids)
-    )
-    await transaction.insert(ABANDON, (_as_row(fence) for fence in fences))
-    return {row["id"]: Status(row["status"]) for row in await transaction.fetch(STATUSES, ids=list(ids))}
 
 
 async def _with_items(reading: Transaction, rows: Sequence[Row]) -> list[Order]:
-    return _assembled(rows, await reading.fetch(ITEMS, ids=[row["id"] for row in rows])) if rows else []
+    return _assembled(rows, await reading.fetch(READ_ITEMS, ids=[row["id"] for row in rows])) if rows else []
 
 
 def _assembled(rows: Sequence[Row], lines: Iterable[Row]) -> list[Order]:
     """Orders of these rows, each with its items in the order of these lines."""
     by_order: dict[UUID, list[Item]] = {row["id"]: [] for row in rows}
     for line in lines:
-        by_order[line["order_id"]].append(
-            Item(line["id"], line["product_id"], line["sku"], line["name"], line["quantity"], line["unit_price"])
-        )
-    return [
-        Order(
-            id=row["id"],
-            customer_id=row["customer_id"],
-            status=Status(row["status"]),
-            items=tuple(by_order[row["id"]]),
-            total=row["total"],
-            currency=row["currency"],
-            payment_method_id=row["payment_method_id"],
-            payment_id=row["payment_id"],
-            order_date=row["order_date"],
-            payment_deadline=row["payment_deadline"],
-            cancel_reason=CancelReason(row["cancel_reason"]) if row["cancel_reason"] else None,
-            cancel_note=row["cancel_note"],
-            update_time=row["update_time"],
-            version=row["version"],
-        )
-        for row in rows
-    ]
-
-
-def _as_row(order: Order) -> tuple[object, ...]:
-    return (
-        order.id,
-        order.customer_id,
-        order.status,
-        order.total,
-        order.currency,
-        order.payment_method_id,
-        order.payment_id,
-        order.order_date,
-        order.payment_deadline,
-        order.cancel_reason,
-        order.cancel_note,
-        order.update_time,
-        order.version,
-    )
+        by_order[line["order_id"]].append(ITEMS.read(line))
+    return [ORDERS.read(row, items=tuple(by_order[row["id"]])) for row in rows]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from commerce.order.v1 import events_pb2, order_pb2
+from commerce.payment.v1 import payment_pb2
 from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
 from mesh.rpc import wire
-from order_svc.domain import CancelReason, HoldDecision, Order, PaymentMethod, Status
+from order_svc.domain import CancelReason, Cause, HoldDecision, Order, OrderMoved, OrderPlaced, PaymentResult, Status
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -38,17 +39,14 @@ RESOLUTIONS = {
 }
 
 
-PORTION = 256
-"""Orders and items that are converted without letting other tasks run."""
+class _PaymentEvent(Protocol):
+    """An event of the payment service."""
 
-
-def size(value: Order) -> int:
-    """What an order counts in a `PORTION`: itself and its items."""
-    return 1 + len(value.items)
+    payment: payment_pb2.Payment
 
 
 def order(value: Order) -> order_pb2.Order:
-    """An order as its readers see it; `later` makes it from the message of an earlier version."""
+    """An order as its readers see it."""
     message = order_pb2.Order(
         id=str(value.id),
         customer_id=str(value.customer_id),
@@ -76,39 +74,35 @@ def order(value: Order) -> order_pb2.Order:
     return message
 
 
-def later(message: order_pb2.Order, value: Order) -> order_pb2.Order:
-    """The message of an order, turned into that of a later version of it."""
-    message.status = STATUSES[value.status]
-    message.payment_id = str(value.payment_id) if value.payment_id else ""
-    message.cancel_reason = REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED
-    message.cancel_note = value.cancel_note
-    wire.put_time(message.update_time, value.update_time)
-    message.etag = str(value.version)
-    return message
-
-
 def lines(request: order_pb2.CreateOrderRequest) -> list[tuple[UUID, int]]:
     """Products and quantities as they were asked for."""
     return [(parse_id(line.product_id), line.quantity) for line in request.items]
 
 
-def decision(order_id: UUID, wish: HoldDecision) -> order_pb2.HoldDecision:
+def decision(order_id: UUID, value: HoldDecision) -> order_pb2.HoldDecision:
     """What becomes of a hold."""
-    return order_pb2.HoldDecision(order_id=str(order_id), resolution=RESOLUTIONS[wish])
+    return order_pb2.HoldDecision(order_id=str(order_id), resolution=RESOLUTIONS[value])
 
 
-def placed(value: Order, message: order_pb2.Order, method: PaymentMethod | None) -> Event:
-    """The event of a new order, whose message is made already and names the payment method to charge."""
-    return Event(
-        "commerce.order.placed",
-        value.id,
-        value.version,
-        events_pb2.OrderPlaced(
-            order=message,
-            provider=method.provider if method else "",
-            payment_deadline=message.payment_deadline,
-        ),
-    )
+def payment_result(cause: Cause) -> Callable[[_PaymentEvent], PaymentResult]:
+    """Translates the events that tell of `cause`."""
+
+    def result(event: _PaymentEvent) -> PaymentResult:
+        return PaymentResult(parse_id(event.payment.order_id), parse_id(event.payment.id), cause)
+
+    return result
+
+
+def event(fact: OrderPlaced | OrderMoved) -> Event:
+    """The event of what has happened to an order."""
+    value, message = fact.order, order(fact.order)
+    if isinstance(fact, OrderPlaced):
+        payload = events_pb2.OrderPlaced(
+            order=message, provider=fact.provider, payment_deadline=message.payment_deadline
+        )
+        return Event("commerce.order.placed", value.id, value.version, payload)
+    event_type, kind = _MOVES[value.status]
+    return Event(event_type, value.id, value.version, kind(order=message))
 
 
 _MOVES: dict[Status, tuple[str, Callable[..., Message]]] = {
@@ -117,9 +111,3 @@ _MOVES: dict[Status, tuple[str, Callable[..., Message]]] = {
     Status.CANCELLED: ("commerce.order.cancelled", events_pb2.OrderCancelled),
 }
 """The events that tell of a new status."""
-
-
-def moved(value: Order, message: order_pb2.Order | None = None) -> Event:
-    """The event of an order's new status; `message` is its message if that is made already."""
-    event_type, payload = _MOVES[value.status]
-    return Event(event_type, value.id, value.version, payload(order=message or order(value)))

@@ -103,7 +103,7 @@ class Versions(Generic[A]):
     successor was made from.
     """
 
-    def __init__(self, rows: Rows[A], mutable: Iterable[str]) -> None:
+    def __init__(self, rows: Rows[A], mutable: Iterable[str], *, name: str = "") -> None:
         """`mutable` names the fields that change, besides `version`."""
         table = rows.table
         changing = (*mutable, "version")
@@ -116,7 +116,9 @@ class Versions(Generic[A]):
             "version": unless_stale(table.c.version, new.c.known_version, new.c.version)
         }
         self.statement = Statement(
-            sa.update(table).where(table.c.id == new.c.id).values(assignments), refusals=stale_write(table.c.version)
+            sa.update(table).where(table.c.id == new.c.id).values(assignments),
+            name=name,
+            refusals=stale_write(table.c.version),
         )
 
     def write(self, transaction: Transaction, changes: Iterable[tuple[A, A]]) -> None:

@@ -1,8 +1,9 @@
 """What the order service can do. Transactions begin and end here, and none is open while another service is asked."""
 
-from order_svc.usecases.placement import Placed, Placement, Placing
+from order_svc.usecases.cancellation import Cancellation
+from order_svc.usecases.holds import Holds, UnusedHolds
+from order_svc.usecases.payments import Payments
+from order_svc.usecases.placement import Placement, Placing
 from order_svc.usecases.reading import Reading
-from order_svc.usecases.saga import Saga
-from order_svc.usecases.unused_holds import UnusedHolds
 
-__all__ = ["Placed", "Placement", "Placing", "Reading", "Saga", "UnusedHolds"]
+__all__ = ["Cancellation", "Holds", "Payments", "Placement", "Placing", "Reading", "UnusedHolds"]

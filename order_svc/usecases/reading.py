@@ -8,13 +8,13 @@ from uuid import UUID
 
 from mesh.batch.group_commit import GroupCommit
 from mesh.ids import parse_id
-from order_svc import store
 from order_svc.domain import CustomerNotFound, Order, OrderNotFound, Status
 
 if TYPE_CHECKING:
     from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Call
+    from order_svc.store import OrderStore
 
 
 MAX_ITEMS = 2_000
@@ -24,8 +24,9 @@ MAX_ITEMS = 2_000
 class Reading:
     """Orders as their customers and staff read them."""
 
-    def __init__(self, units: UnitsOfWork, pages: Pages) -> None:
+    def __init__(self, units: UnitsOfWork, orders: OrderStore, pages: Pages) -> None:
         self._units = units
+        self._orders = orders
         self._pages = pages
         self.reads: GroupCommit[UUID, Order] = GroupCommit("order reads", self._read, linger=0.005)
 
@@ -36,9 +37,9 @@ class Reading:
         return order
 
     async def _read(self, batch: Sequence[UUID]) -> list[Order | Exception]:
-        """The batch behind `get_order`: what is asked for while one look is under way is found by the next."""
+        """The batch behind `get_order`. Calls that come during one read share the next one."""
         async with self._units.database.reading() as reading:
-            found = await store.get(reading, set(batch))
+            found = await self._orders.read(reading, set(batch))
         return [found.get(order_id) or OrderNotFound(order_id) for order_id in batch]
 
     async def list_orders(
@@ -57,7 +58,7 @@ class Reading:
         size = self._pages.size(page_size)
         position = self._pages.position(scope, page_token)
         async with self._units.database.reading() as reading:
-            found, more = await store.list_orders(
+            found, more = await self._orders.list_orders(
                 reading,
                 customer_id=customer_id,
                 status=status,

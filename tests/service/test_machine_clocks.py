@@ -13,20 +13,18 @@ import pytest
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, session_pb2_grpc
 from customer_svc import app as customer_app
 from mesh.db.database import Database
-from mesh.db.recent import Recent
 from mesh.errors import MeshError
 from mesh.rpc.call import Call
-from mesh.rpc.replies import Reply
 from order_svc.domain import Hold, HoldRequest
-from order_svc.usecases import Placement, Saga
 from product_svc.domain import HoldState
 from stack.servers import Servers
 from tests.clocks import machine_clock_ahead
-from tests.service import payments, test_order_service
+from tests.order import process as order_process
+from tests.order.process import process_of
+from tests.service import payments
 from tests.service.runtime import Scratch, process, scratch_database
-from tests.service.test_order_service import placement_of, placing
 from tests.service.warehouse import Warehouse, held, warehouse, wish
-from tests.services import Client, Keys, eventually, migrated, new_key, running, settings_for
+from tests.services import Client, Keys, eventually, migrated, running, settings_for
 
 MINUTE = timedelta(minutes=1)
 OFF = [pytest.param(16 * MINUTE, id="ahead"), pytest.param(-16 * MINUTE, id="behind")]
@@ -92,7 +90,7 @@ async def house(alone: Servers) -> AsyncIterator[payments.House]:
         yield payments.House(url, connection, stack, sandbox_database)
 
 
-class Stock(test_order_service.Stock):
+class Stock(order_process.Stock):
     """Records until when stock is held."""
 
     def __init__(self) -> None:
@@ -109,19 +107,13 @@ class Stock(test_order_service.Stock):
         return await super().reserve(wanted, expire_time, calls)
 
 
-async def place(placement: Placement) -> UUID:
-    (order,) = await placement._place([placing(uuid4(), new_key(), {uuid4(): 1})])
-    assert isinstance(order, Reply)
-    return UUID(order.value.id)
-
-
 @pytest.mark.parametrize("off", OFF)
 async def test_new_order_gets_its_times_and_deadlines_from_the_database_clock(
     orders: Database, order_rows: asyncpg.Connection, off: timedelta
 ) -> None:
     stock, moments = Stock(), Moments(order_rows)
     with machine_clock_ahead(off):
-        order_id = await place(placement_of(orders, stock))
+        order_id = (await process_of(orders, stock).place_one()).id
     row = await order_rows.fetchrow("SELECT * FROM orders WHERE id = $1", order_id)
     assert row is not None
     assert await moments.is_about(row["order_date"])
@@ -134,11 +126,11 @@ async def test_new_order_gets_its_times_and_deadlines_from_the_database_clock(
 async def test_deadline_sweep_compares_with_the_database_clock(
     orders: Database, order_rows: asyncpg.Connection, off: timedelta
 ) -> None:
-    placement = placement_of(orders, Stock())
-    young, overdue = await place(placement), await place(placement)
+    process = process_of(orders)
+    young, overdue = [(await process.place_one()).id for _ in range(2)]
     await order_rows.execute("UPDATE orders SET payment_deadline = now() - interval '1 second' WHERE id = $1", overdue)
     with machine_clock_ahead(off):
-        await Saga(placement._units, Recent()).cancel_overdue()
+        await process.cancellation.cancel_overdue()
     rows = await order_rows.fetch("SELECT * FROM orders WHERE id = ANY($1)", [young, overdue])
     assert {row["id"]: row["status"] for row in rows} == {young: "PENDING", overdue: "CANCELLING"}
     assert all([await Moments(order_rows).is_about(row["update_time"]) for row in rows])
@@ -148,14 +140,14 @@ async def test_deadline_sweep_compares_with_the_database_clock(
 async def test_cancellation_sweep_compares_with_the_database_clock(
     orders: Database, order_rows: asyncpg.Connection, off: timedelta
 ) -> None:
-    placement = placement_of(orders, Stock())
-    young, stuck = await place(placement), await place(placement)
+    process = process_of(orders)
+    young, stuck = [(await process.place_one()).id for _ in range(2)]
     for order_id, age in ((young, 4 * MINUTE), (stuck, 6 * MINUTE)):
         await order_rows.execute(
             "UPDATE orders SET status = 'CANCELLING', update_time = now() - $2::interval WHERE id = $1", order_id, age
         )
     with machine_clock_ahead(off):
-        await Saga(placement._units, Recent()).cancel_again(5 * MINUTE)
+        await process.cancellation.cancel_again(5 * MINUTE)
     rows = await order_rows.fetch("SELECT id, version FROM orders WHERE id = ANY($1)", [young, stuck])
     assert {row["id"]: row["version"] for row in rows} == {young: 1, stuck: 2}
 

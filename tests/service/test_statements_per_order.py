@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,24 @@ import pytest
 import sqlalchemy as sa
 
 from commerce.order.v1 import order_pb2
-from commerce.payment.v1 import events_pb2, payment_pb2
 from mesh import tasks
 from mesh.db.database import Database, Statement
-from mesh.db.idempotency import IdempotencyKey
 from mesh.db.paging import Pages
-from mesh.db.recent import Recent
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import MeshError
 from mesh.events.bus import Bus
-from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
-from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, Status
+from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
-from order_svc.usecases import Placed, Placement, Placing, Saga, UnusedHolds
 from product_svc.domain import Hold as ProductHold
 from product_svc.domain import HoldState, NewProduct, Product, Reservation
 from product_svc.usecases import Catalogue, Holds
 from stack.servers import Servers
+from tests.order.process import OrderProcess, placing, process_of
 from tests.services import migrated, new_key
 
 STATUSES = Statement(sa.select(orders.c.status, sa.func.count()).group_by(orders.c.status))
@@ -118,23 +114,10 @@ async def test_statements_per_order_fall_with_the_batch(
     order_database, product_database = databases
     # Events stay in the outboxes: these relays are not started.
     bus = Bus("nats://127.0.0.1:1", name="test")
-    units, product_units = (
-        UnitsOfWork(database, Relay(name, database, bus))
-        for name, database in (("order", order_database), ("product", product_database))
-    )
+    product_units = UnitsOfWork(product_database, Relay("product", product_database, bus))
     holds, others_holds = (Holds(product_units, NoOrders(), low_stock_threshold=0) for _ in range(2))
-    recent: Recent[UUID, Placed] = Recent()
-    saga, others_saga = Saga(units, recent), Saga(units, Recent())
     stock = Stock(holds)
-    placement = Placement(
-        units,
-        Wallets(),
-        stock,
-        UnusedHolds(units, stock),
-        recent=recent,
-        payment_deadline=timedelta(minutes=15),
-        hold_margin=timedelta(minutes=5),
-    )
+    here, there = (process_of(order_database, stock, wallets=Wallets()) for _ in range(2))
     catalogue = Catalogue(product_units, Pages(b"secret of the test"))
     staff: Change[Product] = Change(
         Call("CreateProduct", caller=Caller(Kind.STAFF, str(uuid4()))), lambda _: order_pb2.Order()
@@ -146,7 +129,7 @@ async def test_statements_per_order_fall_with_the_batch(
         for n in range(3)
     ]
 
-    async def statements(count: int, saga: Saga, holds: Holds) -> dict[str, int]:
+    async def statements(count: int, process: OrderProcess, holds: Holds) -> dict[str, int]:
         mark = order_database.statements + product_database.statements
 
         def taken() -> int:
@@ -154,44 +137,24 @@ async def test_statements_per_order_fall_with_the_batch(
             before, mark = mark, order_database.statements + product_database.statements
             return mark - before
 
-        placed = await placement._place([placing(wanted) for _ in range(count)])
-        ids = [UUID(order.value.id) for order in placed if isinstance(order, Reply)]
+        placed = await here.place(*(placing(uuid4(), new_key(), dict.fromkeys(wanted, 1)) for _ in range(count)))
+        ids = [result.value.id for result in placed if isinstance(result, Reply)]
         assert len(ids) == count
         placing_them = taken()
-        async with units.begin() as work:
-            await saga.on_payment(work, [captured(order_id) for order_id in ids])
+        await process.apply_payment(Cause.CAPTURED, *ids)
         confirming_them = taken()
         async with product_units.begin() as work:
             await holds.commit(work, ids)
         return {"placing": placing_them, "confirming": confirming_them, "selling": taken()}
 
-    first, one, many = [await statements(count, saga, holds) for count in (1, 1, 64)]
+    first, one, many = [await statements(count, here, holds) for count in (1, 1, 64)]
     assert first == one | {"placing": 3}, "what the products are sold as is read once"
     assert one == many == {"placing": 2, "confirming": 1, "selling": 2}
     # In a process that has not placed them and holds nothing for them, they are read first.
-    one, many = [await statements(count, others_saga, others_holds) for count in (1, 64)]
+    one, many = [await statements(count, there, others_holds) for count in (1, 64)]
     assert one == many == {"placing": 2, "confirming": 3, "selling": 4}
     each_in_portions = [size for count in (1, 1, 64, 1, 64) for size in (count, count, len(wanted))]
     assert portioned == each_in_portions, "what was paid, what is sold, and the products of it"
     async with order_database.reading() as reading:
         confirmed = await reading.fetch(STATUSES)
     assert [tuple(row) for row in confirmed] == [(Status.CONFIRMED.value, 131)]
-
-
-def placing(products: Sequence[UUID]) -> Placing:
-    """A wish for one of each product, by a customer of its own."""
-    caller = Caller(Kind.CUSTOMER, str(uuid4()))
-    key = IdempotencyKey.of(new_key(), caller, "CreateOrder", order_pb2.CreateOrderRequest())
-    call = Call("CreateOrder", caller=caller, key=key)
-    change: Change[order_pb2.Order] = Change(
-        call, lambda placed: order_pb2.CreateOrderResponse(order=placed)
-    )  # as rpc.py does
-    return Placing(change, UUID(caller.id), dict.fromkeys(products, 1), None)
-
-
-def captured(order_id: UUID) -> Received[Any]:
-    """The news that an order was paid."""
-    payment = payment_pb2.Payment(id=str(new_id()), order_id=str(order_id))
-    return Received(
-        new_id(), "commerce.payment.captured", UUID(payment.id), 2, "", events_pb2.PaymentCaptured(payment=payment)
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,30 +16,13 @@ import pytest
 
 from commerce.order.v1 import order_pb2
 from mesh.db.database import Database, Row, Statement, Transaction
-from mesh.db.paging import Pages
-from mesh.db.recent import Recent
-from mesh.db.unit_of_work import UnitsOfWork
-from mesh.events.bus import Bus
-from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
-from order_svc import store, wire
+from order_svc import wire
 from order_svc.domain import Item, Order, Status
 from order_svc.rpc import OrderService
-from order_svc.usecases import Reading, Saga, reading
-from stack.servers import Servers
-from tests.services import migrated
-
-
-@pytest.fixture(scope="module")
-async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Database]:
-    """The database of orders, with no service at work on it."""
-    async with Servers.started(tmp_path_factory.mktemp("orders"), only={"postgres"}) as servers:
-        await migrated(servers)
-        opened = Database(servers.postgres.url_for("order_svc"), max_connections=2)
-        await opened.start()
-        yield opened
-        await opened.stop()
+from order_svc.usecases import reading
+from tests.order.process import process_of
 
 
 async def placed(
@@ -66,21 +49,16 @@ async def placed(
         )
         for number, size in enumerate(sizes)
     ]
-    async with database.transaction() as transaction:
-        store.add_orders(transaction, orders)
+    process = process_of(database)
+    async with process.units.begin() as work:
+        process.orders.add(work, orders)
     return orders
 
 
-def units_of(database: Database) -> UnitsOfWork:
-    """What use cases write with. Events stay in the outbox: the relay is not started."""
-    return UnitsOfWork(database, Relay("order", database, Bus("nats://127.0.0.1:1", name="test")))
-
-
 def service(database: Database) -> OrderService:
-    """The contract of the order service, as far as it lists."""
-    lists = Reading(units_of(database), Pages(b"a secret of the tests"))
-    unused: Any = None
-    return OrderService(unused, lists, unused)
+    """The contract of the order service."""
+    process = process_of(database)
+    return OrderService(process.placement, process.reading, process.cancellation, process.holds)
 
 
 async def pages(database: Database, customer: UUID, page_size: int, status: int = 0) -> list[list[order_pb2.Order]]:
@@ -188,12 +166,12 @@ async def test_list_is_converted_in_portions_between_which_other_calls_run(
     await placed(database, customer, sizes)
     portions = await converted.portions(pages(database, customer, 500))
     assert sum(portions) == sum(1 + size for size in sizes)
-    assert max(portions) <= wire.PORTION < 300
+    assert max(portions) <= 256
 
 
 async def test_sweep_makes_its_events_in_portions(database: Database, converted: Converted) -> None:
-    saga = Saga(units_of(database), Recent())
+    cancellation = process_of(database).cancellation
     orders = await placed(database, uuid4(), [100] * 9, deadline=timedelta(seconds=-1))
-    portions = await converted.portions(saga.cancel_overdue())
+    portions = await converted.portions(cancellation.cancel_overdue())
     assert sum(portions) == 101 * sum(order.status is Status.PENDING for order in orders)
-    assert max(portions) <= wire.PORTION
+    assert max(portions) <= 256
