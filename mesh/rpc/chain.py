@@ -142,7 +142,7 @@ def _errors(behind: Handler, in_flight: InFlight) -> Handler:
             with in_flight:
                 return await behind(incoming)
         except MeshError as error:
-            failure = error
+            failure = status.without_frames(error)
         except Exception:
             log.exception("fault", method=incoming.method, trace=incoming.trace.trace_id)
             failure = status.fault(incoming.trace.trace_id)
@@ -275,6 +275,10 @@ def entry(handler: Handler, method: str) -> Callable[[bytes, Context], Awaitable
     async def enter(request: bytes, context: Context) -> bytes:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         trace = Trace.following(metadata.get("traceparent", ""))
-        return await handler(Incoming(request, context, method, metadata, trace))
+        try:
+            return await handler(Incoming(request, context, method, metadata, trace))
+        except grpc.aio.AbortError as aborted:
+            del request, context
+            raise status.without_frames(aborted)  # noqa: B904 - it has no cause
 
     return enter

@@ -78,7 +78,7 @@ async def _named_errors(context: Context, method: str) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except MeshError as error:
-        await status.abort(context, error)
+        await status.abort(context, status.without_frames(error))
     except Exception:
         trace = Trace.new()
         log.exception("fault", method=method, trace=trace.trace_id)

@@ -1,7 +1,7 @@
 """Errors ↔ `google.rpc.Status`, the one mapper of the mesh."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import any_pb2
@@ -9,6 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from mesh.errors import BRANCHES, Code, DeadlineExceeded, Internal, MeshError, Unavailable, Violation
+
+Raised = TypeVar("Raised", bound=Exception)
 
 DOMAIN = "commerce"
 """The `ErrorInfo.domain` of every reason."""
@@ -105,6 +107,16 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MeshError) -
     """End a call with this error. Always raises."""
     status = to_status(error)
     await context.abort(grpc_code(status), status.message, trailers(status))
+
+
+def without_frames(error: Raised) -> Raised:
+    """The same error without the frames that it passed through.
+
+    gRPC keeps the error of an aborted call with the call, and the frames refer to both: a cycle that would keep the
+    request in memory until the garbage collector runs.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,12 +14,12 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
-from mesh.errors import Internal, MeshError
+from mesh.errors import Internal, MeshError, NotFound
 from mesh.rpc import reflection, status
 from mesh.rpc.call import Call
 from mesh.rpc.server import Server
 from tests.service.served import GET, client_of, found, serving
-from tests.services import Keys
+from tests.services import Keys, eventually
 
 PRODUCTS = "/commerce.product.v1.ProductService"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -136,3 +137,28 @@ async def test_what_a_peer_or_a_library_said_is_not_passed_on(keys: Keys) -> Non
         assert (error.code.name, error.message) == ("INTERNAL", "an internal error; quote the trace id")
         assert error.metadata.keys() == {"traceId"}
         assert error_details_pb2.ErrorInfo.DESCRIPTOR.name in str(refused.trailing_metadata())
+
+
+async def test_an_aborted_call_leaves_nothing_to_the_garbage_collector(keys: Keys) -> None:
+    async def behave(request: Any, _: Call) -> None:
+        raise NotFound("no", reason="PRODUCT_NOT_FOUND") if request.product_id == GET.product_id else ZeroDivisionError
+
+    def calls_in_memory() -> int:
+        return sum(type(each).__name__ == "_ServicerContext" for each in gc.get_objects())
+
+    other = product_pb2.GetProductRequest(product_id=str(uuid4()))
+    requests = [b"\xff", b"", GET.SerializeToString(), other.SerializeToString()]
+    async with serving(keys, behave) as server, channel_to(server, keys) as channel:
+        gc.collect()
+        before = calls_in_memory()
+        gc.disable()
+        try:
+            for request in requests:
+                await failure_of(channel.unary_unary(f"{PRODUCTS}/GetProduct")(request))
+
+            async def gone() -> bool:
+                return calls_in_memory() == before
+
+            await eventually(gone)
+        finally:
+            gc.enable()
