@@ -6,10 +6,12 @@ from datetime import timedelta
 
 from pydantic import Field, FilePath, SecretStr
 
+from customer_svc import wire
 from customer_svc.access_tokens import AccessTokens
 from customer_svc.passwords import Passwords
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
+from customer_svc.store import CustomerStore
 from customer_svc.usecases import Customers, PaymentMethods, Sessions
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
@@ -65,7 +67,8 @@ def build(settings: Settings) -> Service:
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="customer", replicas=settings.nats_replicas)
     relay = Relay("customer", database, bus)
-    units = UnitsOfWork(database, relay)
+    units = UnitsOfWork(database, relay, event_of=wire.event)
+    store = CustomerStore()
     pages = Pages(secret_bytes(settings.page_secret))
     passwords = Passwords(
         memory_kib=settings.password_memory_kib,
@@ -85,9 +88,9 @@ def build(settings: Settings) -> Service:
     )
     tokens = AccessTokens(settings.signing_key, timedelta(seconds=settings.access_token_seconds))
 
-    customers = Customers(units, passwords, session_store)
-    payment_methods = PaymentMethods(units, pages)
-    sessions = Sessions(units, passwords, session_store, tokens)
+    customers = Customers(units, store, passwords, session_store)
+    payment_methods = PaymentMethods(units, store, pages)
+    sessions = Sessions(units, store, passwords, session_store, tokens)
 
     return Service(
         "customer",

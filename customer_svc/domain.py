@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from mesh.errors import (
@@ -135,6 +136,18 @@ class Customer:
         return replace(self, update_time=now, version=self.version + 1)
 
 
+class CustomerCreated(NamedTuple):
+    """A customer has signed up."""
+
+    customer: Customer
+
+
+class CustomerUpdated(NamedTuple):
+    """A customer has changed, or what belongs to them."""
+
+    customer: Customer
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """What a customer's password is checked against."""
@@ -160,9 +173,28 @@ class PaymentMethod:
 
     id: UUID
     customer_id: UUID
-    card: Card
+    provider: str
+    brand: str
+    last4: str
+    expire_month: int
+    expire_year: int
     is_default: bool
     create_time: datetime
+
+    @classmethod
+    def of(cls, card: Card, method_id: UUID, customer_id: UUID, *, is_default: bool, now: datetime) -> PaymentMethod:
+        """A new payment method for a card."""
+        return cls(
+            method_id,
+            customer_id,
+            card.provider,
+            card.brand,
+            card.last4,
+            card.expire_month,
+            card.expire_year,
+            is_default,
+            now,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from customer_svc.domain import (
-    Card,
     Credentials,
     Customer,
+    CustomerNotFound,
     EmailTaken,
     PaymentMethod,
     PaymentMethodQuery,
@@ -19,11 +18,13 @@ from customer_svc.domain import (
     Wallet,
     same_email,
 )
+from mesh.db.columns import TIME
 from mesh.db.database import BulkInsert, Row, Statement, Transaction
+from mesh.db.rows import Rows, Versions
+from mesh.db.unit_of_work import UnitOfWork
 from mesh.ids import LAST_ID
 
 metadata = sa.MetaData()
-_TIME = pg.TIMESTAMP(timezone=True)
 
 customers = sa.Table(
     "customers",
@@ -33,8 +34,8 @@ customers = sa.Table(
     sa.Column("name", sa.String, nullable=False),
     sa.Column("phone", sa.String, nullable=False),
     sa.Column("password_hash", sa.String, nullable=False, comment="argon2id, with salt and parameters"),
-    sa.Column("create_time", _TIME, nullable=False),
-    sa.Column("update_time", _TIME, nullable=False),
+    sa.Column("create_time", TIME, nullable=False),
+    sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
 # In "C", whose lower case is that of ASCII whatever the database's locale: the same as `same_email`.
@@ -53,7 +54,7 @@ payment_methods = sa.Table(
     sa.Column("expire_month", sa.Integer, nullable=False),
     sa.Column("expire_year", sa.Integer, nullable=False),
     sa.Column("is_default", sa.Boolean, nullable=False),
-    sa.Column("create_time", _TIME, nullable=False),
+    sa.Column("create_time", TIME, nullable=False),
 )
 sa.Index("payment_methods_customer", payment_methods.c.customer_id, payment_methods.c.id)
 # The last word on the default: whatever the code does, a customer has no two.
@@ -64,22 +65,16 @@ sa.Index(
     postgresql_where=payment_methods.c.is_default,
 )
 
-_customer = sa.select(*(column for column in customers.c if column.name != "password_hash"))
+CUSTOMERS = Rows(Customer, customers, apart=["password_hash"])
+PAYMENT_METHODS = Rows(PaymentMethod, payment_methods, apart=["token"])
+_customer = sa.select(*CUSTOMERS.columns)
 _customer_id = sa.bindparam("customer", type_=sa.Uuid)
-_payment_method = sa.select(*(column for column in payment_methods.c if column.name != "token"))
 
 # A taken email address is no error for PostgreSQL, which would write the address to its log.
-ADD_CUSTOMER = BulkInsert(*customers.c, returning=[customers.c.id], skip_existing=True)
+ADD_CUSTOMER = BulkInsert(*CUSTOMERS.columns, customers.c.password_hash, returning=[customers.c.id], skip_existing=True)
 CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id))
 LOCK_CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id).with_for_update())
-WRITE_CUSTOMER = Statement(
-    sa.update(customers)
-    .where(customers.c.id == _customer_id)
-    .values(
-        update_time=sa.bindparam("new_update_time", type_=_TIME),
-        version=sa.bindparam("new_version", type_=sa.BigInteger),
-    )
-)
+NEW_VERSIONS = Versions(CUSTOMERS, ["update_time"])
 CREDENTIALS = Statement(
     sa.select(customers.c.id, customers.c.password_hash).where(_same_email == sa.bindparam("email", type_=sa.String)),
     name="read credentials",
@@ -91,7 +86,7 @@ REPLACE_HASH = Statement(
     .values(password_hash=sa.bindparam("new_hash", type_=sa.String)),
     name="replace password hash",
 )
-ADD_PAYMENT_METHOD = BulkInsert(*payment_methods.c)
+ADD_PAYMENT_METHOD = BulkInsert(*PAYMENT_METHODS.columns, payment_methods.c.token)
 _default = payment_methods.c.is_default
 HAS_DEFAULT = Statement(
     sa.select(payment_methods.c.id).where(payment_methods.c.customer_id == _customer_id, _default),
@@ -103,7 +98,8 @@ CLEAR_DEFAULT = Statement(
 _customer_ids = sa.any_(sa.bindparam("customer_ids", type_=sa.ARRAY(sa.Uuid)))
 _method_ids = sa.any_(sa.bindparam("method_ids", type_=sa.ARRAY(sa.Uuid)))
 LIST_PAYMENT_METHODS = Statement(
-    _payment_method.where(
+    sa.select(*PAYMENT_METHODS.columns)
+    .where(
         payment_methods.c.customer_id == _customer_id,
         payment_methods.c.id < sa.bindparam("before", type_=sa.Uuid),
     )
@@ -130,105 +126,72 @@ WALLETS = Statement(
 )
 
 
-async def add_customer(transaction: Transaction, customer: Customer, password_hash: str) -> None:
-    """Raises EmailTaken."""
-    row = (
-        customer.id,
-        customer.email,
-        customer.name,
-        customer.phone,
-        password_hash,
-        customer.create_time,
-        customer.update_time,
-        customer.version,
-    )
-    if not await transaction.insert(ADD_CUSTOMER, [row]):
-        raise EmailTaken
+class CustomerStore:
+    """Customers, their credentials, and their payment methods."""
+
+    async def add(self, work: UnitOfWork, customer: Customer, password_hash: str) -> None:
+        """Write a new customer. Raises EmailTaken."""
+        if not await work.transaction.insert(ADD_CUSTOMER, [(*CUSTOMERS.values(customer), password_hash)]):
+            raise EmailTaken
+
+    async def read(self, reading: Transaction, customer_id: UUID) -> Customer:
+        """A customer as they are now. Raises CustomerNotFound."""
+        return _found(await reading.fetch_one(CUSTOMER, customer=customer_id), customer_id)
+
+    async def load(self, work: UnitOfWork, customer_id: UUID) -> Customer:
+        """Lock a customer, and with them all that belongs to them. Raises CustomerNotFound."""
+        return _found(await work.transaction.fetch_one(LOCK_CUSTOMER, customer=customer_id), customer_id)
+
+    def save(self, work: UnitOfWork, loaded: Customer, changed: Customer) -> None:
+        """Write the new version of a loaded customer."""
+        NEW_VERSIONS.write(work.transaction, [(loaded, changed)])
+
+    async def read_credentials(self, reading: Transaction, email: str) -> Credentials | None:
+        """The credentials of the customer with this email address, in whatever case it is written."""
+        row = await reading.fetch_one(CREDENTIALS, email=same_email(email))
+        return Credentials(row["id"], row["password_hash"]) if row else None
+
+    async def replace_hash(self, transaction: Transaction, old: Credentials, new_hash: str) -> None:
+        """Replace the old hash of a password by a new one, unless the password has changed meanwhile."""
+        await transaction.execute(REPLACE_HASH, customer=old.customer_id, old_hash=old.password_hash, new_hash=new_hash)
+
+    async def has_default(self, work: UnitOfWork, customer_id: UUID) -> bool:
+        """Whether a loaded customer has a default payment method."""
+        return await work.transaction.fetch_one(HAS_DEFAULT, customer=customer_id) is not None
+
+    async def clear_default(self, work: UnitOfWork, customer_id: UUID) -> None:
+        """Leave a loaded customer without a default payment method."""
+        await work.transaction.execute(CLEAR_DEFAULT, customer=customer_id)
+
+    async def add_payment_method(self, work: UnitOfWork, method: PaymentMethod, token: str) -> None:
+        """Write a new payment method with its token."""
+        await work.transaction.insert(ADD_PAYMENT_METHOD, [(*PAYMENT_METHODS.values(method), token)])
+
+    async def list_payment_methods(
+        self, reading: Transaction, customer_id: UUID, *, before: UUID | None, most: int
+    ) -> list[PaymentMethod]:
+        """A customer's payment methods, newest first."""
+        rows = await reading.fetch(LIST_PAYMENT_METHODS, customer=customer_id, before=before or LAST_ID, most=most)
+        return [PAYMENT_METHODS.read(row) for row in rows]
+
+    async def read_wallets(self, reading: Transaction, queries: Sequence[PaymentMethodQuery]) -> dict[UUID, Wallet]:
+        """The wallets of those customers of the queries that exist, in one statement for all."""
+        rows = await reading.fetch(
+            WALLETS,
+            customer_ids=list({query.customer_id for query in queries}),
+            method_ids=list({query.payment_method_id for query in queries if query.payment_method_id}),
+        )
+        by_owner: dict[UUID, list[Row]] = {}
+        for row in rows:
+            # A customer without a payment method has one row without it.
+            by_owner.setdefault(row["owner_id"], []).extend([row] if row["id"] else [])
+        return {owner_id: _as_wallet(owner_id, found) for owner_id, found in by_owner.items()}
 
 
-async def get_customer(reading: Transaction, customer_id: UUID) -> Customer | None:
-    """A customer as they are now."""
-    row = await reading.fetch_one(CUSTOMER, customer=customer_id)
-    return Customer(**row) if row else None
-
-
-async def lock_customer(transaction: Transaction, customer_id: UUID) -> Customer | None:
-    """Lock a customer, and by that what belongs to them, for the rest of the transaction."""
-    row = await transaction.fetch_one(LOCK_CUSTOMER, customer=customer_id)
-    return Customer(**row) if row else None
-
-
-async def write_customer(transaction: Transaction, customer: Customer) -> None:
-    """Write when a locked customer was changed, and the version that this made."""
-    await transaction.execute(
-        WRITE_CUSTOMER, customer=customer.id, new_update_time=customer.update_time, new_version=customer.version
-    )
-
-
-async def get_credentials(reading: Transaction, email: str) -> Credentials | None:
-    """The credentials of the customer with this email address, in whatever case it is written."""
-    row = await reading.fetch_one(CREDENTIALS, email=same_email(email))
-    return Credentials(row["id"], row["password_hash"]) if row else None
-
-
-async def replace_hash(transaction: Transaction, old: Credentials, new_hash: str) -> None:
-    """Put a new hash of the same password in the place of the old one, if that is still there."""
-    await transaction.execute(REPLACE_HASH, customer=old.customer_id, old_hash=old.password_hash, new_hash=new_hash)
-
-
-async def has_default(transaction: Transaction, customer_id: UUID) -> bool:
-    """Whether a customer, who is locked, has a default payment method."""
-    return await transaction.fetch_one(HAS_DEFAULT, customer=customer_id) is not None
-
-
-async def clear_default(transaction: Transaction, customer_id: UUID) -> None:
-    """Leave a customer, who is locked, without a default payment method."""
-    await transaction.execute(CLEAR_DEFAULT, customer=customer_id)
-
-
-async def add_payment_method(transaction: Transaction, method: PaymentMethod, token: str) -> None:
-    """Keep a payment method with its token."""
-    card = method.card
-    row = (
-        method.id,
-        method.customer_id,
-        card.provider,
-        token,
-        card.brand,
-        card.last4,
-        card.expire_month,
-        card.expire_year,
-        method.is_default,
-        method.create_time,
-    )
-    await transaction.insert(ADD_PAYMENT_METHOD, [row])
-
-
-async def list_payment_methods(
-    reading: Transaction, customer_id: UUID, *, before: UUID | None, most: int
-) -> list[PaymentMethod]:
-    """A customer's payment methods, newest first."""
-    rows = await reading.fetch(LIST_PAYMENT_METHODS, customer=customer_id, before=before or LAST_ID, most=most)
-    return [_as_payment_method(row) for row in rows]
-
-
-async def get_wallets(reading: Transaction, queries: Sequence[PaymentMethodQuery]) -> dict[UUID, Wallet]:
-    """The wallets of those customers of the queries that exist, in one statement for all."""
-    rows = await reading.fetch(
-        WALLETS,
-        customer_ids=list({query.customer_id for query in queries}),
-        method_ids=list({query.payment_method_id for query in queries if query.payment_method_id}),
-    )
-    by_owner: dict[UUID, list[Row]] = {}
-    for row in rows:
-        # A customer without any has one row, without a payment method.
-        by_owner.setdefault(row["owner_id"], []).extend([row] if row["id"] else [])
-    return {owner_id: _as_wallet(owner_id, found) for owner_id, found in by_owner.items()}
-
-
-def _as_payment_method(row: Row) -> PaymentMethod:
-    card = Card(row["provider"], row["brand"], row["last4"], row["expire_month"], row["expire_year"])
-    return PaymentMethod(row["id"], row["customer_id"], card, row["is_default"], row["create_time"])
+def _found(row: Row | None, customer_id: UUID) -> Customer:
+    if row is None:
+        raise CustomerNotFound(customer_id)
+    return CUSTOMERS.read(row)
 
 
 def _as_wallet(owner_id: UUID, rows: Sequence[Row]) -> Wallet:

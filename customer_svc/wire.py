@@ -7,6 +7,8 @@ from uuid import UUID
 from commerce.customer.v1 import customer_pb2, events_pb2, session_pb2
 from customer_svc.domain import (
     Customer,
+    CustomerCreated,
+    CustomerUpdated,
     NewCustomer,
     PaymentMethod,
     PaymentMethodQuery,
@@ -47,11 +49,11 @@ def payment_method(value: PaymentMethod) -> customer_pb2.PaymentMethod:
     return customer_pb2.PaymentMethod(
         id=str(value.id),
         customer_id=str(value.customer_id),
-        provider=value.card.provider,
-        brand=value.card.brand,
-        last4=value.card.last4,
-        expire_month=value.card.expire_month,
-        expire_year=value.card.expire_year,
+        provider=value.provider,
+        brand=value.brand,
+        last4=value.last4,
+        expire_month=value.expire_month,
+        expire_year=value.expire_year,
         is_default=value.is_default,
         create_time=wire.timestamp(value.create_time),
     )
@@ -95,15 +97,9 @@ def session(value: Session) -> session_pb2.Session:
     )
 
 
-def customer_created(value: Customer) -> Event:
-    """The event of a new customer."""
-    return Event(
-        "commerce.customer.created", value.id, value.version, events_pb2.CustomerCreated(customer=customer(value))
-    )
-
-
-def customer_updated(value: Customer) -> Event:
-    """The event of a customer who has changed, or what belongs to them."""
-    return Event(
-        "commerce.customer.updated", value.id, value.version, events_pb2.CustomerUpdated(customer=customer(value))
-    )
+def event(fact: CustomerCreated | CustomerUpdated) -> Event:
+    """The event of what has happened to a customer."""
+    value, message = fact.customer, customer(fact.customer)
+    if isinstance(fact, CustomerCreated):
+        return Event("commerce.customer.created", value.id, value.version, events_pb2.CustomerCreated(customer=message))
+    return Event("commerce.customer.updated", value.id, value.version, events_pb2.CustomerUpdated(customer=message))

@@ -1,0 +1,90 @@
+"""Payment methods: how customers pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from customer_svc.domain import (
+    CustomerNotFound,
+    CustomerUpdated,
+    PaymentMethod,
+    PaymentMethodQuery,
+    PaymentMethodSecret,
+)
+from customer_svc.providers import card_of
+from customer_svc.usecases.customers import whose
+from mesh.errors import MeshError
+from mesh.ids import new_id, parse_id
+
+if TYPE_CHECKING:
+    from customer_svc.store import CustomerStore
+    from mesh.db.paging import Pages
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.call import Caller
+    from mesh.rpc.replies import Change, Reply
+
+
+class PaymentMethods:
+    """The payment methods of customers."""
+
+    def __init__(self, units: UnitsOfWork, customers: CustomerStore, pages: Pages) -> None:
+        self._units = units
+        self._customers = customers
+        self._pages = pages
+
+    async def add_payment_method(
+        self, change: Change[PaymentMethod], named: UUID | None, token: str, *, make_default: bool
+    ) -> Reply[PaymentMethod]:
+        """Keep a payment method; a customer's first one becomes the default anyway.
+
+        Raises CustomerNotFound or ProviderTokenUnknown.
+        """
+        customer_id = whose(change.caller, named)
+        now = self._units.now()
+        card = card_of(token, now)
+        async with self._units.once(change) as work:
+            customer = await self._customers.load(work, customer_id)
+            if make_default:
+                await self._customers.clear_default(work, customer_id)
+            is_default = make_default or not await self._customers.has_default(work, customer_id)
+            method = PaymentMethod.of(card, new_id(), customer_id, is_default=is_default, now=now)
+            await self._customers.add_payment_method(work, method, token)
+            changed = customer.changed(now)
+            self._customers.save(work, customer, changed)
+            work.publish(CustomerUpdated(changed), change.trace)
+            return work.reply(method)
+
+    async def list_payment_methods(
+        self, caller: Caller, named: UUID | None, *, page_size: int, page_token: str
+    ) -> tuple[list[PaymentMethod], str]:
+        """A page of a customer's payment methods, newest first, and the token of the next. Raises CustomerNotFound."""
+        customer_id = whose(caller, named)
+        scope = f"payment methods\0{customer_id}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        before = parse_id(position[0]) if position else None
+        async with self._units.database.reading() as reading:
+            await self._customers.read(reading, customer_id)
+            found = await self._customers.list_payment_methods(reading, customer_id, before=before, most=size + 1)
+        if len(found) <= size:
+            return found, ""
+        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+
+    async def resolve(self, queries: Sequence[PaymentMethodQuery]) -> list[PaymentMethodSecret | MeshError]:
+        """The payment method of each query, one result each, with one statement for all.
+
+        Results may be CustomerNotFound, PaymentMethodNotFound or PaymentMethodMissing.
+        """
+        async with self._units.database.reading() as reading:
+            wallets = await self._customers.read_wallets(reading, queries)
+        results: list[PaymentMethodSecret | MeshError] = []
+        for query in queries:
+            try:
+                if query.customer_id not in wallets:
+                    raise CustomerNotFound(query.customer_id)
+                results.append(wallets[query.customer_id].pick(query.payment_method_id))
+            except MeshError as refusal:
+                results.append(refusal)
+        return results
