@@ -38,6 +38,7 @@ from mesh.rpc.call import ANYBODY, Call, Caller, Kind
 from mesh.rpc.identity import OUTSIDERS, Tokens, peer_name
 from mesh.rpc.key_scope import KeyScope, key_scope_of
 from mesh.rpc.replies import Reply, to_wire
+from mesh.rpc.sizes import MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -217,10 +218,13 @@ def parsed(parse: Callable[[bytes], Parsed], data: bytes) -> Parsed:
 
 
 def _parsing(behind: Handler, method: MethodDescriptor) -> Handler:
-    """Parse the request, once access is granted."""
+    """Parse the request, once access is granted. Metadata that is too large is refused."""
     parse = message_factory.GetMessageClass(method.input_type).FromString
 
     async def parse_request(incoming: Incoming) -> bytes:
+        size = sum(map(len, incoming.metadata)) + sum(map(len, incoming.metadata.values()))
+        if size > MAX_METADATA_BYTES:
+            raise InvalidArgument("the metadata is too large", reason="REQUEST_TOO_LARGE")
         incoming.request = parsed(parse, incoming.request)
         return await behind(incoming)
 

@@ -17,6 +17,7 @@ from mesh.patches import grpc_aio as accepting
 from mesh.rpc import foreign, reflection
 from mesh.rpc.chain import InFlight, Policy, chain, entry
 from mesh.rpc.identity import Tokens
+from mesh.rpc.sizes import MAX_TRANSPORT_BYTES
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -30,6 +31,9 @@ _OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
+    # Between these two, gRPC would refuse some requests at random.
+    ("grpc.max_metadata_size", MAX_TRANSPORT_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_TRANSPORT_BYTES),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]

@@ -21,6 +21,7 @@ from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
 from mesh.rpc.reflection import public_services
 from mesh.rpc.server import MethodUnknown, Server
+from mesh.rpc.sizes import MAX_METADATA_BYTES, MAX_TRANSPORT_BYTES
 from stack import pki
 from tests.service.served import GET, Products, client_of, found, serving, settings
 from tests.services import Keys, eventually, new_key, refused
@@ -385,3 +386,14 @@ async def test_what_a_stub_sends_unasked_is_of_no_consequence(keys: Keys) -> Non
         stub = product_pb2_grpc.ProductServiceStub(client.channel)
         odd = (("traceparent", "junk"), ("x-anything", "1"), ("idempotency-key", "on a read"))
         assert (await refused(client(stub.GetProduct, GET, metadata=odd))).reason == "PRODUCT_NOT_FOUND"
+
+
+async def test_metadata_above_the_limit_is_refused_with_a_named_error(keys: Keys) -> None:
+    async with serving(keys, found) as server, client_of(server, keys) as client:
+        stub = product_pb2_grpc.ProductServiceStub(client.channel)
+        for size in (12_000, MAX_METADATA_BYTES - 1024):
+            reply = await client(stub.GetProduct, GET, metadata=(("x-long", "y" * size),))
+            assert reply.product.id == GET.product_id
+        for size in (MAX_METADATA_BYTES, MAX_TRANSPORT_BYTES - 1024):
+            error = await refused(client(stub.GetProduct, GET, metadata=(("x-long", "y" * size),)))
+            assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "REQUEST_TOO_LARGE")
