@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from mesh.rpc.sizes import MAX_HEADER_BYTES
+
 
 class Address(NamedTuple):
     """Where a process listens."""
@@ -47,8 +49,8 @@ class Limits:
     """Of one request to a method of staff."""
     raw_body_bytes: int = 256 * 1024
     """Of one request whose body is not JSON, such as a webhook."""
-    header_kilobytes: int = 60
-    """Of one request, all headers together."""
+    header_bytes: int = MAX_HEADER_BYTES
+    """Of the headers of one request, with its path."""
     header_count: int = 100
     """Of one request."""
     upstream_requests: int = 8192
@@ -79,8 +81,8 @@ class EdgeConfig:
     """How much it takes from clients."""
     admin: Path | Address | None = None
     """Where Envoy's own interface listens: best a Unix socket, since it can do anything; nowhere by default."""
-    allowed_origins: Sequence[str] = ("*",)
-    """The web origins whose scripts may call. Access tokens are sent by scripts, never by the browser on its own."""
+    allowed_origins: Sequence[str] = ()
+    """The web origins whose scripts may call, `*` for any. Scripts send access tokens; browsers alone never do."""
     reflection: bool = True
     """Whether clients can use gRPC reflection."""
     trusted_proxies: int = 0

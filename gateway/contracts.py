@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,15 +10,19 @@ from importlib.resources import files
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
     FileDescriptorProto,
     FileDescriptorSet,
     MethodDescriptorProto,
     MethodOptions,
     ServiceDescriptorProto,
 )
+from google.protobuf.descriptor_pool import DescriptorPool
 
 from commerce.access.v1 import access_pb2
+from gateway.query import Parameter, parameters
+
+PATH_VARIABLE = re.compile(r"{([\w.]+)}")
+"""A variable of the path of an HTTP rule; the group is the field."""
 
 TIME_TO_ANSWER = 5.0
 """Seconds that a method has, unless it is named below."""
@@ -50,6 +55,8 @@ class Method:
     """The HTTP verb for JSON clients, `POST`; empty for a method without an HTTP rule."""
     template: str
     """The HTTP path for JSON clients, `/v1/orders/{order_id}:cancel`; empty for a method without an HTTP rule."""
+    parameters: Mapping[str, Parameter]
+    """The query parameters for JSON clients, by each name that is accepted."""
     is_raw: bool
     """Whether the HTTP body is not JSON but arbitrary bytes, such as a webhook."""
     response_body: str
@@ -91,17 +98,21 @@ def transcoder_descriptors() -> bytes:
 def methods() -> Sequence[Method]:
     """All methods of the contracts, those that only services may call among them."""
     contracts = _contracts()
-    messages = {f".{file.package}.{message.name}": message for file in contracts.file for message in file.message_type}
+    pool = DescriptorPool()
+    for file in contracts.file:
+        pool.Add(file)
     return tuple(
-        _method(f"{file.package}.{service.name}", method, messages) for file, service, method in _declared(contracts)
+        _method(f"{file.package}.{service.name}", method, pool) for file, service, method in _declared(contracts)
     )
 
 
-def _method(service: str, method: MethodDescriptorProto, messages: Mapping[str, DescriptorProto]) -> Method:
+def _method(service: str, method: MethodDescriptorProto, pool: DescriptorPool) -> Method:
     rule: http_pb2.HttpRule = method.options.Extensions[annotations_pb2.http]
     verb = rule.WhichOneof("pattern") or ""
-    request = {field.name: field for field in messages[method.input_type].field}
-    response = {field.name: field for field in messages[method.output_type].field}
+    template = getattr(rule, verb) if verb else ""
+    described = pool.FindServiceByName(service).methods_by_name[method.name]
+    request, response = described.input_type, described.output_type
+    body = request.fields_by_name.get(rule.body)
     return Method(
         service=service,
         name=method.name,
@@ -109,9 +120,10 @@ def _method(service: str, method: MethodDescriptorProto, messages: Mapping[str, 
         is_read=method.options.idempotency_level == MethodOptions.NO_SIDE_EFFECTS,
         is_stream=method.server_streaming,
         verb=verb.upper(),
-        template=getattr(rule, verb) if verb else "",
-        is_raw=rule.body in request and request[rule.body].type_name == ".google.api.HttpBody",
-        response_body=response[rule.response_body].json_name if rule.response_body else "",
+        template=template,
+        parameters=parameters(request, rule, frozenset(PATH_VARIABLE.findall(template))) if verb else {},
+        is_raw=body is not None and body.message_type == pool.FindMessageTypeByName("google.api.HttpBody"),
+        response_body=response.fields_by_name[rule.response_body].json_name if rule.response_body else "",
     )
 
 

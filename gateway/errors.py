@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -24,6 +24,8 @@ DOMAIN = "commerce"
 
 CLIENT = "mesh.client"
 """The dynamic metadata that hold the `content-type` the client sent: filters overwrite the header."""
+
+_BAD_REQUEST = f"type.googleapis.com/{error_details_pb2.BadRequest.DESCRIPTOR.full_name}"
 
 _NO_WORDS = "%REQ(x-mesh-none)%"
 """A header that nobody sends: Envoy takes no empty text for a body."""
@@ -50,6 +52,8 @@ class EdgeError:
     message: str
     retry_after: int | None = None
     """Seconds after which it is worth to try again."""
+    violations: str = ""
+    """For JSON clients: what Envoy replaces by the list of field violations."""
     clients: Collection[Client] = tuple(Client)
 
     def status(self) -> status_pb2.Status:
@@ -62,15 +66,41 @@ class EdgeError:
         return status_pb2.Status(code=self.code, message=self.message, details=details)
 
 
+OPTIONS = "options"
+"""The name of the routes that answer OPTIONS on a known path."""
+WRONG_VERB = "wrong verb"
+"""The name of the routes that refuse verbs which a known path does not have."""
+HEADER_LIMIT = "headers"
+"""The name of the policy that refuses headers."""
+QUERY = "mesh.query"
+"""The dynamic metadata with the `violations` of a query."""
+
 _DETAILS = "response.code_details"
 
 EDGE_ERRORS = (
+    EdgeError(
+        when=f"xds.route_name == '{WRONG_VERB}' && {_DETAILS} == 'cluster_not_found'",
+        http=405,
+        code=code_pb2.UNIMPLEMENTED,
+        reason=errors_pb2.ERROR_REASON_METHOD_NOT_ALLOWED,
+        message="this path does not have the verb of the request",
+        clients=[Client.JSON],
+    ),
+    EdgeError(
+        when=f"{_DETAILS} == 'lua_response'",
+        http=400,
+        code=code_pb2.INVALID_ARGUMENT,
+        reason=errors_pb2.ERROR_REASON_REQUEST_MALFORMED,
+        message="the query has unknown parameters or values of the wrong type",
+        violations=f"%DYNAMIC_METADATA({QUERY}:violations)%",
+        clients=[Client.JSON],
+    ),
     EdgeError(
         when=f"{_DETAILS} == 'cluster_not_found'",
         http=404,
         code=code_pb2.NOT_FOUND,
         reason=errors_pb2.ERROR_REASON_ROUTE_NOT_FOUND,
-        message="nothing is served at this path, or not for this verb",
+        message="nothing is served at this path",
         clients=[Client.JSON],
     ),
     EdgeError(
@@ -111,7 +141,7 @@ EDGE_ERRORS = (
         message="the request is too large",
     ),
     EdgeError(
-        when="response.code == 431",
+        when=f"response.code == 431 || {_DETAILS}.startsWith('rbac_access_denied_matched_policy[{HEADER_LIMIT}]')",
         http=431,
         code=code_pb2.INVALID_ARGUMENT,
         reason=errors_pb2.ERROR_REASON_REQUEST_TOO_LARGE,
@@ -166,10 +196,33 @@ EDGE_ERRORS = (
 )
 
 
-def local_reply() -> dict[str, Any]:
+def local_reply(allowed_origins: Sequence[str]) -> dict[str, Any]:
     """Envoy's `local_reply_config`: the first mapper whose filter matches makes the reply."""
-    mappers = [_mapper(error, client) for error in EDGE_ERRORS for client in error.clients]
+    mappers = [_options(), *(_mapper(error, client) for error in EDGE_ERRORS for client in error.clients)]
+    for mapper in mappers:
+        # The CORS filter does not see requests that Envoy refuses before it runs the filters.
+        mapper["headers_to_add"] = [*mapper.get("headers_to_add", []), *allow_origin(allowed_origins)]
     return {"mappers": mappers}
+
+
+def allow_origin(origins: Sequence[str]) -> list[dict[str, Any]]:
+    """The header with which a response allows the scripts of these origins to read it."""
+    if not origins:
+        return []
+    value = "*"
+    if value not in origins:
+        origin = "request.headers['origin']"
+        value = f"%CEL('origin' in request.headers && {origin} in {json.dumps(list(origins))} ? {origin} : '')%"
+    return [{"header": {"key": "access-control-allow-origin", "value": value}, "append_action": "ADD_IF_ABSENT"}]
+
+
+def _options() -> dict[str, Any]:
+    """The answer to OPTIONS, which is a local reply for the sake of the CORS filter."""
+    return {
+        "filter": _when(f"xds.route_name == '{OPTIONS}' && {_DETAILS} == 'cluster_not_found'"),
+        "status_code": 204,
+        "body_format_override": {"text_format_source": {"inline_string": _NO_WORDS}, "omit_empty_values": True},
+    }
 
 
 def _mapper(error: EdgeError, client: Client) -> dict[str, Any]:
@@ -193,7 +246,10 @@ def _mapper(error: EdgeError, client: Client) -> dict[str, Any]:
             mapper["status_code"] = error.http
             if error.retry_after is not None:
                 mapper["headers_to_add"] = _headers({"retry-after": str(error.retry_after)})
-            mapper["body_format_override"] = {"json_format": json.loads(MessageToJson(error.status()))}
+            body = json.loads(MessageToJson(error.status()))
+            if error.violations:
+                body["details"].append({"@type": _BAD_REQUEST, "fieldViolations": error.violations})
+            mapper["body_format_override"] = {"json_format": body}
     return mapper
 
 

@@ -1,7 +1,7 @@
 """The HTTP filters of the edge. A request passes them in this order, its response in the opposite order.
 
-    client → gRPC-Web → content type → CORS → rate per address → identification → rate per client
-           → authorization → body limit → bare resources → transcoder → router
+    client → gRPC-Web → content type → CORS → compression → rate per address → header limit → identification
+           → rate per client → authorization → script → body limit → transcoder → router
 
 The filters before the body limit decide by the headers, so the edge buffers no body of a request that they refuse
 (ADR-0033).
@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.config import EdgeConfig
+from gateway.config import EdgeConfig, Limits
 from gateway.contracts import methods
-from gateway.errors import CLIENT
+from gateway.errors import CLIENT, HEADER_LIMIT
+from gateway.scripts import MIN_COMPRESSED_BYTES, lua_settings
 
 ISSUER = "commerce-mesh"
 """Both `iss` and `aud` of the access tokens."""
@@ -29,6 +30,8 @@ CLIENT_ADDRESS = "x-mesh-client-address"
 CONTENT_TYPE = "x-mesh-content-type"
 """The header in which the listener keeps the content type that the client sent, until a filter has noted it."""
 
+_BROTLI = "mesh.brotli"
+_GZIP = "mesh.gzip"
 _IDENTIFY = "mesh.identify"
 _RATE_OF_ADDRESS = "mesh.rate_of_address"
 _RATE_OF_CLIENT = "envoy.filters.http.local_ratelimit"
@@ -42,52 +45,25 @@ Counted = Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]
 
 _TYPES = "type.googleapis.com/envoy.extensions.filters.http"
 
-_UNWRAP = """\
-local of_grpc = {"grpc-status", "grpc-message", "grpc-encoding", "grpc-accept-encoding"}
-
-function envoy_on_response(response)
-  if response:headers():get("content-type") ~= "application/json" then
-    return
-  end
-  for _, name in ipairs(of_grpc) do
-    response:headers():remove(name)
-  end
-  local field = response:metadata():get("response_body")
-  if field == nil or response:headers():get(":status") ~= "200" then
-    return
-  end
-  local body = response:body()
-  local json = body:getBytes(0, body:length())
-  local before = '{"' .. field .. '":'
-  if json:sub(1, #before) == before then
-    local length = body:setBytes(json:sub(#before + 1, -2))
-    response:headers():replace("content-length", length)
-  end
-end
-"""
-
 
 def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
     """Envoy's `http_filters`. `descriptors` is the file of the contracts' descriptor set."""
     yield _filter("grpc_web", "grpc_web.v3.GrpcWeb")
     yield _clients_kind()
     yield _filter("cors", "cors.v3.Cors")
+    yield _compressor(_BROTLI, "brotli.compressor.v3.Brotli", quality=4, window_bits=16)
+    yield _compressor(_GZIP, "gzip.compressor.v3.Gzip", compression_level="COMPRESSION_LEVEL_4", window_bits=13)
     if config.limits.requests_per_second_of_address:
         yield _rate_of_address(config.limits.requests_per_second_of_address)
+    yield _header_limit(config.limits)
     if config.limits.requests_per_second:
         yield _identify(config.jwks)
         yield _rate_of_client(config.limits.requests_per_second)
     yield _require_token(config.jwks)
+    yield _filter("lua", "lua.v3.Lua", **lua_settings())
     yield _filter("buffer", "buffer.v3.Buffer", max_request_bytes=config.limits.body_bytes)
-    # Envoy's transcoder does not do what `response_body` asks for, so that `{"order":{…}}` becomes `{…}` here.
-    yield _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": _UNWRAP})
     yield _transcoder(descriptors)
     yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
-
-
-def bare_resource(field: str) -> dict[str, Any]:
-    """The metadata of a route whose JSON clients get the one field of the response."""
-    return {"filter_metadata": {"envoy.filters.http.lua": {"response_body": field}}}
 
 
 def cors_policy(origins: Sequence[str]) -> dict[str, Any]:
@@ -95,10 +71,11 @@ def cors_policy(origins: Sequence[str]) -> dict[str, Any]:
     policy = {
         "@type": f"{_TYPES}.cors.v3.CorsPolicy",
         "allow_origin_string_match": [{"exact": origin} for origin in origins],
-        "allow_methods": "GET, POST, PATCH, DELETE",
+        "allow_methods": "GET, HEAD, POST, PATCH, DELETE",
         "allow_headers": "authorization, content-type, idempotency-key, traceparent, grpc-timeout, x-grpc-web,"
         " x-user-agent",
-        "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, idempotency-replayed, retry-after",
+        "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, idempotency-replayed, retry-after,"
+        " allow",
         "max_age": "7200",
     }
     return {"envoy.filters.http.cors": policy}
@@ -138,6 +115,9 @@ def body_limit(most_bytes: int) -> dict[str, Any]:
 NO_BODY_LIMIT = _without("envoy.filters.http.buffer")
 """For a route: the request goes on before it has ended."""
 
+NO_COMPRESSION = {**_without(_BROTLI), **_without(_GZIP)}
+"""For a route whose response must not wait for more data, or has no body."""
+
 NO_RATE_LIMIT = {**_without(_RATE_OF_ADDRESS), **_without(_RATE_OF_CLIENT)}
 """For a route: nobody comes too often."""
 
@@ -164,9 +144,55 @@ def _transcoder(descriptors: Path) -> dict[str, Any]:
             "reject_unknown_query_parameters": True,
             "reject_binding_body_field_collisions": True,
         },
+        # As HTML forms and JavaScript write blanks in a query.
+        query_param_unescape_plus=True,
         # Of a list of 500 orders with 100 items each.
         max_response_body_size=32 * 1024 * 1024,
     )
+
+
+def _compressor(name: str, library: str, **settings: Any) -> dict[str, Any]:
+    """Compress JSON responses of more than 1 KiB. A client that accepts both gets the first in the chain, Brotli."""
+    kind = f"type.googleapis.com/envoy.extensions.compression.{library}"
+    return _filter(
+        "compressor",
+        "compressor.v3.Compressor",
+        name=name,
+        response_direction_config={
+            "common_config": {
+                "min_content_length": MIN_COMPRESSED_BYTES,
+                "content_type_matcher": [{"exact": "application/json"}],
+            },
+        },
+        compressor_library={"name": name, "typed_config": {"@type": kind, **settings}},
+        choose_first=True,
+    )
+
+
+def _header_limit(limits: Limits) -> dict[str, Any]:
+    """Refuse requests whose headers are too large or too many, with an error that names the cause."""
+    headers = _call("size", _field("request", "headers"))
+    too_large = _call("_>_", _field("request", "total_size"), _constant(limits.header_bytes))
+    too_many = _call("_>_", headers, _constant(limits.header_count))
+    policy = {
+        "permissions": [{"any": True}],
+        "principals": [{"any": True}],
+        "condition": _call("_||_", too_large, too_many),
+    }
+    return _filter("rbac", "rbac.v3.RBAC", rules={"action": "DENY", "policies": {HEADER_LIMIT: policy}})
+
+
+def _call(function: str, *arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call in CEL, which the filter takes as a syntax tree only."""
+    return {"call_expr": {"function": function, "args": list(arguments)}}
+
+
+def _field(name: str, field: str) -> dict[str, Any]:
+    return {"select_expr": {"operand": {"ident_expr": {"name": name}}, "field": field}}
+
+
+def _constant(number: int) -> dict[str, Any]:
+    return {"const_expr": {"int64_value": number}}
 
 
 def _identify(jwks: Path) -> dict[str, Any]:

@@ -46,10 +46,11 @@ def _connection_manager(config: EdgeConfig, descriptors: Path) -> dict[str, Any]
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
-        "max_request_headers_kb": config.limits.header_kilobytes,
+        # A filter refuses headers beyond the limit. Envoy's own limit is higher: over HTTP/2 it resets the stream.
+        "max_request_headers_kb": 2 * config.limits.header_bytes // 1024,
         "common_http_protocol_options": {
             "idle_timeout": "300s",
-            "max_headers_count": config.limits.header_count,
+            "max_headers_count": 2 * config.limits.header_count,
         },
         "http2_protocol_options": {
             "max_concurrent_streams": config.limits.streams,
@@ -63,7 +64,7 @@ def _connection_manager(config: EdgeConfig, descriptors: Path) -> dict[str, Any]
         "stream_idle_timeout": "60s",
         "drain_timeout": "5s",
         "early_header_mutation_extensions": [_clean_headers(config.trusted_proxies)],
-        "local_reply_config": local_reply(),
+        "local_reply_config": local_reply(config.allowed_origins),
         "access_log": [_access_log()],
         "http_filters": list(filters(config, descriptors)),
         "route_config": route_table(config),

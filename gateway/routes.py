@@ -7,24 +7,28 @@ path. Envoy therefore knows the requirements of a route, such as a token, before
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from commerce.access.v1 import access_pb2
 from gateway.clusters import REFLECTION, STREAMS
 from gateway.config import EdgeConfig, Limits
-from gateway.contracts import Method, methods
+from gateway.contracts import PATH_VARIABLE, Method, methods
+from gateway.errors import OPTIONS, WRONG_VERB, allow_origin
 from gateway.filters import (
     CLIENT_ADDRESS,
     NO_BODY_LIMIT,
+    NO_COMPRESSION,
     NO_RATE_LIMIT,
     REFLECTION_RATE,
     SUBJECT,
     TOKEN_NEEDED,
     TOKEN_WELCOME,
-    bare_resource,
     body_limit,
     cors_policy,
 )
+from gateway.scripts import HEAD, WITH_QUERY, script_metadata
 
 _REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -36,16 +40,23 @@ _SPEAKS_GRPC = {"name": "content-type", "string_match": {"prefix": "application/
 _SPEAKS_JSON = {**_SPEAKS_GRPC, "invert_match": True, "treat_missing_header_as_empty": True}
 """A JSON client."""
 
-_NOWHERE = {
-    "match": {"prefix": "/"},
-    # A route to a cluster that does not exist, not a direct response: CORS only looks at routes.
-    "route": {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"},
-}
+_HAS_QUERY = {"name": ":path", "string_match": {"contains": "?"}}
+_HAS_NO_QUERY = {**_HAS_QUERY, "invert_match": True}
+
+
+# Routes to a cluster that does not exist, not direct responses: the CORS filter ignores direct responses.
+_NOWHERE = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
 
 
 def route_table(config: EdgeConfig) -> dict[str, Any]:
     """Envoy's `route_config`."""
     open_methods = [method for method in methods() if method.is_open]
+    own = [
+        _OwnAnswer("/healthz", {"inline_string": '{"status":"up"}'}, "no-store", config.allowed_origins),
+        _OwnAnswer(
+            "/.well-known/jwks.json", {"filename": str(config.jwks)}, "public, max-age=300", config.allowed_origins
+        ),
+    ]
     return {
         "name": "edge",
         "validate_clusters": False,
@@ -59,12 +70,14 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
                 "typed_per_filter_config": cors_policy(config.allowed_origins),
                 "response_headers_to_add": [_header("x-content-type-options", "nosniff")],
                 "routes": [
-                    _answer("/healthz", {"inline_string": '{"status":"up"}'}, cache="no-store"),
-                    _answer("/.well-known/jwks.json", {"filename": str(config.jwks)}, cache="public, max-age=300"),
+                    *(answer.route() for answer in own),
                     *(_of_json(method, config.limits) for method in open_methods),
                     *(_of_grpc(method, config.limits) for method in open_methods),
+                    *(_of_json_with_query(method, config.limits) for method in open_methods),
+                    *(_of_head(method, config.limits) for method in open_methods if method.verb == "GET"),
                     *(_reflection(service, config.limits) for service in _REFLECTION_SERVICES if config.reflection),
-                    _NOWHERE,
+                    *_other_verbs(open_methods, own),
+                    {"match": {"prefix": "/"}, "route": _NOWHERE},
                 ],
             }
         ],
@@ -72,12 +85,29 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
 
 
 def _of_json(method: Method, limits: Limits) -> dict[str, Any]:
-    """The route for JSON clients."""
-    verb = {"name": ":method", "string_match": {"exact": method.verb}}
-    route = {"match": {**_path(method.template), "headers": [verb, _SPEAKS_JSON]}, **_to_service(method, limits)}
-    if method.response_body:
-        route["metadata"] = bare_resource(method.response_body)
+    """The route for JSON clients whose requests have no query: it runs no script before the call."""
+    return _json_route(method, limits, [_verb(method.verb), _SPEAKS_JSON, _HAS_NO_QUERY])
+
+
+def _of_json_with_query(method: Method, limits: Limits) -> dict[str, Any]:
+    route = _json_route(method, limits, [_verb(method.verb), _SPEAKS_JSON, _HAS_QUERY])
+    route["typed_per_filter_config"] |= WITH_QUERY
     return route
+
+
+def _of_head(method: Method, limits: Limits) -> dict[str, Any]:
+    route = _json_route(method, limits, [_verb("HEAD"), _SPEAKS_JSON])
+    route["typed_per_filter_config"] |= HEAD | NO_COMPRESSION
+    if method.is_stream:
+        # Its headers come with the first message; the rest need not be waited for.
+        timeout = {"key": "grpc-timeout", "value": "1S"}
+        route["request_headers_to_add"] = [{"header": timeout, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
+    return route
+
+
+def _json_route(method: Method, limits: Limits, headers: list[dict[str, Any]]) -> dict[str, Any]:
+    match = {**_path(method.template), "headers": headers}
+    return {"match": match, **_to_service(method, limits), "metadata": script_metadata(method)}
 
 
 def _of_grpc(method: Method, limits: Limits) -> dict[str, Any]:
@@ -85,12 +115,40 @@ def _of_grpc(method: Method, limits: Limits) -> dict[str, Any]:
     return {"match": {"path": method.path, "headers": [_SPEAKS_GRPC]}, **_to_service(method, limits)}
 
 
+def _other_verbs(open_methods: Sequence[Method], own: Sequence[_OwnAnswer]) -> Iterator[dict[str, Any]]:
+    """For each known path of JSON clients: the answer to OPTIONS, and the refusal of verbs that no method has."""
+    verbs: dict[str, set[str]] = {answer.path: {"GET"} for answer in own}
+    paths: dict[str, dict[str, Any]] = {answer.path: {"path": answer.path} for answer in own}
+    for method in open_methods:
+        path = _path(method.template)
+        key = str(path)
+        paths[key] = path
+        verbs.setdefault(key, set()).add(method.verb)
+    for key, found in verbs.items():
+        allowed = [verb for verb in _VERBS if verb in found or verb == "OPTIONS" or (verb == "HEAD" and "GET" in found)]
+        allow = ", ".join(allowed)
+        for name, headers in ((OPTIONS, [_verb("OPTIONS"), _SPEAKS_JSON]), (WRONG_VERB, [_SPEAKS_JSON])):
+            yield {
+                "name": name,
+                "match": {**paths[key], "headers": headers},
+                "route": _NOWHERE,
+                "response_headers_to_add": [_header("allow", allow)],
+            }
+
+
+_VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def _verb(name: str) -> dict[str, Any]:
+    return {"name": ":method", "string_match": {"exact": name}}
+
+
 def _path(template: str) -> dict[str, Any]:
     """A match of the path of JSON clients. Ids contain no colon; a colon separates a custom verb."""
-    parts = re.split(r"{[\w.]+}", template)
-    if len(parts) == 1:
+    literals = PATH_VARIABLE.sub("\0", template).split("\0")
+    if len(literals) == 1:
         return {"path": template}
-    return {"safe_regex": {"regex": "[^/:]+".join(map(re.escape, parts))}}
+    return {"safe_regex": {"regex": "[^/:]+".join(map(re.escape, literals))}}
 
 
 def _to_service(method: Method, limits: Limits) -> dict[str, Any]:
@@ -107,6 +165,7 @@ def _to_service(method: Method, limits: Limits) -> dict[str, Any]:
     if method.is_stream:
         route["route"]["idle_timeout"] = STREAM_IDLE
         route["route"]["priority"] = STREAMS
+        route["typed_per_filter_config"] |= NO_COMPRESSION
     else:
         # The service learns how long it has, unless the client has told it. It is a little longer than the edge
         # waits: gRPC itself ends a call at its deadline, and gives no reason.
@@ -159,14 +218,32 @@ def _reflection(service: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _answer(path: str, body: dict[str, str], *, cache: str) -> dict[str, Any]:
-    """What the edge says by itself, however busy it is."""
-    return {
-        "match": {"path": path, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
-        "direct_response": {"status": 200, "body": body},
-        "typed_per_filter_config": NO_RATE_LIMIT,
-        "response_headers_to_add": [_header("content-type", "application/json"), _header("cache-control", cache)],
-    }
+@dataclass(frozen=True)
+class _OwnAnswer:
+    """A response of the edge itself, whatever the load."""
+
+    path: str
+    body: Mapping[str, str]
+    cache: str
+    origins: Sequence[str]
+    """The CORS filter ignores direct responses."""
+
+    def route(self) -> dict[str, Any]:
+        """The route for GET and HEAD."""
+        return {
+            "match": {
+                "path": self.path,
+                "headers": [{"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}],
+            },
+            "direct_response": {"status": 200, "body": self.body},
+            "typed_per_filter_config": NO_RATE_LIMIT,
+            "response_headers_to_add": [
+                _header("content-type", "application/json"),
+                _header("cache-control", self.cache),
+                _header("vary", "origin"),
+                *allow_origin(self.origins),
+            ],
+        }
 
 
 def _header(name: str, value: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The edge of a mesh on one machine: Envoy, configured by `gateway/`."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ class Edge:
             jwks=jwks,
             limits=limits(services.environment),
             reflection=reflection(services.environment),
+            allowed_origins=allowed_origins(services.environment),
             admin=self._admin,
         )
 
@@ -120,3 +122,23 @@ def reflection(environment: Mapping[str, str]) -> bool:
         return TypeAdapter(bool).validate_python(text)
     except ValidationError:
         raise StackError(f"MESH_REFLECTION is {text!r}: it is true or false.") from None
+
+
+def allowed_origins(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The web origins of MESH_EDGE_CORS_ORIGINS, separated by commas; any origin when it is not set.
+
+    Raises:
+        StackError: one of them is not an origin.
+    """
+    text = environment.get("MESH_EDGE_CORS_ORIGINS", "*")
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise StackError(
+                f"MESH_EDGE_CORS_ORIGINS has {origin!r}: an origin is * or like https://shop.example, without a path."
+            )
+    return origins
+
+
+# As browsers send it: in lower case, and without the default port.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")

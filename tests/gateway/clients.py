@@ -32,6 +32,14 @@ def failure(answer: httpx.Response) -> Failure:
     return _read(ParseDict(answer.json(), status_pb2.Status()))
 
 
+def violations(answer: httpx.Response) -> dict[str, str]:
+    """The descriptions of the rejected fields in a JSON answer, by field."""
+    bad = error_details_pb2.BadRequest()
+    details = ParseDict(answer.json(), status_pb2.Status()).details
+    assert any(detail.Unpack(bad) for detail in details), answer.text
+    return {violation.field: violation.description for violation in bad.field_violations}
+
+
 def web_failure(answer: httpx.Response) -> Failure:
     """The error in a gRPC-Web answer: HTTP sees none, the status is in the headers."""
     assert answer.status_code == 200
@@ -57,11 +65,12 @@ async def grpc_call(
             under_way = call(request or request_class(), metadata=metadata, timeout=20)
             answer = await (anext(aiter(under_way)) if method.server_streaming else under_way)
         except grpc.aio.AioRpcError as error:
-            return _failure_of(error)
+            return failure_of(error)
         return answer
 
 
-def _failure_of(error: grpc.aio.AioRpcError) -> Failure:
+def failure_of(error: grpc.aio.AioRpcError) -> Failure:
+    """The error as a gRPC client sees it."""
     details = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
     assert isinstance(details, bytes)
     found = _read_headers(str(error.code().value[0]), details)

@@ -68,6 +68,7 @@ def config(
         tls=TlsFiles(ca=gateway.ca, cert=gateway.cert, key=gateway.key),
         jwks=signing_key.jwks,
         limits=Limits(requests_per_second=0, requests_per_second_of_address=0),
+        allowed_origins=["https://shop.example", "https://admin.example:8443"],
     )
 
 

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gateway.config import Address
 from mesh.rpc.reflection import public_services
+from mesh.rpc.sizes import MAX_TRANSPORT_BYTES
 from stack.pki import Credentials
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,7 +48,9 @@ class Upstream(grpc.GenericRpcHandler):
 
     async def start(self) -> None:
         """Listen, on the same port as before if it ran before."""
-        self._server = server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        # The limits of metadata of the real services.
+        limits = [(f"grpc.{name}", MAX_TRANSPORT_BYTES) for name in ("max_metadata_size", "absolute_max_metadata_size")]
+        self._server = server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *limits])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(public_services(), server)
         # Last: it answers whatever it is asked.

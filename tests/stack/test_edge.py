@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from gateway.config import Limits
-from stack.edge import limits, reflection
+from stack.edge import allowed_origins, limits, reflection
 from stack.errors import StackError
 
 
@@ -46,3 +46,27 @@ def test_reflection_is_what_the_environment_sets(text: str, expected: bool) -> N
 def test_a_setting_of_reflection_that_is_no_boolean_is_named() -> None:
     with pytest.raises(StackError, match="MESH_REFLECTION is 'perhaps'"):
         reflection({"MESH_REFLECTION": "perhaps"})
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        (" , ", ()),
+        ("*", ("*",)),
+        ("https://shop.example", ("https://shop.example",)),
+        (
+            "https://shop.example, http://localhost:3000,http://[::1]:80",
+            ("https://shop.example", "http://localhost:3000", "http://[::1]:80"),
+        ),
+    ],
+)
+def test_origins_are_what_the_environment_sets(text: str, origins: tuple[str, ...]) -> None:
+    assert allowed_origins({"MESH_EDGE_CORS_ORIGINS": text}) == origins
+    assert allowed_origins({}) == ("*",)
+
+
+@pytest.mark.parametrize("text", ["shop.example", "https://shop.example/", "https://a b", "https://x,'] || true"])
+def test_a_text_that_is_no_origin_is_named(text: str) -> None:
+    with pytest.raises(StackError, match="MESH_EDGE_CORS_ORIGINS has"):
+        allowed_origins({"MESH_EDGE_CORS_ORIGINS": text})

@@ -55,7 +55,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_METHOD_UNIMPLEMENTED: _ErrorReason.ValueType  # 12
     """`UNIMPLEMENTED`: the method does not exist, is not public, or is not implemented yet."""
     ERROR_REASON_ROUTE_NOT_FOUND: _ErrorReason.ValueType  # 13
-    """`NOT_FOUND`: no method is served for this path and HTTP verb."""
+    """`NOT_FOUND`: no method is served at this path."""
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 14
     """`INVALID_ARGUMENT`: the request or its headers are larger than the edge accepts. The HTTP status is 413 for the
     request and 431 for the headers.
@@ -72,6 +72,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """`INTERNAL`: a fault of the mesh. The metadata contains a `traceId` to report and no internal details."""
     ERROR_REASON_CURRENCY_MISMATCH: _ErrorReason.ValueType  # 19
     """`INVALID_ARGUMENT`: one order or one payment contains amounts in different currencies."""
+    ERROR_REASON_METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 20
+    """`UNIMPLEMENTED`, with the HTTP status 405: this path does not have the HTTP verb of the request. The header `allow`
+    contains the verbs that it has.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the reason of an error that is not specific to one service. It is sent as `reason` of
@@ -112,7 +116,7 @@ next attempt.
 ERROR_REASON_METHOD_UNIMPLEMENTED: ErrorReason.ValueType  # 12
 """`UNIMPLEMENTED`: the method does not exist, is not public, or is not implemented yet."""
 ERROR_REASON_ROUTE_NOT_FOUND: ErrorReason.ValueType  # 13
-"""`NOT_FOUND`: no method is served for this path and HTTP verb."""
+"""`NOT_FOUND`: no method is served at this path."""
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 14
 """`INVALID_ARGUMENT`: the request or its headers are larger than the edge accepts. The HTTP status is 413 for the
 request and 431 for the headers.
@@ -129,4 +133,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 18
 """`INTERNAL`: a fault of the mesh. The metadata contains a `traceId` to report and no internal details."""
 ERROR_REASON_CURRENCY_MISMATCH: ErrorReason.ValueType  # 19
 """`INVALID_ARGUMENT`: one order or one payment contains amounts in different currencies."""
+ERROR_REASON_METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 20
+"""`UNIMPLEMENTED`, with the HTTP status 405: this path does not have the HTTP verb of the request. The header `allow`
+contains the verbs that it has.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
