@@ -34,7 +34,7 @@ _OPTIONS = [
     # Between these two, gRPC would refuse some requests at random.
     ("grpc.max_metadata_size", MAX_TRANSPORT_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_TRANSPORT_BYTES),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 

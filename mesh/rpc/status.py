@@ -23,6 +23,7 @@ MAX_MESSAGE_LENGTH = 250
 _DETAILS = "grpc-status-details-bin"
 _ENVELOPE_BYTES = 150
 """The type and the length of a detail, and a `RetryInfo`."""
+_OF_TRANSPORT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -85,9 +86,8 @@ def from_status(status: status_pb2.Status) -> MeshError:
 
 def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
     """The error behind a failed call to `service`: its own if it named one, else what the transport saw."""
-    for key, value in failure.trailing_metadata():
-        if key == _DETAILS and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
+    if (named := _details(failure)) is not None:
+        return from_status(status_pb2.Status.FromString(named))
     match failure.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"the {service} service did not answer in time")
@@ -96,6 +96,19 @@ def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
         case code:
             # For the log only: the chain replaces the message of an Internal.
             return Internal(f"the {service} service answered {code.name} without a status: {failure.details()}")
+
+
+def is_of_transport(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether a call failed on the way: the service did not answer it, in time or at all."""
+    return failure.code() in _OF_TRANSPORT and _details(failure) is None
+
+
+def _details(failure: grpc.aio.AioRpcError) -> bytes | None:
+    """The status that the service named, serialized; none if the transport failed."""
+    for key, value in failure.trailing_metadata():
+        if key == _DETAILS and isinstance(value, bytes):
+            return value
+    return None
 
 
 def fault(trace_id: str) -> Internal:

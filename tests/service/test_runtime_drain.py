@@ -3,73 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
-from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import grpc
 import pytest
 from google.type.money_pb2 import Money
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
 from mesh.db import migrations
 from product_svc.app import Settings, build
 from stack.ports import free_ports
 from stack.servers import Servers
+from tests.processes import environment, says, spawned
 from tests.services import NOWHERE, Client, Keys, eventually, new_key, running, settings_for, signal
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def environment(servers: Servers, keys: Keys, port: int, **more: str) -> dict[str, str]:
-    peer = keys.peers["product"]
-    return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
-        "MESH_LISTEN": f"127.0.0.1:{port}",
-        "MESH_DATABASE_URL": servers.postgres.url_for("product_svc"),
-        "MESH_NATS_URL": servers.nats.url,
-        "MESH_TLS_CA": str(peer.ca),
-        "MESH_TLS_CERT": str(peer.cert),
-        "MESH_TLS_KEY": str(peer.key),
-        "MESH_JWKS": str(keys.signing.jwks),
-        "MESH_PAGE_SECRET": "a secret of the tests",
-        "MESH_ORDER_TARGET": NOWHERE[0],
-        **more,
-    }
-
-
-@asynccontextmanager
-async def spawned(variables: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "product_svc"),
-        cwd=ROOT,
-        env=variables,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def says(client: Client, state: int) -> bool:
-    stub: Any = health_pb2_grpc.HealthStub(client.channel)
-    try:
-        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
-    except grpc.aio.AioRpcError:
-        return False
-    return bool(reply.status == state)
 
 
 async def test_sigterm_lets_the_call_in_flight_end_refuses_new_ones_and_exits_with_0(
@@ -78,7 +28,7 @@ async def test_sigterm_lets_the_call_in_flight_end_refuses_new_ones_and_exits_wi
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
     lock = await asyncpg.connect(servers.postgres.url_for("product_svc"))
-    async with spawned(environment(servers, keys, port)) as process:
+    async with spawned("product", environment("product", servers, keys, port)) as process:
         client = Client(address, "product", keys, token=keys.token("staff", uuid4()))
         await eventually(lambda: says(client, health_pb2.HealthCheckResponse.SERVING))
         products = product_pb2_grpc.ProductServiceStub(client.channel)
@@ -131,8 +81,8 @@ async def test_sigterm_lets_the_call_in_flight_end_refuses_new_ones_and_exits_wi
 
 
 async def test_bad_settings_end_a_service_with_code_2_and_every_fault_named(servers: Servers, keys: Keys) -> None:
-    variables = environment(servers, keys, 0, MESH_LOG_LEVEL="loud", MESH_MAX_IN_FLIGHT="0")
-    async with spawned(variables) as process, asyncio.timeout(20):
+    variables = environment("product", servers, keys, MESH_LOG_LEVEL="loud", MESH_MAX_IN_FLIGHT="0")
+    async with spawned("product", variables) as process, asyncio.timeout(20):
         _, said = await process.communicate()
     assert process.returncode == 2
     assert b"MESH_LOG_LEVEL" in said
@@ -145,7 +95,8 @@ async def test_a_service_that_cannot_start_says_why_and_exits_with_1(servers: Se
     taken = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
     more = {"MESH_DATABASE_URL": "postgresql://nobody@/nowhere?host=/no/such/folder"} if what == "database" else {}
-    async with taken, spawned(environment(servers, keys, port, **more)) as process, asyncio.timeout(20):
+    variables = environment("product", servers, keys, port, **more)
+    async with taken, spawned("product", variables) as process, asyncio.timeout(20):
         _, said = await process.communicate()
     assert process.returncode == 1
     assert b"product cannot start: " in said
