@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import grpc
+import nats
 from google.protobuf.message import Message
 from pydantic import SecretStr
 
@@ -136,6 +137,18 @@ class Client:
     async def close(self) -> None:
         """Close the connection."""
         await self.channel.close()
+
+
+async def empty_bus(servers: Servers) -> None:
+    """Delete all streams with their consumers, so that no order and no payment of earlier tests is left."""
+    client = await nats.connect(servers.nats.url)
+    try:
+        context = client.jetstream()
+        for stream in await context.streams_info():
+            assert stream.config.name is not None
+            await context.delete_stream(stream.config.name)
+    finally:
+        await client.close()
 
 
 async def refused(call: Awaitable[object]) -> MeshError:

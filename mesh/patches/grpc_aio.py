@@ -4,7 +4,7 @@
    than one itself.
 2. `_find_method_handler` leaves a reference cycle for every call (ADR-0027). Remove it when it leaves none.
 
-The tests in `tests/service/test_runtime_accepting.py` fail when one of these stops working, or is no longer needed.
+The tests in `tests/runtime/test_grpc_patches.py` fail when one of these stops working, or is no longer needed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
    the parser of nats-py has no loop over characters.
 
 `send` is no change but an addition: many messages in one write, which nats-py offers no public method for.
-The tests in `tests/unit/test_nats_patches.py` fail when one of these stops working, or is no longer needed.
+The tests in `tests/runtime/test_nats_patches.py` fail when one of these stops working, or is no longer needed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ops.bench import calibration, transactions
 from ops.bench.driver import Driver
 from ops.running_mesh import RunningMesh as Target
 from stack.servers import Servers
-from tests.service.runtime import new_database
+from tests.runtime.process import new_database
 
 
 async def test_transactions_are_counted_and_nothing_of_them_stays(servers: Servers) -> None:

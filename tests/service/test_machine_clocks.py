@@ -21,8 +21,8 @@ from stack.servers import Servers
 from tests.clocks import machine_clock_ahead
 from tests.order import process as order_process
 from tests.order.process import process_of
-from tests.service import payments
-from tests.service.runtime import Scratch, process, scratch_database
+from tests.payment import process as payments
+from tests.runtime.process import Scratch, process, scratch_database
 from tests.service.warehouse import Warehouse, held, warehouse, wish
 from tests.services import Client, Keys, eventually, migrated, running, settings_for
 

@@ -19,7 +19,7 @@ import payment_svc.store
 import product_svc.store
 from mesh.db import migrations, schema
 from stack.servers import Servers
-from tests.service.runtime import migrate, scratch_database
+from tests.runtime.process import migrate, scratch_database
 
 TABLES = {
     "customer_svc": [customer_svc.store.metadata],

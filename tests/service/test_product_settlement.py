@@ -25,7 +25,7 @@ from mesh.rpc.call import Call
 from mesh.rpc.server import Server
 from product_svc.app import Settings, build
 from stack.servers import Servers
-from tests.service import served
+from tests.runtime import served
 from tests.services import Client, Keys, eventually, new_key, refused, running, settings_for
 
 

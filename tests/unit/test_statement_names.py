@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 import mesh
 from mesh.db.database import BulkInsert, Statement, names, together
+from mesh.db.rows import Versions
 
 ORDERS = sa.table("orders", sa.column("id"))
 ITEMS = sa.table("items", sa.column("id"))
@@ -47,7 +48,8 @@ def test_statements_of_a_service_have_different_names(service: str) -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if "migrations" not in module.name and not module.name.endswith("__main__"):
                 for value in vars(importlib.import_module(module.name)).values():
-                    if isinstance(value, Statement):
-                        statements[value.name].add(value)
+                    statement = value.statement if isinstance(value, Versions) else value
+                    if isinstance(statement, Statement):
+                        statements[statement.name].add(statement)
     assert len(statements) > 10
     assert {name: len(same) for name, same in statements.items() if len(same) > 1} == {}

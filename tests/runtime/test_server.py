@@ -23,7 +23,7 @@ from mesh.rpc.reflection import public_services
 from mesh.rpc.server import MethodUnknown, Server
 from mesh.rpc.sizes import MAX_METADATA_BYTES, MAX_TRANSPORT_BYTES
 from stack import pki
-from tests.service.served import GET, Products, client_of, found, serving, settings
+from tests.runtime.served import GET, Products, client_of, found, serving, settings
 from tests.services import Keys, eventually, new_key, refused
 
 

@@ -26,9 +26,9 @@ from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received
 from mesh.rpc.call import Call
 from stack.servers import Servers
-from tests.service.consuming import Gate, Publisher, applied, consuming, settled
-from tests.service.runtime import BACKEND, Process, Scratch, do, process, scratch_database
-from tests.service.served import client_of, serving
+from tests.runtime.consuming import Gate, Publisher, applied, consuming, settled
+from tests.runtime.process import BACKEND, Process, Scratch, do, process, scratch_database
+from tests.runtime.served import client_of, serving
 from tests.services import Keys, eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")

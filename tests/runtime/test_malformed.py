@@ -18,7 +18,7 @@ from mesh.errors import Internal, MeshError, NotFound
 from mesh.rpc import reflection, status
 from mesh.rpc.call import Call
 from mesh.rpc.server import Server
-from tests.service.served import GET, client_of, found, serving
+from tests.runtime.served import GET, client_of, found, serving
 from tests.services import Keys, eventually
 
 PRODUCTS = "/commerce.product.v1.ProductService"

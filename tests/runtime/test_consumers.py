@@ -19,8 +19,8 @@ from mesh.events.bus import DEAD_LETTERS, MAX_AGE_S
 from mesh.events.cloudevents import Received, stream_of
 from mesh.events.consumers import Consumer, Handler
 from stack.servers import Servers
-from tests.service.consuming import Gate, Publisher, applied, consuming, record, settled
-from tests.service.runtime import Process, Rests, Scratch, do, fail_as, process, scratch_database
+from tests.runtime.consuming import Gate, Publisher, applied, consuming, record, settled
+from tests.runtime.process import Process, Rests, Scratch, do, fail_as, process, scratch_database
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")

@@ -16,7 +16,7 @@ from mesh.db.unit_of_work import UnitOfWork
 from mesh.events import consumers
 from mesh.events.cloudevents import Received, headers, stream_of
 from mesh.events.consumers import Consumer, Handler
-from tests.service.runtime import Process, Scratch, do
+from tests.runtime.process import Process, Scratch, do
 from tests.services import eventually
 
 Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]

@@ -13,7 +13,7 @@ from mesh.db.housekeeping import housekeeping
 from mesh.db.idempotency import RETENTION
 from mesh.events.bus import MAX_AGE_S
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, process
+from tests.runtime.process import Process, Scratch, process
 from tests.services import eventually
 
 REPLIES = (

@@ -11,7 +11,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from mesh.rpc import reflection, status
-from tests.service.served import client_of, found, serving
+from tests.runtime.served import client_of, found, serving
 from tests.services import Client, Keys
 
 LIST = reflection_pb2.ServerReflectionRequest(list_services="")

@@ -16,7 +16,7 @@ from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Code, Unavailable
 from mesh.rpc.replies import Change, Reply
 from stack.servers import Servers
-from tests.service.runtime import Process, Scratch, change, do, process, text_of
+from tests.runtime.process import Process, Scratch, change, do, process, text_of
 from tests.services import new_key
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")

@@ -14,7 +14,7 @@ from commerce.product.v1 import product_pb2, product_pb2_grpc
 from mesh.errors import DeadlineExceeded, NotFound, Unavailable
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
-from tests.service.served import GET, found, serving, settings
+from tests.runtime.served import GET, found, serving, settings
 from tests.services import NOWHERE, Keys, eventually
 
 CREATE = product_pb2.CreateProductRequest(sku="TEA", name="Tea")

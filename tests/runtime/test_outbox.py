@@ -27,7 +27,7 @@ from mesh.events.bus import Message
 from mesh.events.cloudevents import stream_of
 from mesh.observe.trace import Trace
 from stack.servers import Servers
-from tests.service.runtime import Rests, Scratch, event, kept_plan, new_area, process
+from tests.runtime.process import Rests, Scratch, event, kept_plan, new_area, process
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")

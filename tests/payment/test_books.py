@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from tests.service.payments import House, method_of, order, sum_of
+from tests.payment.process import House, method_of, order, sum_of
 from tests.services import eventually
 
 

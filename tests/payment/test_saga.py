@@ -10,7 +10,7 @@ import pytest
 
 from commerce.payment.v1 import payment_pb2
 from payment_svc.providers import Charge, Voided
-from tests.service.payments import AMOUNT, Broken, Deaf, Dumb, House, Late, LateRefusal, order, sum_of, tell
+from tests.payment.process import AMOUNT, Broken, Deaf, Dumb, House, Late, LateRefusal, order, sum_of, tell
 from tests.services import eventually
 
 

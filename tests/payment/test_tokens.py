@@ -23,8 +23,8 @@ from payment_svc.domain import Payment
 from payment_svc.peers import CustomerPeer
 from payment_svc.providers import Approved, Charge, Declined, Unavailable, Unknown, Voided
 from payment_svc.providers.sandbox import Sandbox
-from tests.service.payments import Broken, Deaf, House, Late, Wallets, method_of, order, tell, with_token
-from tests.service.served import settings
+from tests.payment.process import Broken, Deaf, House, Late, Wallets, method_of, order, tell, with_token
+from tests.runtime.served import settings
 from tests.services import Keys, eventually
 
 Results = Sequence[customer_pb2.PaymentMethodResult]

@@ -12,7 +12,7 @@ from mesh.errors import Unavailable as DatabaseLost
 from payment_svc.charger import Settlement
 from payment_svc.domain import AmountInvalid, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Unknown, Voided
-from tests.service.payments import Broken, Deaf, House, Late, Stingy, order, tell, with_token
+from tests.payment.process import Broken, Deaf, House, Late, Stingy, order, tell, with_token
 from tests.services import eventually
 
 

@@ -9,7 +9,7 @@ from mesh.errors import InvalidArgument, Violation
 from mesh.rpc.call import Call
 from mesh.rpc.server import Server
 from mesh.rpc.validation import MAX_VIOLATIONS
-from tests.service.served import GET, client_of, found, serving, settings
+from tests.runtime.served import GET, client_of, found, serving, settings
 from tests.services import Keys, refused
 
 ID = GET.product_id

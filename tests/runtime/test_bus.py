@@ -19,7 +19,7 @@ from mesh.events.bus import Bus, Message
 from mesh.events.cloudevents import stream_of
 from mesh.patches.nats_py import NatsClient
 from stack.servers import Servers
-from tests.service.runtime import new_area
+from tests.runtime.process import new_area
 from tests.services import eventually
 
 

@@ -18,8 +18,8 @@ from mesh.events.bus import Bus
 from mesh.events.cloudevents import stream_of
 from mesh.events.consumers import ACK_WAIT_S
 from stack.servers import Servers
-from tests.service.consuming import Gate, Publisher, applied, consuming, settled
-from tests.service.runtime import Process, Scratch, new_area, process
+from tests.runtime.consuming import Gate, Publisher, applied, consuming, settled
+from tests.runtime.process import Process, Scratch, new_area, process
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")

@@ -11,7 +11,7 @@ from google.type.money_pb2 import Money
 
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.payment.v1 import payment_pb2
-from tests.service.payments import House, order
+from tests.payment.process import House, order
 
 FREE = Money(currency_code="EUR")
 

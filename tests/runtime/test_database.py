@@ -17,7 +17,7 @@ from mesh.db.outbox import APPEND, row
 from mesh.db.schema import inbox
 from mesh.errors import Code, InvalidArgument, Unavailable
 from stack.servers import Servers
-from tests.service.runtime import (
+from tests.runtime.process import (
     ADD_EFFECTS,
     Process,
     Scratch,

@@ -15,7 +15,7 @@ from mesh.db.database import Statement, stale_write, unless_stale
 from mesh.db.unit_of_work import MAX_STALE_WRITES, UnitOfWork
 from mesh.errors import Code, NotFound, StaleWrite, Unavailable
 from stack.servers import Servers
-from tests.service.runtime import ADD_EFFECTS, Process, Scratch, do, effects, event, process
+from tests.runtime.process import ADD_EFFECTS, Process, Scratch, do, effects, event, process
 
 CHANGE = Statement(
     sa.update(effects)
