@@ -17,7 +17,7 @@ from mesh.rpc.clients import Peer
 from stack.ports import free_ports
 from stack.servers import Servers
 from tests.processes import serving_process, stopped
-from tests.service.served import GET, found, serving, settings
+from tests.runtime.served import GET, found, serving, settings
 from tests.services import Keys, eventually, refused
 
 LONG_S = 15.0
