@@ -37,6 +37,8 @@ class ServiceSettings(BaseSettings):
 
     listen: str = "127.0.0.1:0"
     """The address on which the gRPC server listens, `host:port`."""
+    health_listen: str = "127.0.0.1:0"
+    """The address on which health checks are answered without TLS, for probes. A free port if the port is 0."""
     database_url: SecretStr
     """The URL of the service's own database, in the form of libpq."""
     database_connections: int = Field(default=16, ge=3, le=500)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh import tasks
 from mesh.errors import Unavailable
 from mesh.patches import grpc_aio as accepting
 from mesh.rpc import foreign, reflection
 from mesh.rpc.chain import InFlight, Policy, chain, entry
+from mesh.rpc.health import Health
 from mesh.rpc.identity import Tokens
 from mesh.rpc.sizes import MAX_TRANSPORT_BYTES
 
@@ -68,17 +68,18 @@ class Server:
             name: self._handlers_of(pool.FindServiceByName(name), servicer, policy)
             for name, servicer in servicers.items()
         }
-        self._health = health.aio.HealthServicer()
+        self.health = Health(settings.health_listen, tuple(self._handlers))
+        """The health service, also on its plain port."""
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen, and say SERVING as soon as the checks pass. Raises Unavailable when the address is taken."""
+        """Listen, and say SERVING as soon as the checks pass. Raises Unavailable when an address is taken."""
         server = self._server = accepting.server(_OPTIONS)
         for name, handlers in self._handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         guarded = foreign.Guarded(server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, guarded)  # type: ignore[arg-type]  # it adds methods as one
+        self.health.add_to(guarded)
         if self._settings.reflection:
             reflection.enable(guarded)
         credentials = grpc.ssl_server_credentials(
@@ -90,23 +91,24 @@ class Server:
             self.port = server.add_secure_port(self._settings.listen, credentials)
         except RuntimeError as error:
             raise Unavailable(f"it cannot listen on {self._settings.listen}") from error
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.health.start()
         await server.start()
         await self._look()
         self._watch = asyncio.create_task(self._keep_looking(), name="health")
-        log.info("listening", port=self.port)
+        log.info("listening", port=self.port, health_port=self.health.port)
 
     async def stop(self) -> None:
         """Drain: say NOT_SERVING, take no new call, and let those in flight end, as long as the settings allow."""
         if self._server is None:
             return
         await tasks.end(self._watch)
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.health.report(is_ready=False)
         if self._settings.drain_notice_seconds:
             await asyncio.sleep(self._settings.drain_notice_seconds)
         log.info("draining", in_flight=self._in_flight.count)
         await self._server.stop(self._settings.drain_seconds)
         log.info("drained", cut=self._in_flight.count)
+        await self.health.stop()
 
     def _handlers_of(
         self, service: ServiceDescriptor, servicer: object, policy: Policy
@@ -135,10 +137,6 @@ class Server:
                     await check()
         except Exception as error:  # noqa: BLE001  # whatever it is, a service that cannot be checked is not ready
             log.warning("not ready", error=repr(error))
-            await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+            await self.health.report(is_ready=False)
         else:
-            await self._say(health_pb2.HealthCheckResponse.SERVING)
-
-    async def _say(self, state: int) -> None:
-        for name in ("", *self._handlers):
-            await self._health.set(name, state)
+            await self.health.report(is_ready=True)
