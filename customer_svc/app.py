@@ -45,7 +45,8 @@ class Settings(ServiceSettings):
     sign_in_rate_per_address: float = Field(default=10.0, ge=0)
     """Sign-ins per second, and as many sign-ups per second, that one client IP (IPv6: one /64 network) may send in the
     long run, counted over all workers, whether or not they succeed. After a pause it may send 50 of each at once. 0 is
-    no limit. Sign-ups are not limited while Redis does not answer."""
+    no limit. A call that does not come through the edge is not limited, nor is a sign-up while Redis does not answer.
+    """
     password_memory_kib: int = Field(default=19 * 1024, ge=8)
     """Memory of a password's hash. OWASP's minimum for argon2id: 19 MiB, 2 passes, 1 lane."""
     password_passes: int = Field(default=2, ge=1)

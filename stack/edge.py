@@ -45,6 +45,7 @@ class Edge:
             reflection=reflection(services.environment),
             allowed_origins=allowed_origins(services.environment),
             admin=self._admin,
+            trusted_proxies=trusted_proxies(services.environment),
         )
 
     def prepare(self) -> Program:
@@ -105,6 +106,14 @@ def limits(environment: Mapping[str, str]) -> Limits:
         requests_per_second=per_client,
         requests_per_second_of_address=_rate(environment, "MESH_EDGE_RATE_PER_ADDRESS", usual_of_address),
     )
+
+
+def trusted_proxies(environment: Mapping[str, str]) -> int:
+    """The number of proxies in MESH_EDGE_TRUSTED_PROXIES, none when it is not set. Raises StackError."""
+    text = environment.get("MESH_EDGE_TRUSTED_PROXIES") or "0"
+    if not text.isdecimal() or int(text) > 10:
+        raise StackError(f"MESH_EDGE_TRUSTED_PROXIES is {text!r}: it is the number of proxies in front of the edge.")
+    return int(text)
 
 
 def _rate(environment: Mapping[str, str], name: str, usual: int) -> int:

@@ -82,9 +82,15 @@ class Services:
             # glibc: the 19 MiB that a password's hash takes go back to the system, and are not kept for the next one.
             settings["MALLOC_MMAP_THRESHOLD_"] = str(4 * 1024 * 1024)
         inherited = {key: value for key, value in self.environment.items() if key not in _WITHHELD}
+        return {**_DEFAULTS, **self._customer_defaults(), **inherited, **settings}
+
+    def _customer_defaults(self) -> dict[str, str]:
         # All workers together hash passwords on one core.
-        shares = {"MESH_PASSWORD_CORES": str(1 / len(self.ports["customer"]))}
-        return {**_DEFAULTS, **shares, **inherited, **settings}
+        defaults = {"MESH_PASSWORD_CORES": str(1 / len(self.ports["customer"]))}
+        if self.environment.get("MESH_EDGE_RATE_PER_CLIENT") == "0":
+            # Without limits at the edge, as for load tests from one machine, there is none behind it either.
+            defaults["MESH_SIGN_IN_RATE_PER_ADDRESS"] = "0"
+        return defaults
 
 
 _DEFAULTS = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from gateway.config import Limits
-from stack.edge import allowed_origins, limits, reflection
+from stack.edge import allowed_origins, limits, reflection, trusted_proxies
 from stack.errors import StackError
 
 
@@ -33,6 +33,18 @@ def test_rates_are_what_a_person_sets(environment: Mapping[str, str], per_client
 def test_a_rate_that_is_none_is_named(name: str) -> None:
     with pytest.raises(StackError, match=f"{name} is 'many'"):
         limits({name: "many"})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", 0), ("0", 0), ("2", 2)])
+def test_the_number_of_trusted_proxies_is_what_the_environment_sets(text: str, expected: int) -> None:
+    assert trusted_proxies({"MESH_EDGE_TRUSTED_PROXIES": text}) == expected
+    assert trusted_proxies({}) == 0
+
+
+@pytest.mark.parametrize("text", ["one", "-1", "11"])
+def test_a_number_of_proxies_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(StackError, match=f"MESH_EDGE_TRUSTED_PROXIES is '{text}'"):
+        trusted_proxies({"MESH_EDGE_TRUSTED_PROXIES": text})
 
 
 @pytest.mark.parametrize(
