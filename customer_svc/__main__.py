@@ -1,7 +1,7 @@
 """Run the customer service."""
 
 from customer_svc.app import Settings, build
-from mesh.lifecycle import run
+from mesh.program import main
 
 if __name__ == "__main__":
-    run("customer", Settings, build)
+    main("customer", Settings, build)

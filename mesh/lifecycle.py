@@ -68,6 +68,8 @@ def run(name: str, settings: type[Settings], build: Callable[[Settings], Service
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_serve(name, read, build))
+        except SettingsInvalid as error:
+            sys.exit(_said(f"{name}: the settings are not valid\n{error}", 2))
         except MeshError as error:
             sys.exit(_said(f"{name} cannot start: {error.message}", 1))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import fill, indent
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -89,6 +91,23 @@ def read(settings: type[Settings]) -> Settings:
                 for fault in error.errors()
             )
         ) from None
+
+
+def describe(settings: type[ServiceSettings]) -> str:
+    """A paragraph for each setting: its variable, whether it is required or its default, and its meaning."""
+    return "\n".join(
+        f"  MESH_{name.upper()} ({_default(field)})\n{indent(fill(field.description or '', 96), ' ' * 6)}"
+        for name, field in settings.model_fields.items()
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()  # a default is no secret
+    return f"default: {str(value).lower() if isinstance(value, bool) else value}"
 
 
 def secret_bytes(secret: SecretStr) -> bytes:

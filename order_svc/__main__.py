@@ -1,7 +1,7 @@
 """Run the order service."""
 
-from mesh.lifecycle import run
+from mesh.program import main
 from order_svc.app import Settings, build
 
 if __name__ == "__main__":
-    run("order", Settings, build)
+    main("order", Settings, build)

@@ -1,7 +1,7 @@
 """Run the payment service."""
 
-from mesh.lifecycle import run
+from mesh.program import main
 from payment_svc.app import Settings, build
 
 if __name__ == "__main__":
-    run("payment", Settings, build)
+    main("payment", Settings, build)

@@ -1,7 +1,7 @@
 """Run the product service."""
 
-from mesh.lifecycle import run
+from mesh.program import main
 from product_svc.app import Settings, build
 
 if __name__ == "__main__":
-    run("product", Settings, build)
+    main("product", Settings, build)

@@ -19,18 +19,20 @@ from tests.services import NOWHERE, Client, Keys, eventually
 
 ROOT = Path(__file__).parent.parent
 
+WITHOUT_SETTINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
+"""What a service needs besides its settings to be started."""
+
 Process = asyncio.subprocess.Process
 
 
-def environment(service: str, servers: Servers, keys: Keys, port: int = 0, **more: str) -> dict[str, str]:
-    """The settings of a service that listens on `port`; `more` are variables of its own."""
+def environment(service: str, servers: Servers | None, keys: Keys, port: int = 0, **more: str) -> dict[str, str]:
+    """The settings of a service that listens on `port`; `more` are variables of its own. Its servers may be nowhere."""
     peer = keys.peers[service]
     return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+        **WITHOUT_SETTINGS,
         "MESH_LISTEN": f"127.0.0.1:{port}",
-        "MESH_DATABASE_URL": servers.postgres.url_for(f"{service}_svc"),
-        "MESH_NATS_URL": servers.nats.url,
+        "MESH_DATABASE_URL": servers.postgres.url_for(f"{service}_svc") if servers else f"postgresql://{NOWHERE[0]}",
+        "MESH_NATS_URL": servers.nats.url if servers else f"nats://{NOWHERE[0]}",
         "MESH_TLS_CA": str(peer.ca),
         "MESH_TLS_CERT": str(peer.cert),
         "MESH_TLS_KEY": str(peer.key),
@@ -39,7 +41,7 @@ def environment(service: str, servers: Servers, keys: Keys, port: int = 0, **mor
         "MESH_CUSTOMER_TARGET": NOWHERE[0],
         "MESH_ORDER_TARGET": NOWHERE[0],
         "MESH_PRODUCT_TARGET": NOWHERE[0],
-        "MESH_REDIS_URL": servers.redis.url,
+        "MESH_REDIS_URL": servers.redis.url if servers else f"redis://{NOWHERE[0]}",
         "MESH_SIGNING_KEY": str(keys.signing.private),
         **more,
     }

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pool
 from mesh import tasks
 from mesh.errors import Unavailable
 from mesh.patches import grpc_aio as accepting
-from mesh.rpc import foreign, reflection
+from mesh.rpc import foreign, key_files, reflection
 from mesh.rpc.chain import InFlight, Policy, chain, entry
 from mesh.rpc.health import Health
 from mesh.rpc.identity import Tokens
@@ -56,7 +56,9 @@ class Server:
         """`servicers` by the full name of their service, `commerce.order.v1.OrderService`.
 
         Raises AccessUndeclared, KeyScopeUndeclared or MethodUnknown: with a hole in its contract it does not start.
+        Raises SettingsInvalid if a file with keys or certificates is not valid.
         """
+        key_files.require_valid(settings)
         self.port = 0
         """The port it listens on, once started."""
         self._settings = settings
