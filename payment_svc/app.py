@@ -18,14 +18,16 @@ from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target
-from payment_svc.charger import Charger, Settlement
+from payment_svc import wire
+from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.consumers import order_events
 from payment_svc.domain import Payment
 from payment_svc.peers import CustomerPeer
 from payment_svc.providers import Provider
 from payment_svc.providers.sandbox import Sandbox
 from payment_svc.rpc import PaymentService
-from payment_svc.usecases import Payments, Settlements
+from payment_svc.store import PaymentStore
+from payment_svc.usecases import Orders, Outcomes, Payments
 
 
 class Settings(ServiceSettings):
@@ -55,7 +57,8 @@ def build(settings: Settings) -> Service:
     database = Database(url, max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="payment", replicas=settings.nats_replicas)
     relay = Relay("payment", database, bus)
-    units = UnitsOfWork(database, relay)
+    units = UnitsOfWork(database, relay, event_of=wire.event)
+    store = PaymentStore()
 
     customers = Peer("customer", settings.customer_target, settings)
     sandbox_database = Database(url, max_connections=settings.sandbox_connections)
@@ -64,16 +67,17 @@ def build(settings: Settings) -> Service:
     }
 
     lease = timedelta(seconds=settings.payment_lease)
-    settlements = GroupCommit[Settlement, Payment]("settlements", Settlements(units, lease=lease).settle)
+    outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", Outcomes(units, store, lease=lease).record)
     charger = Charger(
         providers,
         CustomerPeer(customers, timeout=settings.provider_timeout).token_of,
-        settlements.submit,
+        outcomes.submit,
         at_a_time=settings.provider_calls,
         most=settings.payment_queue,
         timeout=settings.provider_timeout,
     )
-    payments = Payments(units, charger, providers=providers.keys(), lease=lease)
+    payments = Payments(units, store, charger, providers=providers.keys(), lease=lease)
+    orders = Orders(units, store, charger, providers=providers.keys(), lease=lease)
 
     return Service(
         "payment",
@@ -86,7 +90,7 @@ def build(settings: Settings) -> Service:
             *housekeeping(database),
             charger,
             Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
-            Consumer("payment", "order", order_events(payments), bus=bus, units=units),
+            Consumer("payment", "order", order_events(orders), bus=bus, units=units),
             Server(
                 settings,
                 {"commerce.payment.v1.PaymentService": PaymentService(payments)},

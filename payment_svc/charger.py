@@ -22,26 +22,26 @@ from payment_svc.providers import (
     Absent,
     Charge,
     Declined,
+    Inconclusive,
     Outcome,
     Provider,
+    ProviderUnavailable,
     Refund,
     Refused,
-    Unavailable,
     Unknown,
-    Unsettled,
     Voided,
 )
 
 Answer = TypeVar("Answer")
-Token = str | Unavailable | None
+Token = str | ProviderUnavailable | None
 """The provider's token to charge, or why it is not known now; none if the payment method does not exist."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
-    """What a provider answered when it was asked for what was due; to be written down."""
+class ProviderAnswer:
+    """What a provider answered when it was asked for what was due; to be recorded."""
 
     payment: Payment
     """As it was when the provider was asked."""
@@ -71,7 +71,7 @@ class Charger:
         self,
         providers: Mapping[str, Provider],
         token_of: Callable[[Payment], Awaitable[str | None]],
-        settle: Callable[[Settlement], Awaitable[Payment]],
+        record: Callable[[ProviderAnswer], Awaitable[Payment]],
         *,
         at_a_time: int = 256,
         most: int = 4096,
@@ -79,7 +79,7 @@ class Charger:
     ) -> None:
         self._providers = providers
         self._token_of = token_of
-        self._settle = settle
+        self._record = record
         self._slots = asyncio.Semaphore(at_a_time)
         self._most = most
         self._timeout = timeout
@@ -158,17 +158,17 @@ class Charger:
         try:
             return await self._token_of(payment)
         except MeshError as error:
-            return Unavailable(error.message)
+            return ProviderUnavailable(error.message)
 
     async def _advance(self, payment: Payment, token: Token, *, look_first: bool) -> Payment:
         """Ask for what is due, write the answer down, and so on until nothing is due or nothing was learnt."""
         while due := payment.due:
             outcome = await self._ask(payment, due, token, look_first=look_first)
-            payment = await self._settle(Settlement(payment, due, outcome))
-            if isinstance(outcome, Unsettled):
+            payment = await self._record(ProviderAnswer(payment, due, outcome))
+            if isinstance(outcome, Inconclusive):
                 # Money that is owed and not given back needs a person; the rest mends itself.
                 level = logging.ERROR if isinstance(outcome, Refused) else logging.WARNING
-                log.log(level, "payment not settled", payment=str(payment.id), due=due, outcome=repr(outcome))
+                log.log(level, "outcome inconclusive", payment=str(payment.id), due=due, outcome=repr(outcome))
                 if payment.due is due:
                     break
         return payment
@@ -176,7 +176,7 @@ class Charger:
     async def _ask(self, payment: Payment, due: Due, token: Token, *, look_first: bool) -> Outcome:
         provider = self._providers.get(payment.provider)
         if provider is None:
-            return Unavailable(f"there is no provider {payment.provider}")
+            return ProviderUnavailable(f"there is no provider {payment.provider}")
         match due:
             case Due.CHARGE:
                 return await self._charge(provider, payment, token, look_first=look_first)
@@ -194,7 +194,7 @@ class Charger:
             return await self._decline(provider, key) if isinstance(standing, Absent | Voided) else standing
         if not isinstance(standing, Absent):
             return standing
-        if isinstance(token, Unavailable):
+        if isinstance(token, ProviderUnavailable):
             return token
         charge = Charge(key, token, payment.amount, payment.currency, payment.order_id)
         outcome = await self._answer(provider.charge(charge))

@@ -1,13 +1,14 @@
-"""The events that the payment service applies: subject → use case."""
+"""The events that the payment service applies: type → payload, use case, translation."""
 
 from commerce.order.v1 import events_pb2
 from mesh.events.consumers import Handler, Handlers
-from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments
+from payment_svc import wire
+from payment_svc.usecases import Orders
 
 
-def order_events(payments: Payments) -> Handlers:
-    """What an order wants of its payment."""
+def order_events(orders: Orders) -> Handlers:
+    """What orders require of their payments."""
     return {
-        ORDER_PLACED: Handler(events_pb2.OrderPlaced, payments.on_orders),
-        ORDER_CANCELLING: Handler(events_pb2.OrderCancelling, payments.on_orders),
+        "commerce.order.placed": Handler(events_pb2.OrderPlaced, orders.apply, wire.order_placed),
+        "commerce.order.cancelling": Handler(events_pb2.OrderCancelling, orders.apply, wire.order_cancelling),
     }

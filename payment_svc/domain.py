@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from mesh.errors import FailedPrecondition, Internal, NotFound
@@ -130,6 +130,18 @@ class NewPayment:
         # Here and not in the database alone, whose complaint would show the row, and a token in it.
         if self.amount < 0 or not self.currency:
             raise AmountInvalid(self.order_id, self.amount, self.currency)
+
+
+class OrderPlaced(NamedTuple):
+    """An order was placed, and this is its payment."""
+
+    payment: NewPayment
+
+
+class OrderCancelling(NamedTuple):
+    """An order is to be cancelled, and this would be its payment."""
+
+    payment: NewPayment
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,3 +341,28 @@ def _due(status: PaymentStatus, *, cancel_requested: bool) -> Due | None:
     if status is PaymentStatus.PENDING:
         return Due.VOID if cancel_requested else Due.CHARGE
     return Due.REFUND if cancel_requested and status in HOLDING else None
+
+
+class PaymentCaptured(NamedTuple):
+    """Money was taken, or there was none to take."""
+
+    payment: Payment
+
+
+class PaymentDeclined(NamedTuple):
+    """The provider refused to take the money."""
+
+    payment: Payment
+
+
+class PaymentVoided(NamedTuple):
+    """Under this payment no money was taken, nor will be."""
+
+    payment: Payment
+
+
+class PaymentRefunded(NamedTuple):
+    """Money was refunded, `amount` of it this time."""
+
+    payment: Payment
+    amount: Decimal

@@ -9,15 +9,15 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, stale_write, unless_stale, unnested
+from mesh.db.columns import AMOUNT, TIME
+from mesh.db.database import Statement, Transaction
+from mesh.db.rows import Rows, Versions
+from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import StaleWrite
-from payment_svc.domain import Entry, Payment, PaymentStatus
+from payment_svc.domain import Entry, Payment, PaymentNotFound
 
 metadata = sa.MetaData()
-_TIME = pg.TIMESTAMP(timezone=True)
-_AMOUNT = sa.Numeric(28, 9)
 
 payments = sa.Table(
     "payments",
@@ -26,21 +26,21 @@ payments = sa.Table(
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("order_id", sa.Uuid, nullable=False, unique=True, comment="an order is charged once"),
     sa.Column("customer_id", sa.Uuid, nullable=False),
-    sa.Column("amount", _AMOUNT, nullable=False),
+    sa.Column("amount", AMOUNT, nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("provider", sa.String, nullable=False, comment="empty if nothing was ever to be charged"),
     sa.Column("payment_method_id", sa.Uuid, comment="null for orders that cost nothing or were placed before ADR-0035"),
     sa.Column("token", sa.String, nullable=False, comment="a secret, only of orders placed before ADR-0035"),
     sa.Column("provider_key", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
-    sa.Column("refunded_amount", _AMOUNT, nullable=False),
+    sa.Column("refunded_amount", AMOUNT, nullable=False),
     sa.Column("provider_reference", sa.String, nullable=False),
     sa.Column("failure_reason", sa.String, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, comment="without an outcome, of what is due now"),
-    sa.Column("next_attempt_time", _TIME, comment="when the sweep may take it; null when nothing is due"),
-    sa.Column("create_time", _TIME, nullable=False),
-    sa.Column("process_time", _TIME),
+    sa.Column("next_attempt_time", TIME, comment="when the sweep may take it; null when nothing is due"),
+    sa.Column("create_time", TIME, nullable=False),
+    sa.Column("process_time", TIME),
     sa.Column("traceparent", sa.String, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     # The last word on money: whatever the code does, these do not let it.
@@ -76,10 +76,10 @@ entries = sa.Table(
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("payment_id", sa.Uuid, sa.ForeignKey(payments.c.id), nullable=False),
     sa.Column("type", sa.String, nullable=False),
-    sa.Column("amount", _AMOUNT, nullable=False),
+    sa.Column("amount", AMOUNT, nullable=False),
     sa.Column("provider_reference", sa.String, nullable=False),
     sa.Column("note", sa.String, nullable=False),
-    sa.Column("create_time", _TIME, nullable=False),
+    sa.Column("create_time", TIME, nullable=False),
     sa.Column("actor", sa.String, nullable=False),
     sa.CheckConstraint("amount > 0", name="amount_positive"),
     sa.CheckConstraint("type IN ('CAPTURE', 'REFUND', 'VOID')", name="type_known"),
@@ -89,23 +89,15 @@ entries = sa.Table(
 )
 sa.Index("payment_entries_capture", entries.c.payment_id, unique=True, postgresql_where=sa.text("type = 'CAPTURE'"))
 
+PAYMENTS = Rows(Payment, payments)
+ENTRIES = Rows(Entry, entries)
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
-_MUTABLE = (
-    "token", "status", "refunded_amount", "provider_reference", "failure_reason", "cancel_requested", "attempts",
-    "next_attempt_time", "process_time", "traceparent", "version",
-)  # fmt: skip
-_rows = unnested(
-    {f"new_{name}": (name, payments.c[name].type) for name in ("id", *_MUTABLE)}
-    | {"known_versions": ("known_version", sa.BigInteger)}
-)
-_payment_values = attrgetter(*(column.name for column in payments.c))
-_entry_values = attrgetter(*(column.name for column in entries.c))
 
-ADD_PAYMENTS = BulkInsert(*payments.c, returning=[payments.c.id], skip_existing=True)
-ADD_FIRST_PAYMENTS = BulkInsert(*payments.c, refusals={"payments_order_id_key": StaleWrite}, name="add first payments")
-ADD_ENTRIES = BulkInsert(*entries.c)
-PAYMENTS = Statement(sa.select(payments).where(payments.c.id == sa.any_(_ids)))
-PAYMENTS_OF_ORDERS = Statement(
+ADD_PAYMENTS = PAYMENTS.insertion(returning=[payments.c.id], skip_existing=True)
+ADD_FIRST_PAYMENTS = PAYMENTS.insertion(refusals={"payments_order_id_key": StaleWrite}, name="add first payments")
+ADD_ENTRIES = ENTRIES.insertion()
+READ_PAYMENTS = Statement(sa.select(payments).where(payments.c.id == sa.any_(_ids)))
+READ_PAYMENTS_OF_ORDERS = Statement(
     sa.select(payments).where(payments.c.order_id == sa.any_(_ids)), name="read payments of orders"
 )
 # Rows are locked in primary-key order, everywhere: UPDATE … FROM unnest locks in no stated order, and deadlocks.
@@ -116,15 +108,13 @@ LOCK_PAYMENTS_OF_ORDERS = Statement(
     sa.select(payments).where(payments.c.order_id == sa.any_(_ids)).order_by(payments.c.id).with_for_update(),
     name="lock payments of orders",
 )
-WRITE_PAYMENTS = Statement(
-    sa.update(payments)
-    .where(payments.c.id == _rows.c.id)
-    .values(
-        {name: _rows.c[name] for name in _MUTABLE}
-        | {"version": unless_stale(payments.c.version, _rows.c.known_version, _rows.c.version)}
-    ),
-    refusals=stale_write(payments.c.version),
-)
+NEW_VERSIONS = Versions(
+    PAYMENTS,
+    [
+        "token", "status", "refunded_amount", "provider_reference", "failure_reason", "cancel_requested", "attempts",
+        "next_attempt_time", "process_time", "traceparent",
+    ],
+)  # fmt: skip
 # What another process has locked is being worked on: it is passed over, so this waits for nobody. As a table expression
 # the choice is made once; as a subquery the planner might make it again and again, and lock more than `most`.
 _overdue = (
@@ -144,70 +134,71 @@ LEASE_OVERDUE = Statement(
 )
 
 
-async def add_payments(transaction: Transaction, news: Sequence[Payment]) -> list[Payment]:
-    """Write new payments; those whose orders had none yet, the others change nothing."""
-    rows = await transaction.insert(ADD_PAYMENTS, _payment_rows(news))
-    added = {row["id"] for row in rows}
-    return [payment for payment in news if payment.id in added]
+class PaymentStore:
+    """The payments and their ledger."""
+
+    async def add(self, work: UnitOfWork, begun: Sequence[Payment]) -> list[Payment]:
+        """Write new payments. Returns those whose orders had none; the others change nothing.
+
+        The orders of all are assumed to have none, unless `work` is pessimistic or some payment is called off:
+        cancelling orders have one. If the assumption is wrong, the transaction fails with StaleWrite.
+        """
+        if work.pessimistic or any(payment.cancel_requested for payment in begun):
+            return await self.add_unless_known(work, begun)
+        work.transaction.add(ADD_FIRST_PAYMENTS, _in_order(begun))
+        return list(begun)
+
+    async def add_unless_known(self, work: UnitOfWork, begun: Sequence[Payment]) -> list[Payment]:
+        """Write new payments. Returns those whose orders had none; the others change nothing."""
+        rows = await work.transaction.insert(ADD_PAYMENTS, _in_order(begun))
+        added = {row["id"] for row in rows}
+        return [payment for payment in begun if payment.id in added]
+
+    async def read(self, reading: Transaction, payment_id: UUID) -> Payment:
+        """A payment as it is now. Raises PaymentNotFound."""
+        row = await reading.fetch_one(READ_PAYMENTS, ids=[payment_id])
+        if row is None:
+            raise PaymentNotFound(payment_id=payment_id)
+        return PAYMENTS.read(row)
+
+    async def read_of_order(self, reading: Transaction, order_id: UUID) -> Payment:
+        """The payment of an order as it is now. Raises PaymentNotFound."""
+        row = await reading.fetch_one(READ_PAYMENTS_OF_ORDERS, ids=[order_id])
+        if row is None:
+            raise PaymentNotFound(order_id=order_id)
+        return PAYMENTS.read(row)
+
+    async def load_asked(self, work: UnitOfWork, asked: Sequence[Payment], *, locked: bool) -> dict[UUID, Payment]:
+        """Payments that a provider was asked about, by id: as they were then, or locked and as they are now.
+
+        They are locked if `work` is pessimistic, or if `locked` requires it.
+        """
+        if not (locked or work.pessimistic):
+            return {payment.id: payment for payment in asked}
+        rows = await work.transaction.fetch(LOCK_PAYMENTS, ids=sorted({payment.id for payment in asked}))
+        return {row["id"]: PAYMENTS.read(row) for row in rows}
+
+    async def load_of_orders(self, work: UnitOfWork, order_ids: Iterable[UUID]) -> list[Payment]:
+        """Lock the payments of orders, in primary-key order."""
+        rows = await work.transaction.fetch(LOCK_PAYMENTS_OF_ORDERS, ids=sorted(set(order_ids)))
+        return [PAYMENTS.read(row) for row in rows]
+
+    def save(self, work: UnitOfWork, changes: Iterable[tuple[Payment, Payment]]) -> None:
+        """Write new versions of payments, of each (as it was loaded, as it is now).
+
+        The transaction fails with StaleWrite if a payment has another version than the loaded one.
+        """
+        NEW_VERSIONS.write(work.transaction, changes)
+
+    def add_entries(self, work: UnitOfWork, added: Iterable[Entry]) -> None:
+        """Append to the ledger."""
+        work.transaction.add(ADD_ENTRIES, map(ENTRIES.values, added))
+
+    async def lease_overdue(self, work: UnitOfWork, lease: timedelta, *, most: int) -> list[Payment]:
+        """Take up to `most` payments whose lease is over, the longest overdue first, and keep them for `lease`."""
+        return [PAYMENTS.read(row) for row in await work.transaction.fetch(LEASE_OVERDUE, lease=lease, most=most)]
 
 
-def add_first_payments(transaction: Transaction, news: Sequence[Payment]) -> None:
-    """Write new payments. The transaction fails with StaleWrite when an order of theirs has one."""
-    transaction.add(ADD_FIRST_PAYMENTS, _payment_rows(news))
-
-
-def _payment_rows(news: Sequence[Payment]) -> Iterator[tuple[Any, ...]]:
+def _in_order(begun: Sequence[Payment]) -> Iterator[Sequence[Any]]:
     # In one order everywhere, as with locks: two batches with the same orders must not wait for each other.
-    return map(_payment_values, sorted(news, key=attrgetter("order_id")))
-
-
-async def get_payment(reading: Transaction, payment_id: UUID) -> Payment | None:
-    """A payment as it is now."""
-    row = await reading.fetch_one(PAYMENTS, ids=[payment_id])
-    return _as_payment(row) if row else None
-
-
-async def get_order_payment(reading: Transaction, order_id: UUID) -> Payment | None:
-    """The payment of an order as it is now."""
-    row = await reading.fetch_one(PAYMENTS_OF_ORDERS, ids=[order_id])
-    return _as_payment(row) if row else None
-
-
-async def lock_payments(transaction: Transaction, ids: Iterable[UUID]) -> dict[UUID, Payment]:
-    """Lock payments for the rest of the transaction, in primary-key order; by id."""
-    rows = await transaction.fetch(LOCK_PAYMENTS, ids=sorted(set(ids)))
-    return {row["id"]: _as_payment(row) for row in rows}
-
-
-async def lock_order_payments(transaction: Transaction, order_ids: Iterable[UUID]) -> list[Payment]:
-    """Lock the payments of orders for the rest of the transaction, in primary-key order."""
-    return [_as_payment(row) for row in await transaction.fetch(LOCK_PAYMENTS_OF_ORDERS, ids=sorted(set(order_ids)))]
-
-
-def write_payments(transaction: Transaction, changes: Iterable[tuple[Payment, Payment]]) -> None:
-    """Write what became of payments, of each (as it is known, as it shall be).
-
-    The transaction fails with StaleWrite when one of them has another version than is known.
-    """
-    # In primary-key order, as everywhere.
-    in_order = sorted(((known, new) for known, new in changes if new != known), key=lambda change: change[0].id)
-    if in_order:
-        values = {f"new_{name}": [getattr(new, name) for _, new in in_order] for name in ("id", *_MUTABLE)}
-        transaction.write(WRITE_PAYMENTS, known_versions=[known.version for known, _ in in_order], **values)
-
-
-def add_entries(transaction: Transaction, news: Iterable[Entry]) -> None:
-    """Append to the ledger."""
-    transaction.add(ADD_ENTRIES, map(_entry_values, news))
-
-
-async def lease_overdue(transaction: Transaction, lease: timedelta, *, most: int) -> list[Payment]:
-    """Take up to `most` payments that nobody is working on, the longest due first, and keep them for `lease`."""
-    rows = await transaction.fetch(LEASE_OVERDUE, lease=lease, most=most)
-    return [_as_payment(row) for row in rows]
-
-
-def _as_payment(row: Row) -> Payment:
-    values: dict[str, Any] = dict(row.items())
-    values["status"] = PaymentStatus(values["status"])
-    return Payment(**values)
+    return map(PAYMENTS.values, sorted(begun, key=attrgetter("order_id")))

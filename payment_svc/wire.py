@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
@@ -10,7 +11,20 @@ from commerce.payment.v1 import events_pb2, payment_pb2
 from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
 from mesh.rpc import wire
-from payment_svc.domain import NewPayment, Payment, PaymentStatus
+from payment_svc.domain import (
+    NewPayment,
+    OrderCancelling,
+    OrderPlaced,
+    Payment,
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentRefunded,
+    PaymentStatus,
+    PaymentVoided,
+)
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 STATUSES = {
     PaymentStatus.PENDING: payment_pb2.PAYMENT_STATUS_PENDING,
@@ -34,14 +48,14 @@ def requested(request: payment_pb2.ProcessPaymentRequest) -> NewPayment:
     )
 
 
-def placed(event: order_events.OrderPlaced) -> NewPayment:
-    """What an order that was placed is to be charged. Only an event of a version before ADR-0035 has a token."""
-    return _of_order(event.order, event.provider, event.provider_token)
+def order_placed(event: order_events.OrderPlaced) -> OrderPlaced:
+    """An order and its payment. Only an event of a version before ADR-0035 has a token."""
+    return OrderPlaced(_of_order(event.order, event.provider, event.provider_token))
 
 
-def cancelled(event: order_events.OrderCancelling) -> NewPayment:
-    """What an order that is cancelled would have been charged; the event tells nothing of how."""
-    return _of_order(event.order)
+def order_cancelling(event: order_events.OrderCancelling) -> OrderCancelling:
+    """An order and what would be its payment; the event does not say how it is paid."""
+    return OrderCancelling(_of_order(event.order))
 
 
 def _of_order(order: order_pb2.Order, provider: str = "", token: str = "") -> NewPayment:
@@ -77,30 +91,18 @@ def payment(value: Payment) -> payment_pb2.Payment:
     return message
 
 
-def captured(value: Payment) -> Event:
-    """The event of money that was taken."""
-    return Event(
-        "commerce.payment.captured", value.id, value.version, events_pb2.PaymentCaptured(payment=payment(value))
-    )
+def event(fact: PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefunded) -> Event:
+    """The event of what has happened to a payment."""
+    value, message = fact.payment, payment(fact.payment)
+    if isinstance(fact, PaymentRefunded):
+        payload: Message = events_pb2.PaymentRefunded(payment=message, amount=wire.money(fact.amount, value.currency))
+        return Event("commerce.payment.refunded", value.id, value.version, payload)
+    event_type, kind = _EVENTS[type(fact)]
+    return Event(event_type, value.id, value.version, kind(payment=message))
 
 
-def declined(value: Payment) -> Event:
-    """The event of money that the provider refused to take."""
-    return Event(
-        "commerce.payment.declined", value.id, value.version, events_pb2.PaymentDeclined(payment=payment(value))
-    )
-
-
-def voided(value: Payment) -> Event:
-    """The event of a payment under which no money was taken, nor will be."""
-    return Event("commerce.payment.voided", value.id, value.version, events_pb2.PaymentVoided(payment=payment(value)))
-
-
-def refunded(value: Payment, amount: Decimal) -> Event:
-    """The event of money given back, `amount` of it this time."""
-    return Event(
-        "commerce.payment.refunded",
-        value.id,
-        value.version,
-        events_pb2.PaymentRefunded(payment=payment(value), amount=wire.money(amount, value.currency)),
-    )
+_EVENTS: dict[type, tuple[str, Callable[..., Message]]] = {
+    PaymentCaptured: ("commerce.payment.captured", events_pb2.PaymentCaptured),
+    PaymentDeclined: ("commerce.payment.declined", events_pb2.PaymentDeclined),
+    PaymentVoided: ("commerce.payment.voided", events_pb2.PaymentVoided),
+}

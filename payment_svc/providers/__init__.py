@@ -72,7 +72,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Unavailable:
+class ProviderUnavailable:
     """The provider surely did nothing; it may do so later."""
 
     reason: str
@@ -85,25 +85,25 @@ class Unknown:
     reason: str
 
 
-Unsettled = Refused | Unavailable | Unknown
+Inconclusive = Refused | ProviderUnavailable | Unknown
 """Outcomes after which the provider is to be asked again."""
-Outcome = Approved | Declined | Voided | Refunded | Unsettled
+Outcome = Approved | Declined | Voided | Refunded | Inconclusive
 
 
 class Provider(Protocol):
     """A payment provider."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         """Take money, once for the key: asked again, the first outcome."""
 
-    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | Unavailable | Unknown:
+    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | ProviderUnavailable | Unknown:
         """What stands under the key of a charge."""
 
-    async def void(self, key: str) -> Approved | Voided | Unavailable | Unknown:
+    async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
         """Make sure that no money is ever taken under the key, in one step with finding out whether it was.
 
         `Approved` when it was: then it can only be given back.
         """
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
         """Give money back, once for the key: asked again, the first outcome."""

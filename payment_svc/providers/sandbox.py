@@ -25,10 +25,10 @@ from payment_svc.providers import (
     Approved,
     Charge,
     Declined,
+    ProviderUnavailable,
     Refund,
     Refunded,
     Refused,
-    Unavailable,
     Unknown,
     Voided,
 )
@@ -154,11 +154,11 @@ class Sandbox:
     def __init__(self, database: Database, *, slow_seconds: float = 2.0) -> None:
         self._database = database
         self._slow_seconds = slow_seconds
-        self._decisions = GroupCommit[_Wish, _Standing | Unavailable]("sandbox charges", self._decide)
+        self._decisions = GroupCommit[_Wish, _Standing | ProviderUnavailable]("sandbox charges", self._decide)
         self._refunds = GroupCommit[Refund, Refunded | Refused]("sandbox refunds", self._give_back)
         self._lookups = GroupCommit[str, _Standing | Absent]("sandbox look-ups", self._look_up)
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         """As the protocol says; the token tells how it goes."""
         standing = await self._decisions.submit(_Wish(charge.key, charge))
         if charge.token == SLOW:
@@ -168,20 +168,20 @@ class Sandbox:
             await asyncio.Event().wait()
         return standing
 
-    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | Unavailable | Unknown:
+    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | ProviderUnavailable | Unknown:
         """As the protocol says."""
         return await self._lookups.submit(key)
 
-    async def void(self, key: str) -> Approved | Voided | Unavailable | Unknown:
+    async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
         """As the protocol says. A declined charge counts as voided: no money will be taken under its key."""
         standing = await self._decisions.submit(_Wish(key, None))
         return Voided() if isinstance(standing, Declined) else standing
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
         """As the protocol says."""
         return await self._refunds.submit(refund)
 
-    async def _decide(self, batch: Sequence[_Wish]) -> list[_Standing | Unavailable]:
+    async def _decide(self, batch: Sequence[_Wish]) -> list[_Standing | ProviderUnavailable]:
         """What stands under each key from now on: what the wish says, or what was there before."""
         asked = [wish.charge for wish in batch if wish.charge is not None]
         async with self._database.transaction() as transaction:
@@ -195,7 +195,7 @@ class Sandbox:
             # What stands under a key stands for good.
             async with self._database.reading() as reading:
                 standing |= await _charges(reading, list(known))
-        return [standing.get(wish.key) or Unavailable("try again") for wish in batch]
+        return [standing.get(wish.key) or ProviderUnavailable("try again") for wish in batch]
 
     async def _unready(self, transaction: Transaction, asked: Sequence[Charge]) -> set[str]:
         """The keys with `tok_flaky` for which no charge was asked before."""

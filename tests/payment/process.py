@@ -26,12 +26,23 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.observe.trace import Trace
-from payment_svc.charger import Charger, Settlement
+from payment_svc import wire
+from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.domain import Payment
-from payment_svc.providers import Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Unknown, Voided
+from payment_svc.providers import (
+    Approved,
+    Charge,
+    Declined,
+    ProviderUnavailable,
+    Refund,
+    Refunded,
+    Refused,
+    Unknown,
+    Voided,
+)
 from payment_svc.providers.sandbox import Sandbox
-from payment_svc.store import get_order_payment
-from payment_svc.usecases import ORDER_CANCELLING, ORDER_PLACED, Payments, Settlements
+from payment_svc.store import PaymentStore
+from payment_svc.usecases import Orders, Outcomes, Payments
 from tests.services import eventually
 
 LEASE = timedelta(milliseconds=300)
@@ -74,7 +85,9 @@ class Process:
 
     database: Database
     sandbox: Sandbox
+    units: UnitsOfWork
     payments: Payments
+    orders: Orders
     charger: Charger
 
     async def kill(self) -> None:
@@ -90,9 +103,11 @@ class Process:
         self, placed: Sequence[order_events.OrderPlaced], cancelling: Sequence[order_events.OrderPlaced]
     ) -> None:
         """Both in one batch, as the consumer brings them."""
-        news = [received(ORDER_PLACED, each) for each in placed]
-        news += [received(ORDER_CANCELLING, order_events.OrderCancelling(order=each.order)) for each in cancelling]
-        await self.payments._units.run_optimistically(lambda work: self.payments.on_orders(work, news))
+        events = [received(wire.order_placed(each)) for each in placed]
+        events += [
+            received(wire.order_cancelling(order_events.OrderCancelling(order=each.order))) for each in cancelling
+        ]
+        await self.units.run_optimistically(lambda work: self.orders.apply(work, events))
 
     async def idle(self) -> None:
         """Until the charger has nothing in hand."""
@@ -112,16 +127,18 @@ class House:
     async def process(self, kind: type[Sandbox] = Sandbox, **limits: Any) -> Process:
         database = Database(self.url, max_connections=4)
         await database.start()
-        units = UnitsOfWork(database, Relay("payment", database, Bus("nats://127.0.0.1:1", name="none")))
+        relay = Relay("payment", database, Bus("nats://127.0.0.1:1", name="none"))
+        units, store = UnitsOfWork(database, relay, event_of=wire.event), PaymentStore()
         sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
-        settlements = GroupCommit[Settlement, Payment]("settlements", Settlements(units, lease=LEASE).settle)
+        outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", Outcomes(units, store, lease=LEASE).record)
         charger = Charger(
-            {"sandbox": sandbox}, self.wallets.token_of, settlements.submit, **{"timeout": TIMEOUT, **limits}
+            {"sandbox": sandbox}, self.wallets.token_of, outcomes.submit, **{"timeout": TIMEOUT, **limits}
         )
-        payments = Payments(units, charger, providers={"sandbox"}, lease=LEASE)
+        payments = Payments(units, store, charger, providers={"sandbox"}, lease=LEASE)
+        orders = Orders(units, store, charger, providers={"sandbox"}, lease=LEASE)
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)
-        return Process(database, sandbox, payments, charger)
+        return Process(database, sandbox, units, payments, orders, charger)
 
     async def row(self, order: order_events.OrderPlaced) -> asyncpg.Record:
         row = await self.connection.fetchrow("SELECT * FROM payments WHERE order_id = $1", UUID(order.order.id))
@@ -131,9 +148,7 @@ class House:
     async def payment(self, order: order_events.OrderPlaced) -> Payment:
         """The payment as a process would know it."""
         async with self.sandbox_database.reading() as reading:
-            found = await get_order_payment(reading, UUID(order.order.id))
-        assert found is not None
-        return found
+            return await PaymentStore().read_of_order(reading, UUID(order.order.id))
 
     async def call_off(self, order: order_events.OrderPlaced) -> None:
         """Call the payment off, as another process would."""
@@ -224,8 +239,8 @@ def with_token(token: str) -> order_events.OrderPlaced:
     return placed
 
 
-def received(event_type: str, payload: Any) -> Received[Any]:
-    return Received(new_id(), event_type, UUID(payload.order.id), 1, Trace.new().traceparent, payload)
+def received(payload: Any) -> Received[Any]:
+    return Received(new_id(), "", payload.payment.order_id, 1, Trace.new().traceparent, payload)
 
 
 def tell(process: Process) -> None:
@@ -242,7 +257,7 @@ def sum_of(ledger: Sequence[tuple[str, Decimal]]) -> Decimal:
 class Deaf(Sandbox):
     """Requests for charges do not reach it, and nobody says so."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         await asyncio.Event().wait()
         raise AssertionError(charge)
 
@@ -250,7 +265,7 @@ class Deaf(Sandbox):
 class Dumb(Sandbox):
     """It gives money back, and its answer is lost."""
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
         await super().refund(refund)
         await asyncio.Event().wait()
         raise AssertionError(refund)
@@ -259,7 +274,7 @@ class Dumb(Sandbox):
 class Broken(Sandbox):
     """It charges, and fails on the way back."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         await super().charge(charge)
         raise ConnectionResetError("in the middle of the answer")
 
@@ -267,7 +282,7 @@ class Broken(Sandbox):
 class Stingy(Sandbox):
     """It gives nothing back."""
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | Unavailable | Unknown:
+    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
         return Refused(f"no {refund.amount} for you")
 
 
@@ -278,7 +293,7 @@ class Late(Sandbox):
         super().__init__(*arguments, **{**more, "slow_seconds": 0})
         self.told = asyncio.Event()
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         outcome = await super().charge(charge)
         if charge.token == "tok_slow":
             await self.told.wait()
@@ -288,7 +303,7 @@ class Late(Sandbox):
 class LateRefusal(Late):
     """It declines `tok_slow`."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         outcome = await super().charge(replace(charge, token="tok_declined"))
         await self.told.wait()
         return outcome

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from commerce.order.v1 import events_pb2 as order_events
 from mesh.errors import Unavailable as DatabaseLost
-from payment_svc.charger import Settlement
+from payment_svc.charger import ProviderAnswer
 from payment_svc.domain import AmountInvalid, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Unknown, Voided
 from tests.payment.process import Broken, Deaf, House, Late, Stingy, order, tell, with_token
@@ -82,16 +82,16 @@ async def test_statements_do_not_grow_with_the_batch(house: House) -> None:
 
 async def test_an_outcome_that_could_not_be_written_down_is_found_again(house: House) -> None:
     process, placed = await house.process(), order()
-    settle = process.charger._settle
+    settle = process.charger._record
 
-    async def lost(_: Settlement) -> Payment:
+    async def lost(_: ProviderAnswer) -> Payment:
         raise DatabaseLost("the database does not answer")
 
-    process.charger._settle = lost
+    process.charger._record = lost
     await process.placed(placed)
     await process.idle()
     assert await house.status(placed) == "PENDING"
-    process.charger._settle = settle
+    process.charger._record = settle
     await house.becomes(placed, "CAPTURED", sweeper=process)
     assert await house.asked(placed) == 1
 
@@ -118,7 +118,7 @@ async def test_a_refused_refund_stays_due_and_is_an_error_in_the_log(house: Hous
     with capture_logs() as lines:
         await stingy.cancelling(placed)
         await stingy.idle()
-    assert [line["log_level"] for line in lines if line["event"] == "payment not settled"] == ["error"]
+    assert [line["log_level"] for line in lines if line["event"] == "outcome inconclusive"] == ["error"]
     row = await house.row(placed)
     assert (row["status"], row["attempts"]) == ("CAPTURED", 1)
     assert await house.told(placed) == ["captured"]
@@ -148,7 +148,7 @@ async def test_an_answer_that_contradicts_the_books_changes_nothing(house: House
     await process.cancelling(placed)
     payment = await house.payment(placed)
     with pytest.raises(ProviderContradiction):
-        await process.charger._settle(Settlement(payment, Due.CHARGE, Approved("ch_of_nobody")))
+        await process.charger._record(ProviderAnswer(payment, Due.CHARGE, Approved("ch_of_nobody")))
     assert await house.status(placed) == "VOIDED"
     assert await house.ledger(placed) == []
 
@@ -160,7 +160,7 @@ async def test_an_answer_that_contradicts_only_what_this_process_knows_is_writte
     known = await house.payment(placed)
     await house.call_off(placed)
     # Nobody has called off the payment that is known here, so no provider can say that it is voided.
-    voided = await there.charger._settle(Settlement(known, Due.CHARGE, Voided()))
+    voided = await there.charger._record(ProviderAnswer(known, Due.CHARGE, Voided()))
     assert (voided.status, voided.version) == ("VOIDED", known.version + 2)
     assert await house.status(placed) == "VOIDED"
     tell(here)
@@ -174,7 +174,7 @@ async def test_a_row_that_holds_a_token_is_locked_and_never_refused_by_the_datab
     known = await house.payment(placed)
     await house.call_off(placed)
     before = here.database.statements
-    payment = await here.charger._settle(Settlement(known, Due.CHARGE, Unknown("no answer")))
+    payment = await here.charger._record(ProviderAnswer(known, Due.CHARGE, Unknown("no answer")))
     assert (payment.version, payment.due) == (known.version + 1, Due.VOID)
     assert here.database.statements == before + 1, "it was looked up, and is as it was found"
     tell(here)

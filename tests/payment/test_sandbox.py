@@ -10,7 +10,17 @@ from uuid import uuid4
 import pytest
 
 from mesh.db.database import Database
-from payment_svc.providers import Absent, Approved, Charge, Declined, Refund, Refunded, Refused, Unavailable, Voided
+from payment_svc.providers import (
+    Absent,
+    Approved,
+    Charge,
+    Declined,
+    ProviderUnavailable,
+    Refund,
+    Refunded,
+    Refused,
+    Voided,
+)
 from payment_svc.providers.sandbox import Sandbox
 from stack.servers import Servers
 
@@ -54,7 +64,7 @@ async def test_a_declined_token_says_why(sandbox: Sandbox) -> None:
 
 async def test_a_flaky_token_is_unavailable_the_first_time_and_nothing_is_charged(sandbox: Sandbox) -> None:
     asked = charge("tok_flaky")
-    assert isinstance(await sandbox.charge(asked), Unavailable)
+    assert isinstance(await sandbox.charge(asked), ProviderUnavailable)
     assert await sandbox.lookup(asked.key) == Absent()
     assert isinstance(await sandbox.charge(asked), Approved)
 

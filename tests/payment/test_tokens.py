@@ -18,10 +18,10 @@ from mesh.rpc import status
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
 from mesh.rpc.server import Server
-from payment_svc.charger import Settlement
+from payment_svc.charger import ProviderAnswer
 from payment_svc.domain import Payment
 from payment_svc.peers import CustomerPeer
-from payment_svc.providers import Approved, Charge, Declined, Unavailable, Unknown, Voided
+from payment_svc.providers import Approved, Charge, Declined, ProviderUnavailable, Unknown, Voided
 from payment_svc.providers.sandbox import Sandbox
 from tests.payment.process import Broken, Deaf, House, Late, Wallets, method_of, order, tell, with_token
 from tests.runtime.served import settings
@@ -128,10 +128,10 @@ async def test_a_decline_that_could_not_be_written_down_is_made_again(house: Hou
     first, second, placed = await house.process(), await house.process(), order()
     house.wallets.tokens.clear()
 
-    async def lost(_: Settlement) -> Payment:
+    async def lost(_: ProviderAnswer) -> Payment:
         raise DatabaseLost("the database does not answer")
 
-    first.charger._settle = lost
+    first.charger._record = lost
     await first.placed(placed)
     await first.idle()
     assert await house.status(placed) == "PENDING"
@@ -171,9 +171,9 @@ async def test_every_attempt_under_a_key_has_the_same_token(house: House) -> Non
     class Forgotten(Sandbox):
         """It forgets that it was asked: the charge is asked for again, under the same key."""
 
-        async def charge(self, charge: Charge) -> Approved | Declined | Voided | Unavailable | Unknown:
+        async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
             self.seen.append((charge.key, charge.token))
-            return Unavailable("not now") if len(self.seen) < 4 else await super().charge(charge)
+            return ProviderUnavailable("not now") if len(self.seen) < 4 else await super().charge(charge)
 
         seen: list[tuple[str, str]]
 

@@ -1,0 +1,7 @@
+"""What the payment service can do. Transactions begin and end here, and none is open while a provider is asked."""
+
+from payment_svc.usecases.orders import Orders
+from payment_svc.usecases.outcomes import Outcomes
+from payment_svc.usecases.payments import Payments
+
+__all__ = ["Orders", "Outcomes", "Payments"]

@@ -1,0 +1,106 @@
+"""Orders: placing one begins its payment, cancelling one voids or refunds it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from mesh.ids import new_id
+from payment_svc.domain import (
+    PROVIDER_UNKNOWN,
+    UNCHARGED,
+    NewPayment,
+    OrderCancelling,
+    OrderPlaced,
+    Payment,
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentRefunded,
+    PaymentStatus,
+    PaymentVoided,
+)
+
+if TYPE_CHECKING:
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.events.cloudevents import Received
+    from payment_svc.charger import Charger
+    from payment_svc.store import PaymentStore
+
+
+class Orders:
+    """Applies the events of orders to their payments. Both kinds come together: rows are locked in one order."""
+
+    def __init__(
+        self,
+        units: UnitsOfWork,
+        payments: PaymentStore,
+        charger: Charger,
+        *,
+        providers: Collection[str],
+        lease: timedelta,
+    ) -> None:
+        self._units = units
+        self._payments = payments
+        self._charger = charger
+        self._providers = providers
+        self._lease = lease
+
+    async def apply(self, work: UnitOfWork, events: Sequence[Received[OrderPlaced | OrderCancelling]]) -> None:
+        """Begin the payments of placed orders, and call off those of cancelling ones.
+
+        Placed: the payment is charged after the commit. A payment of zero is captured at once. An order that has a
+        payment, also one that was called off before, gets no other.
+
+        Cancelling: each gets one event, `voided`, or `refunded` once the money is refunded. A payment that is final is
+        answered for at once; what is due of the others is done after the commit. An order without a payment gets one
+        that is voided, so that a later `placed` charges nothing.
+        """
+        now = self._units.now()
+        traces: dict[UUID, str] = {}
+        begun: list[Payment] = []
+        for event in events:
+            new = event.payload.payment
+            if isinstance(event.payload, OrderPlaced):
+                begun.append(self._begun(new, event.traceparent, now))
+            else:
+                traces[new.order_id] = event.traceparent
+                begun.append(Payment.called_off(new_id(), new, event.traceparent, now))
+        added = await self._payments.add(work, begun)
+        self._start(work, added)
+        if known := traces.keys() - {payment.order_id for payment in added if payment.cancel_requested}:
+            await self._call_off(work, {order_id: traces[order_id] for order_id in known}, now)
+
+    def _begun(self, new: NewPayment, traceparent: str, now: datetime) -> Payment:
+        """The payment of an order that was placed."""
+        if not new.amount:
+            return Payment.free(new_id(), new, traceparent, now)
+        begun = Payment.begin(new_id(), new, traceparent, now, now + self._lease)
+        return begun if begun.provider in self._providers else begun.decline(PROVIDER_UNKNOWN, now)
+
+    def _start(self, work: UnitOfWork, added: Sequence[Payment]) -> None:
+        """Publish what is decided already, and charge the others after the commit."""
+        for payment in added:
+            match payment.status:
+                case PaymentStatus.DECLINED:
+                    work.publish(PaymentDeclined(payment), payment.traceparent)
+                case PaymentStatus.CAPTURED:
+                    work.publish(PaymentCaptured(payment), payment.traceparent)
+                case PaymentStatus.VOIDED:
+                    work.publish(PaymentVoided(payment), payment.traceparent)
+        due = [payment for payment in added if payment.due]
+        work.transaction.on_commit(lambda: self._charger.begin(due))
+
+    async def _call_off(self, work: UnitOfWork, traces: dict[UUID, str], now: datetime) -> None:
+        """Call off the payments that these orders have."""
+        locked = await self._payments.load_of_orders(work, traces)
+        cancelled = [payment.request_cancel(traces[payment.order_id], now, now + self._lease) for payment in locked]
+        self._payments.save(work, zip(locked, cancelled, strict=True))
+        for payment in cancelled:
+            if payment.status in UNCHARGED:
+                work.publish(PaymentVoided(payment), traces[payment.order_id])
+            elif payment.status is PaymentStatus.REFUNDED:
+                work.publish(PaymentRefunded(payment, payment.refundable), traces[payment.order_id])
+        due = [payment for payment in cancelled if payment.due]
+        work.transaction.on_commit(lambda: self._charger.resume(due))

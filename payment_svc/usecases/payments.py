@@ -1,0 +1,90 @@
+"""Payments as people and services read and request them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from mesh.db.idempotency import Replay
+from mesh.ids import new_id
+from payment_svc.domain import NewPayment, Payment, PaymentNotFound, ProviderNotFound
+
+if TYPE_CHECKING:
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.call import Call
+    from mesh.rpc.replies import Change, Reply
+    from payment_svc.charger import Charger
+    from payment_svc.store import PaymentStore
+
+REPLY_MARGIN_S = 0.5
+"""How long before the caller's deadline the outcome is no longer waited for, so that the reply arrives in time."""
+
+
+class Payments:
+    """Payments as people and services read and request them."""
+
+    def __init__(
+        self,
+        units: UnitsOfWork,
+        payments: PaymentStore,
+        charger: Charger,
+        *,
+        providers: Collection[str],
+        lease: timedelta,
+    ) -> None:
+        self._units = units
+        self._payments = payments
+        self._charger = charger
+        self._providers = providers
+        self._lease = lease
+
+    async def get_payment(self, call: Call, payment_id: UUID) -> Payment:
+        """A payment of the caller's own; any for staff. Raises PaymentNotFound."""
+        async with self._units.database.reading() as reading:
+            payment = await self._payments.read(reading, payment_id)
+        call.caller.own(payment.customer_id, PaymentNotFound(payment_id=payment_id))
+        return payment
+
+    async def get_order_payment(self, call: Call, order_id: UUID) -> Payment:
+        """The payment of an order of the caller's own; of any for staff. Raises PaymentNotFound."""
+        async with self._units.database.reading() as reading:
+            payment = await self._payments.read_of_order(reading, order_id)
+        call.caller.own(payment.customer_id, PaymentNotFound(order_id=order_id))
+        return payment
+
+    async def process_payment(self, change: Change[Payment], new: NewPayment) -> Reply[Payment]:
+        """Begin the payment of an order, or find it, and wait for its outcome as long as the caller does.
+
+        A key stands for the payment, not for its state at that time: a replay returns the payment as it is now.
+        Raises ProviderNotFound, or PaymentStateRefused when the order has another payment or is cancelled.
+        """
+        if new.provider not in self._providers:
+            raise ProviderNotFound(new.provider)
+        try:
+            async with self._units.once(change) as work:
+                now = self._units.now()
+                begun = Payment.begin(new_id(), new, change.trace.traceparent, now, now + self._lease)
+                added = await self._payments.add_unless_known(work, [begun])
+                payment = await self._payments.read_of_order(work.transaction, new.order_id)
+                payment.require_same(new)
+                work.transaction.on_commit(lambda: self._charger.begin(added))
+                work.reply(payment)
+        except Replay:
+            async with self._units.database.reading() as reading:
+                payment = await self._payments.read_of_order(reading, new.order_id)
+        if remaining := change.call.remaining():
+            await self._charger.done(payment.id, timeout=max(0.0, remaining - REPLY_MARGIN_S))
+        async with self._units.database.reading() as reading:
+            return change.reply(await self._payments.read_of_order(reading, new.order_id))
+
+    async def sweep(self, *, most: int = 500) -> bool:
+        """Take up payments whose retry is due, or whose process has died. Returns whether there may be more."""
+        most = min(most, self._charger.room)
+        if most <= 0:
+            return False
+        async with self._units.begin() as work:
+            leased = await self._payments.lease_overdue(work, self._lease, most=most)
+        self._charger.resume(leased)
+        return len(leased) == most
