@@ -1,7 +1,7 @@
-"""Several attempts of one call: transient errors are retried, and an attempt without an answer gets a rival.
+"""Several attempts of one call: transient errors are retried, and an attempt without a reply is hedged.
 
-Every change carries an idempotency key, so attempts may overlap. Round robin sends the next attempt to another worker
-if there is one.
+A hedge is a further attempt beside the pending one; the first success counts. Every change carries an idempotency key,
+so attempts may overlap. Round robin sends the next attempt to another worker if there is one.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Retries:
     """
 
     def __init__(self, *, hedge_after: float | None) -> None:
-        """`hedge_after`: the seconds without an answer after which a further attempt starts; None for never."""
+        """`hedge_after`: the seconds without a reply after which an attempt is hedged; None for never."""
         self.retried = 0
         """The number of attempts that followed a transient error."""
         self.hedged = 0
-        """The number of attempts that started beside one without an answer."""
+        """The number of hedges."""
         self.over_budget = 0
         """The number of attempts that the budget did not allow."""
         self._hedge_after = hedge_after
@@ -66,7 +66,7 @@ class Retries:
         raise AssertionError("the last attempt returns or raises")
 
     async def _race(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run an attempt, and another one beside it each time that there is no answer for `hedge_after` seconds."""
+        """Run an attempt, and hedge it each time that there is no reply for `hedge_after` seconds."""
         hedge_after = self._hedge_after
         running = {asyncio.create_task(attempt())}
         try:

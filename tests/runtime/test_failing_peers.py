@@ -121,14 +121,14 @@ async def test_drained_worker_fails_no_call_that_another_worker_can_take(keys: K
     """Also not the calls in progress that the drain cuts off."""
     cut_off = asyncio.Event()
 
-    async def never(request: Any, call: Call) -> Any:
+    async def until_cut_off(request: Any, call: Call) -> Any:
         cut_off.set()
         if drain_seconds == 0:
             await asyncio.Event().wait()
         return await found(request, call)
 
     async with serving(keys, found) as stays, AsyncExitStack() as stack:
-        drained = await stack.enter_async_context(serving(keys, never, drain_seconds=drain_seconds))
+        drained = await stack.enter_async_context(serving(keys, until_cut_off, drain_seconds=drain_seconds))
         peer = await stack.enter_async_context(peer_of(keys, stays.port, drained.port, suspect_after=LONG_S))
         ended = False
 

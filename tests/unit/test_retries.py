@@ -91,30 +91,30 @@ async def test_attempt_that_would_start_after_the_deadline_is_not_made() -> None
     assert attempts.made == 1
 
 
-async def test_attempt_without_an_answer_gets_a_rival_and_is_cancelled_when_that_answers() -> None:
+async def test_hedge_that_succeeds_cancels_the_attempts_without_a_reply() -> None:
     attempts = Attempts(hangs, hangs, answers)
     assert await run(attempts, hedge_after=0.01) == "reply"
     await asyncio.sleep(0)
     assert (attempts.made, attempts.cancelled) == (3, 2)
 
 
-async def test_slow_attempt_still_succeeds_when_its_rival_fails() -> None:
-    rival_failed = asyncio.Event()
+async def test_slow_attempt_still_succeeds_when_its_hedge_fails() -> None:
+    hedge_failed = asyncio.Event()
 
     async def slow() -> str:
-        await rival_failed.wait()
+        await hedge_failed.wait()
         return "reply"
 
-    async def rival() -> str:
-        asyncio.get_running_loop().call_soon(rival_failed.set)
+    async def hedge() -> str:
+        asyncio.get_running_loop().call_soon(hedge_failed.set)
         raise Unavailable("away")
 
-    attempts = Attempts(slow, rival)
+    attempts = Attempts(slow, hedge)
     assert await run(attempts, hedge_after=0.01) == "reply"
     assert attempts.made == 2
 
 
-async def test_call_without_a_second_worker_gets_no_rival() -> None:
+async def test_call_to_a_single_worker_is_not_hedged() -> None:
     async def slow() -> str:
         await asyncio.sleep(0.05)
         return "reply"
@@ -136,7 +136,7 @@ async def test_extra_attempts_of_a_failing_peer_stay_within_the_budget() -> None
     assert (retries.retried, retries.over_budget > 0) == (extra, True)
 
 
-async def test_hanging_peer_gets_no_more_rivals_than_the_budget_allows() -> None:
+async def test_hedges_of_calls_to_a_hanging_peer_stay_within_the_budget() -> None:
     retries = Retries(hedge_after=0.001)
     attempts = Attempts(hangs)
     deadline = asyncio.get_running_loop().time() + 60.0
@@ -158,10 +158,10 @@ async def test_cancelling_a_call_cancels_its_attempts() -> None:
     attempts = Attempts(hangs)
     call = asyncio.create_task(run(attempts, hedge_after=0.01))
 
-    async def has_a_rival() -> bool:
+    async def is_hedged() -> bool:
         return attempts.made >= 2
 
-    await eventually(has_a_rival)
+    await eventually(is_hedged)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
