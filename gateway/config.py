@@ -1,4 +1,4 @@
-"""What the edge is told by whoever runs it; everything else follows from the contracts."""
+"""The settings of the edge; everything else follows from the contracts."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Client(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EdgeError:
-    """One error that Envoy makes, and what a client is told."""
+    """One error that Envoy makes, and how it reaches a client."""
 
     when: str
     """What tells it from others, in CEL over Envoy's attributes."""

@@ -123,7 +123,7 @@ NO_RATE_LIMIT = {**_without(_RATE_OF_ADDRESS), **_without(_RATE_OF_CLIENT)}
 
 
 def _clients_kind() -> dict[str, Any]:
-    """Note what the client speaks, for the errors it is told: filters overwrite the content type."""
+    """Note which protocol the client speaks, for its errors: filters overwrite the content type."""
     noted = {"metadata_namespace": CLIENT, "key": "content-type", "type": "STRING"}
     rule = {"header": CONTENT_TYPE, "on_header_present": noted, "remove": True}
     return _filter("header_to_metadata", "header_to_metadata.v3.Config", request_rules=[rule])

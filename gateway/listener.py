@@ -106,7 +106,7 @@ def _access_log() -> dict[str, Any]:
                     "path": "%PATH(NQ:ORIG)%",
                     "rpc": "%PATH(NQ:PATH)%",
                     "status": "%RESPONSE_CODE%",
-                    # In headers or in trailers, never in both; in neither when an error was told in JSON.
+                    # In headers or in trailers, never in both; in neither when an error was sent as JSON.
                     "grpc_status": "%RESP(grpc-status)%%TRAILER(grpc-status)%",
                     "details": "%RESPONSE_CODE_DETAILS%",
                     "flags": "%RESPONSE_FLAGS%",

@@ -40,7 +40,7 @@ class Settings(ServiceSettings):
     """Seconds that a hold outlives the payment deadline; more than the two databases' clocks differ by."""
     deadline_sweep_seconds: float = Field(default=1.0, gt=0)
     """How often orders past their deadline are looked for."""
-    cancelling_patience: float = Field(default=300.0, gt=0)
+    cancelling_timeout: float = Field(default=300.0, gt=0)
     """Seconds that an order may be cancelling before the payment service is asked again; after twice that it was."""
 
 
@@ -69,7 +69,7 @@ def build(settings: Settings) -> Service:
     cancellation = Cancellation(units, orders)
     payments = Payments(units, orders)
     holds = Holds(units, orders)
-    patience = timedelta(seconds=settings.cancelling_patience)
+    timeout = timedelta(seconds=settings.cancelling_timeout)
 
     return Service(
         "order",
@@ -81,7 +81,7 @@ def build(settings: Settings) -> Service:
             relay,
             *housekeeping(database),
             Periodic("payment deadlines", settings.deadline_sweep_seconds, cancellation.cancel_overdue),
-            Periodic("cancellations", patience.total_seconds(), partial(cancellation.cancel_again, patience)),
+            Periodic("cancellations", timeout.total_seconds(), partial(cancellation.cancel_again, timeout)),
             Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
             unused_holds,
             Server(

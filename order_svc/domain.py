@@ -48,9 +48,9 @@ class OrderState(FailedPrecondition):
 
     reason = "ORDER_STATE"
 
-    def __init__(self, order_id: UUID, status: Status, wish: Cause) -> None:
+    def __init__(self, order_id: UUID, status: Status, cause: Cause) -> None:
         super().__init__(
-            f"order {order_id} is {status}: {wish} is not possible",
+            f"order {order_id} is {status}: {cause} is not possible",
             metadata={"orderId": str(order_id), "status": f"ORDER_STATUS_{status}"},
         )
 
@@ -77,7 +77,7 @@ class HoldLost(Aborted):
     reason = "HOLD_LOST"
 
     def __init__(self) -> None:
-        super().__init__("the stock held for this attempt was given back meanwhile: try again")
+        super().__init__("the stock held for this attempt was released meanwhile: try again")
 
 
 class Status(StrEnum):
@@ -91,7 +91,7 @@ class Status(StrEnum):
     CANCELLING = "CANCELLING"
     CANCELLED = "CANCELLED"
     ABANDONED = "ABANDONED"
-    """Never placed, and never to be: its orphaned hold was given back. Nobody sees such an order."""
+    """Never placed, and never will be: its orphaned hold was released. No caller sees such an order."""
 
 
 class CancelReason(StrEnum):
@@ -136,13 +136,13 @@ UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
         (Status.CANCELLED, Cause.DECLINED),
         (Status.CANCELLED, Cause.VOIDED),
         (Status.CANCELLED, Cause.REFUNDED),
-        # Money given back for goods that stay sold.
+        # Money refunded for goods that stay sold.
         (Status.CONFIRMED, Cause.REFUNDED),
         (Status.SHIPPED, Cause.REFUNDED),
         (Status.DELIVERED, Cause.REFUNDED),
     }
 )
-"""Wishes and news that are right and change nothing."""
+"""Requests and events that are valid and change nothing."""
 
 
 class Item(NamedTuple):
@@ -242,7 +242,7 @@ class HoldRequest(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Stock that the product service has set aside, under the order id of the first attempt."""
+    """Stock that the product service holds, under the order id of the first attempt."""
 
     order_id: UUID
     lines: tuple[HeldLine, ...]

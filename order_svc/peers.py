@@ -73,7 +73,7 @@ class StockPeer:
         return [_refusal(result.error) if result.HasField("error") else _hold(result.hold) for result in reply.results]
 
     async def release(self, order_ids: Sequence[UUID]) -> None:
-        """Give back what is held for these orders."""
+        """Release the stock held for these orders."""
         stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
         await self._peer.ask(
             stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[str(each) for each in order_ids])

@@ -82,7 +82,7 @@ LOCK_CANCELLING = Statement(
     sa.select(*ORDERS.columns)
     .where(
         orders.c.status == sa.literal_column("'CANCELLING'"),
-        orders.c.update_time < sa.func.now() - sa.bindparam("patience", type_=sa.Interval),
+        orders.c.update_time < sa.func.now() - sa.bindparam("timeout", type_=sa.Interval),
     )
     .order_by(orders.c.update_time)
     .limit(_most)
@@ -155,9 +155,9 @@ class OrderStore:
         """Lock orders whose payment deadline has passed, except those that another process has locked."""
         return await _with_items(work.transaction, await work.transaction.fetch(LOCK_OVERDUE, most=most))
 
-    async def load_cancelling(self, work: UnitOfWork, patience: timedelta, most: int) -> list[Order]:
-        """Lock orders that are cancelling and unchanged for `patience`, except those locked by another process."""
-        rows = await work.transaction.fetch(LOCK_CANCELLING, patience=patience, most=most)
+    async def load_cancelling(self, work: UnitOfWork, timeout: timedelta, most: int) -> list[Order]:
+        """Lock orders that are cancelling and unchanged for `timeout`, except those locked by another process."""
+        rows = await work.transaction.fetch(LOCK_CANCELLING, timeout=timeout, most=most)
         return await _with_items(work.transaction, rows)
 
     def save(self, work: UnitOfWork, changes: Iterable[tuple[Order, Order]]) -> None:

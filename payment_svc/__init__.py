@@ -1,1 +1,1 @@
-"""The payment service: what orders are charged, once, and what is given back."""
+"""The payment service: captures the money of an order once, and refunds it."""

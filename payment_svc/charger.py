@@ -113,35 +113,35 @@ class Charger:
 
     def begin(self, payments: Iterable[Payment]) -> None:
         """Carry out what is due of new payments, which no provider has heard of. Call it after they are committed."""
-        self._take(payments, look_first=False)
+        self._take(payments, read_first=False)
 
     def resume(self, payments: Iterable[Payment]) -> None:
         """Carry out what is due of payments that may have been at the provider before: it is asked what it knows."""
-        self._take(payments, look_first=True)
+        self._take(payments, read_first=True)
 
     async def done(self, payment_id: UUID, timeout: float) -> None:
         """Wait until this process is done with a payment for now, at most `timeout` seconds."""
         if held := self._held.get(payment_id):
             await asyncio.wait([held.task], timeout=timeout)
 
-    def _take(self, payments: Iterable[Payment], *, look_first: bool) -> None:
+    def _take(self, payments: Iterable[Payment], *, read_first: bool) -> None:
         for payment in payments:
             held = self._held.get(payment.id)
             if held is not None:
                 # Under way already: its task sees what is new when it comes to it.
                 held.payment = max(held.payment, payment, key=_version)
             elif self.room > 0:
-                run = self._run(payment.id, look_first=look_first)
+                run = self._run(payment.id, read_first=read_first)
                 self._held[payment.id] = _Held(payment, asyncio.create_task(run, name=f"charge {payment.id}"))
 
-    async def _run(self, payment_id: UUID, *, look_first: bool) -> None:
+    async def _run(self, payment_id: UUID, *, read_first: bool) -> None:
         held = self._held[payment_id]
         try:
             token = await self._token(held.payment)
             async with self._slots:
-                carried = await self._advance(held.payment, token, look_first=look_first)
+                carried = await self._advance(held.payment, token, read_first=read_first)
                 while carried.version < held.payment.version:
-                    carried = await self._advance(held.payment, token, look_first=True)
+                    carried = await self._advance(held.payment, token, read_first=True)
         except ProviderContradiction as error:
             log.error("provider contradicts the books", payment=str(payment_id), error=error.message)
         except MeshError as error:
@@ -160,36 +160,36 @@ class Charger:
         except MeshError as error:
             return ProviderUnavailable(error.message)
 
-    async def _advance(self, payment: Payment, token: Token, *, look_first: bool) -> Payment:
+    async def _advance(self, payment: Payment, token: Token, *, read_first: bool) -> Payment:
         """Ask for what is due, write the answer down, and so on until nothing is due or nothing was learnt."""
         while due := payment.due:
-            outcome = await self._ask(payment, due, token, look_first=look_first)
+            outcome = await self._ask(payment, due, token, read_first=read_first)
             payment = await self._record(ProviderAnswer(payment, due, outcome))
             if isinstance(outcome, Inconclusive):
-                # Money that is owed and not given back needs a person; the rest mends itself.
+                # A refund that is refused needs a person; everything else is retried.
                 level = logging.ERROR if isinstance(outcome, Refused) else logging.WARNING
                 log.log(level, "outcome inconclusive", payment=str(payment.id), due=due, outcome=repr(outcome))
                 if payment.due is due:
                     break
         return payment
 
-    async def _ask(self, payment: Payment, due: Due, token: Token, *, look_first: bool) -> Outcome:
+    async def _ask(self, payment: Payment, due: Due, token: Token, *, read_first: bool) -> Outcome:
         provider = self._providers.get(payment.provider)
         if provider is None:
             return ProviderUnavailable(f"there is no provider {payment.provider}")
         match due:
             case Due.CHARGE:
-                return await self._charge(provider, payment, token, look_first=look_first)
+                return await self._charge(provider, payment, token, read_first=read_first)
             case Due.VOID:
                 return await self._answer(provider.void(payment.provider_key))
             case Due.REFUND:
                 refund = Refund(payment.refund_key, payment.provider_key, payment.refundable)
                 return await self._answer(provider.refund(refund))
 
-    async def _charge(self, provider: Provider, payment: Payment, token: Token, *, look_first: bool) -> Outcome:
+    async def _charge(self, provider: Provider, payment: Payment, token: Token, *, read_first: bool) -> Outcome:
         """Charge under the payment's one key, whatever happened before; an unknown outcome is looked up."""
         key = payment.provider_key
-        standing = await self._answer(provider.lookup(key)) if look_first else Absent()
+        standing = await self._answer(provider.lookup(key)) if read_first else Absent()
         if token is None:
             return await self._decline(provider, key) if isinstance(standing, Absent | Voided) else standing
         if not isinstance(standing, Absent):

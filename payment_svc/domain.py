@@ -1,4 +1,4 @@
-"""Payments: what an order is charged, once, and what is given back.
+"""Payments: the money of an order is captured once, and refunded at most once.
 
     PENDING ── capture ──▶ CAPTURED ── refund ──▶ PARTIALLY_REFUNDED ── refund ──▶ REFUNDED
        ├────── decline ──▶ DECLINED
@@ -7,9 +7,9 @@
 A payment of zero moves no money, so no provider hears of it: it is CAPTURED as soon as its order is placed, and VOIDED
 when the order is cancelled.
 
-A payment says by itself what is due at the provider (`Payment.due`), so that whoever reads its row can go on where
-another process died. `cancel_requested` is never taken back: from then on a charge is voided if it can be, and given
-back if it cannot.
+A payment says what is due at the provider (`Payment.due`), so that any process that reads its row can continue where
+another one died. `cancel_requested` never becomes false again: from then on a charge is voided if possible, and
+refunded if not.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Payment:
 
     `next_attempt_time` is set exactly as long as something is due: a process that takes the payment up moves it ahead
     (a lease), one that learnt nothing sets it to when to ask again, and the sweep takes what is past it. It keeps
-    processes from doing the same work, and nothing more: that money moves once rests on the keys.
+    processes from doing the same work, and nothing more: the keys guarantee that money moves once.
     `token` is set only if `NewPayment` has one, and kept as long as it is needed. Without it, the token is looked up by
     `payment_method_id` to charge the payment (ADR-0035); it is the same each time. `traceparent` is the trace of the
     last order event about it. `version` grows with every change that others can see.
@@ -234,12 +234,12 @@ class Payment:
 
     @property
     def due(self) -> Due | None:
-        """What is to be asked of the provider next; none when the payment is settled."""
+        """What is to be asked of the provider next; none when there is nothing to do."""
         return _due(self.status, cancel_requested=self.cancel_requested)
 
     @property
     def refundable(self) -> Decimal:
-        """What is left to give back."""
+        """The amount that can still be refunded."""
         return self.amount - self.refunded_amount if self.status in HOLDING else Decimal(0)
 
     @property

@@ -41,4 +41,4 @@ class Report:
 
 
 Listener = Callable[[Report], None]
-"""Is told of everything, and raises nothing: whether anybody hears it is nothing to the mesh."""
+"""Receives every event, and raises nothing: the mesh does not depend on its readers."""

@@ -174,11 +174,11 @@ class State:
     def forget_run(self) -> None:
         (self.folder / "run.json").unlink(missing_ok=True)
 
-    async def clear_remains(self, *, patience: float = 10.0) -> list[str]:
+    async def clear_remains(self, *, timeout: float = 10.0) -> list[str]:
         """End what a killed mesh has left running, and return the names. The lock must be held.
 
         The kernel has ended most of it together with the supervisor: this is for systems where it does not.
-        `patience` is the time in seconds from the polite signal to the other.
+        `timeout` is the time in seconds from the polite signal to the other.
         """
         run = self.last_run()
         if run is None:
@@ -189,7 +189,7 @@ class State:
             # PostgreSQL takes its own processes with it at the first, the others need the second.
             for signal in (SIGQUIT, SIGKILL):
                 end_group(process.identity.pid, signal)
-                if await process.identity.gone(patience):
+                if await process.identity.gone(timeout):
                     break
         shutil.rmtree(run.sockets, ignore_errors=True)
         self.forget_run()

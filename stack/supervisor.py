@@ -302,10 +302,10 @@ class Supervisor:
         self._tasks += [asyncio.create_task(self._keep(one)) for one in group]
 
     async def _start(self, one: Supervised) -> None:
-        name, patience = one.program.name, one.program.ready_within
+        name, timeout = one.program.name, one.program.ready_within
         deaths = 0
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 await one.spawn()
                 while (code := await one.until_ready()) is not None:
                     deaths += 1
@@ -315,7 +315,7 @@ class Supervisor:
                     await one.spawn()
         except TimeoutError:
             refusal = f"Its last answer was {one.last_refusal}."
-            raise StartFailed(f"{name} is not ready after {patience:g} s. {refusal}\n{one.last_words()}") from None
+            raise StartFailed(f"{name} is not ready after {timeout:g} s. {refusal}\n{one.last_words()}") from None
         except OSError as error:
             raise StartFailed(f"{name} cannot be started: {error}") from error
 

@@ -121,7 +121,7 @@ def requirement(name: str) -> str:
 
 
 def uv_settings() -> dict[str, str]:
-    """Return settings of uv: what pip is told about the package index, and how to take files from uv's cache."""
+    """Return settings of uv: pip's settings of the package index, and how to take files from uv's cache."""
     listed = printed(str(PYTHON), "-m", "pip", "config", "list").splitlines()
     settings = dict(line.split("=", 1) for line in listed if "=" in line)
     found = {}

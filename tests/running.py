@@ -180,7 +180,7 @@ class Shopper:
             "POST", "/v1/orders", self.order_body(wanted, method), token=self.token, key=key or new_key()
         )
 
-    async def settled(self, order_id: str) -> Json:
+    async def decided(self, order_id: str) -> Json:
         """An order once it has come to rest, however often something is in the way."""
 
         async def at_rest() -> Json | None:

@@ -55,14 +55,14 @@ class Cancellation:
             await self._save(work, overdue, [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue])
         return len(overdue) == most
 
-    async def cancel_again(self, patience: timedelta, *, most: int = 256) -> bool:
-        """Ask the payment service again about orders that are CANCELLING for `patience`. Returns as `cancel_overdue`.
+    async def cancel_again(self, timeout: timedelta, *, most: int = 256) -> bool:
+        """Ask the payment service again about orders that are CANCELLING for `timeout`. Returns as `cancel_overdue`.
 
         Its answer, or the question, may be a dead letter; it answers as often as it is asked.
         """
         now = self._units.now()
         async with self._units.begin() as work:
-            stuck = await self._orders.load_cancelling(work, patience, most)
+            stuck = await self._orders.load_cancelling(work, timeout, most)
             await self._save(work, stuck, [order.still_cancelling(now) for order in stuck])
         if stuck:
             log.warning("orders still cancelling", orders=[str(order.id) for order in stuck])

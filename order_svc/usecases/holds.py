@@ -81,7 +81,7 @@ class UnusedHolds:
                 log.exception("unused holds not released", orders=[str(each) for each in batch])
 
     async def _release(self, order_ids: list[UUID]) -> None:
-        # Another attempt may have adopted such a hold. Whoever writes the id first has it.
+        # Another attempt may have adopted such a hold. The first to write the id has it.
         async with self._units.begin() as work:
             statuses = await self._orders.abandon_unknown(work, order_ids, self._units.now())
         if abandoned := [order_id for order_id, status in statuses.items() if status is Status.ABANDONED]:

@@ -25,7 +25,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """A request to give back `amount` of the charge under `charge_key`."""
+    """A request to refund `amount` of the charge under `charge_key`."""
 
     key: str
     charge_key: str
@@ -58,7 +58,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Refunded:
-    """The money was given back, now or when the key was first used."""
+    """The money was refunded, now or when the key was first used."""
 
     reference: str
     amount: Decimal
@@ -102,7 +102,7 @@ class Provider(Protocol):
     async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
         """Make sure that no money is ever taken under the key, in one step with finding out whether it was.
 
-        `Approved` when it was: then it can only be given back.
+        `Approved` when it was: then it can only be refunded.
         """
 
     async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:

@@ -1,7 +1,7 @@
 """The sandbox provider: no money moves, and everything else is as with a real one.
 
 It keeps a durable record of its own, in transactions of its own, and does not know the service's tables. One row a
-key: whoever writes it first, a charge or a void, decides for good what the key stands for. What the token asks for
+key: the first to write it, a charge or a void, decides for good what the key stands for. What the token asks for
 (slowness, silence) happens after that, on the way back to the caller.
 """
 
@@ -97,9 +97,9 @@ _LOCK_CHARGES = Statement(
 )
 _REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)))
 _ADD_REFUNDS = BulkInsert(refunds.c.key, refunds.c.charge_key, refunds.c.reference, refunds.c.amount)
-_given_back = unnested({"keys": ("key", sa.String), "totals": ("total", _AMOUNT)})
+_refunded = unnested({"keys": ("key", sa.String), "totals": ("total", _AMOUNT)})
 _WRITE_REFUNDED = Statement(
-    sa.update(charges).where(charges.c.key == _given_back.c.key).values(refunded_amount=_given_back.c.total)
+    sa.update(charges).where(charges.c.key == _refunded.c.key).values(refunded_amount=_refunded.c.total)
 )
 
 REFUSALS = {"tok_declined": "card_declined", "tok_insufficient_funds": "insufficient_funds"}
@@ -121,7 +121,7 @@ class _Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class _Request:
     """What a key shall stand for unless it stands for something already."""
 
     key: str
@@ -154,13 +154,13 @@ class Sandbox:
     def __init__(self, database: Database, *, slow_seconds: float = 2.0) -> None:
         self._database = database
         self._slow_seconds = slow_seconds
-        self._decisions = GroupCommit[_Wish, _Standing | ProviderUnavailable]("sandbox charges", self._decide)
-        self._refunds = GroupCommit[Refund, Refunded | Refused]("sandbox refunds", self._give_back)
+        self._decisions = GroupCommit[_Request, _Standing | ProviderUnavailable]("sandbox charges", self._decide)
+        self._refunds = GroupCommit[Refund, Refunded | Refused]("sandbox refunds", self._refund_batch)
         self._lookups = GroupCommit[str, _Standing | Absent]("sandbox look-ups", self._look_up)
 
     async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         """As the protocol says; the token tells how it goes."""
-        standing = await self._decisions.submit(_Wish(charge.key, charge))
+        standing = await self._decisions.submit(_Request(charge.key, charge))
         if charge.token == SLOW:
             await asyncio.sleep(self._slow_seconds)
         elif charge.token == SILENT:
@@ -174,28 +174,28 @@ class Sandbox:
 
     async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
         """As the protocol says. A declined charge counts as voided: no money will be taken under its key."""
-        standing = await self._decisions.submit(_Wish(key, None))
+        standing = await self._decisions.submit(_Request(key, None))
         return Voided() if isinstance(standing, Declined) else standing
 
     async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
         """As the protocol says."""
         return await self._refunds.submit(refund)
 
-    async def _decide(self, batch: Sequence[_Wish]) -> list[_Standing | ProviderUnavailable]:
-        """What stands under each key from now on: what the wish says, or what was there before."""
-        asked = [wish.charge for wish in batch if wish.charge is not None]
+    async def _decide(self, batch: Sequence[_Request]) -> list[_Standing | ProviderUnavailable]:
+        """What stands under each key from now on: the request, or what was there before."""
+        asked = [request.charge for request in batch if request.charge is not None]
         async with self._database.transaction() as transaction:
             unready = await self._unready(transaction, asked)
             transaction.add(_LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
-            # Of two wishes for one key, the first one counts.
-            rows = {wish.key: wish.row for wish in reversed(batch) if wish.key not in unready}
+            # Of two requests with one key, the first one counts.
+            rows = {request.key: request.row for request in reversed(batch) if request.key not in unready}
             transaction.add(_DECIDE, (rows[key] for key in sorted(rows)))
         standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in transaction.returned}
         if known := rows.keys() - standing.keys():
             # What stands under a key stands for good.
             async with self._database.reading() as reading:
                 standing |= await _charges(reading, list(known))
-        return [standing.get(wish.key) or ProviderUnavailable("try again") for wish in batch]
+        return [standing.get(request.key) or ProviderUnavailable("try again") for request in batch]
 
     async def _unready(self, transaction: Transaction, asked: Sequence[Charge]) -> set[str]:
         """The keys with `tok_flaky` for which no charge was asked before."""
@@ -209,7 +209,7 @@ class Sandbox:
             standing = await _charges(reading, list(batch))
         return [standing.get(key) or Absent() for key in batch]
 
-    async def _give_back(self, batch: Sequence[Refund]) -> list[Refunded | Refused]:
+    async def _refund_batch(self, batch: Sequence[Refund]) -> list[Refunded | Refused]:
         async with self._database.transaction() as transaction:
             locked = await transaction.fetch(_LOCK_CHARGES, keys=sorted({refund.charge_key for refund in batch}))
             left: dict[str, Decimal] = {
@@ -223,7 +223,7 @@ class Sandbox:
                 row["key"]: Refunded(row["reference"], row["amount"])
                 for row in await transaction.fetch(_REFUNDS, keys=[refund.key for refund in batch])
             }
-            news: list[tuple[Any, ...]] = []
+            added: list[tuple[Any, ...]] = []
             for refund in batch:
                 key, amount = refund.charge_key, refund.amount
                 if refund.key in known:
@@ -232,10 +232,10 @@ class Sandbox:
                     known[refund.key] = Refused("exceeds_charge" if key in left else "no_charge")
                     continue
                 made = known[refund.key] = Refunded(f"re_{new_id().hex}", amount)
-                news.append((refund.key, key, made.reference, amount))
+                added.append((refund.key, key, made.reference, amount))
                 left[key] -= amount
                 totals[key] = totals.get(key, before[key]) + amount
-            transaction.add(_ADD_REFUNDS, news)
+            transaction.add(_ADD_REFUNDS, added)
             if totals:
                 transaction.write(_WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
         return [known[refund.key] for refund in batch]

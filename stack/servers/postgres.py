@@ -47,9 +47,9 @@ _SETTINGS: Final[Mapping[str, str]] = {
     # more CPU than it saved in writing.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
-    # Whoever writes pages has the kernel send them to the disk, 256 kB at a time. Else it keeps them for 30 s and then
-    # sends all it has, hundreds of megabytes, and commits wait behind them. The buffers stay as small as they are by
-    # default (128 MB): a page that is new is dirty in the kernel, too, until it leaves them (ADR-0023).
+    # A process that writes pages has the kernel send them to the disk, 256 kB at a time. Else the kernel keeps them
+    # for 30 s and then sends all, hundreds of megabytes, and commits wait behind them. The buffers stay
+    # at their default (128 MB): a page that is new is dirty in the kernel, too, until it leaves them (ADR-0023).
     "backend_flush_after": "256kB",
     # Cleaning up and looking through tables may take a while. By default they took half a core from the orders for
     # seconds, every minute, and were what one order in a hundred waited for.
@@ -222,7 +222,7 @@ class EmbeddedPostgres(Postgres):
                 user,
                 *(str(binaries / "initdb"), "-D", str(unfinished)),
                 *("--username", SUPERUSER, "--pwfile", str(password), "--auth", "scram-sha-256"),
-                # Whoever opens a new segment of the log fills it, and all commits wait: with 16 MB for 15 to 70 ms.
+                # The process that opens a new segment of the log fills it, and commits wait: 15 to 70 ms with 16 MB.
                 *("--wal-segsize", "4"),
                 # Sorting by code point, the same on every machine and with every C library.
                 *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),

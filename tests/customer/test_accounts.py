@@ -164,7 +164,7 @@ async def test_a_password_is_kept_as_argon2id_with_the_parameters_of_owasp(
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
 
 
-async def test_signing_up_is_told_in_an_event(
+async def test_sign_up_publishes_an_event(
     client: Client, stub: customer_pb2_grpc.CustomerServiceAsyncStub, database: asyncpg.Connection
 ) -> None:
     made = await client(stub.CreateCustomer, new_customer())

@@ -311,7 +311,7 @@ async def test_payment_methods_of_others_are_for_services_only(
         await outsider.close()
 
 
-async def test_a_token_is_told_to_the_payment_service_alone(service: Service, keys: Keys, customer: str) -> None:
+async def test_only_the_payment_service_gets_a_token(service: Service, keys: Keys, customer: str) -> None:
     for peer in ("order", "product", "customer"):
         for token in ("", keys.token("staff", uuid4())):
             other = Client(f"127.0.0.1:{port_of(service)}", "customer", keys, peer=peer, token=token)

@@ -18,8 +18,8 @@ async def decided(mesh: RunningMesh) -> tuple[Mesh, str, str]:
     product = await mesh.product(10)
     placed = (await shopper.order({product: 2})).json()["id"]
     declined = (await shopper.order({product: 3}, method="tok_declined")).json()["id"]
-    assert (await shopper.settled(placed))["status"] == "ORDER_STATUS_CONFIRMED"
-    assert (await shopper.settled(declined))["status"] == "ORDER_STATUS_CANCELLED"
+    assert (await shopper.decided(placed))["status"] == "ORDER_STATUS_CONFIRMED"
+    assert (await shopper.decided(declined))["status"] == "ORDER_STATUS_CANCELLED"
     audited = Mesh.find(mesh.state, {})
     async with Activity.of(audited) as activity:
         assert await activity.wait() == []

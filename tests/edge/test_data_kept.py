@@ -14,7 +14,7 @@ async def test_customers_tokens_orders_and_stock_outlive_a_stop(tmp_path: Path) 
     async with running_mesh(tmp_path) as mesh:
         shopper = await mesh.shopper("tok_visa")
         product = await mesh.product(10)
-        order = await shopper.settled((await shopper.order({product: 3}, key=key)).json()["id"])
+        order = await shopper.decided((await shopper.order({product: 3}, key=key)).json()["id"])
         assert order["status"] == "ORDER_STATUS_CONFIRMED"
         await mesh.stock_is(product, on_hand=7)
         order = await mesh.ok("GET", f"/v1/orders/{order['id']}", token=shopper.token)
@@ -34,5 +34,5 @@ async def test_customers_tokens_orders_and_stock_outlive_a_stop(tmp_path: Path) 
         assert (again.json()["id"], again.headers["idempotency-replayed"]) == (order["id"], "true")
         session = await mesh.ok("POST", "/v1/sessions", {"email": customer["email"], "password": "correct horse"})
         more = await replace(shopper, token=session["accessToken"]).order({product: 7})
-        assert (await shopper.settled(more.json()["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
+        assert (await shopper.decided(more.json()["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
         await mesh.stock_is(product, on_hand=0)

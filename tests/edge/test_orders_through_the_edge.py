@@ -20,7 +20,7 @@ async def test_an_order_of_three_lines_goes_from_json_to_confirmed(mesh: Running
     order = answer.json()
     assert order["status"] == "ORDER_STATUS_PENDING"
     assert order["totalAmount"] == {"currencyCode": "EUR", "units": "140", "nanos": 0}
-    assert (await shopper.settled(order["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
+    assert (await shopper.decided(order["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
     for product, on_hand in zip(products, (9, 8, 7), strict=True):
         await mesh.stock_is(product, on_hand=on_hand)
     payment = await mesh.ok("GET", f"/v1/orders/{order['id']}/payment", token=shopper.token)
@@ -36,7 +36,7 @@ async def test_an_order_of_three_lines_goes_from_json_to_confirmed(mesh: Running
 async def test_a_declined_order_is_cancelled_and_too_many_is_refused(mesh: RunningMesh) -> None:
     shopper = await mesh.shopper("tok_declined", "tok_visa")
     product = await mesh.product(5)
-    order = await shopper.settled((await shopper.order({product: 5})).json()["id"])
+    order = await shopper.decided((await shopper.order({product: 5})).json()["id"])
     assert (order["status"], order["cancelReason"]) == ("ORDER_STATUS_CANCELLED", "CANCEL_REASON_PAYMENT_DECLINED")
     await mesh.stock_is(product, on_hand=5)
 
@@ -57,7 +57,7 @@ async def test_two_hundred_buyers_of_fifty_get_exactly_fifty(mesh: RunningMesh) 
     assert len(placed) == 50
     assert {(answer.status_code, reason_of(answer)) for answer in refusals} == {(400, "STOCK_INSUFFICIENT")}
     for index, answer in placed:
-        assert (await shoppers[index % 8].settled(answer.json()["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
+        assert (await shoppers[index % 8].decided(answer.json()["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
     await mesh.stock_is(product, on_hand=0)
 
 
@@ -73,7 +73,7 @@ async def test_what_declined_buyers_free_is_sold_to_others_and_never_more(mesh: 
         assert {reason_of(answer) for answer in answers if answer.status_code != 200} <= {"STOCK_INSUFFICIENT"}
         orders = await asyncio.gather(
             *(
-                shoppers[index % 4].settled(answer.json()["id"])
+                shoppers[index % 4].decided(answer.json()["id"])
                 for index, answer in enumerate(answers)
                 if answer.status_code == 200
             )
@@ -97,7 +97,7 @@ async def test_an_order_can_be_placed_with_grpcurl_and_a_strangers_is_not_found(
         *(host, "commerce.order.v1.OrderService/CreateOrder"),
     )
     order = json.loads(told)["order"]
-    assert (await shopper.settled(order["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
+    assert (await shopper.decided(order["id"]))["status"] == "ORDER_STATUS_CONFIRMED"
     for path in (f"/v1/orders/{order['id']}", f"/v1/orders/{order['id']}/payment", f"/v1/customers/{shopper.id}"):
         answer = await mesh.call("GET", path, token=stranger.token)
         assert answer.status_code == 404, answer.text

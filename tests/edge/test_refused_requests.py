@@ -14,7 +14,7 @@ WRONG = [f"x{number}" for number in range(100)]
 FIRST = [f"product_ids[{number}]" for number in range(MAX_VIOLATIONS)]
 
 
-async def test_json_clients_are_told_the_first_fifty_violations(mesh: RunningMesh) -> None:
+async def test_json_clients_get_the_first_fifty_violations(mesh: RunningMesh) -> None:
     answer = await mesh.http.get("/v1/products:batchGet", params={"productIds": WRONG})
     assert (answer.status_code, reason_of(answer)) == (400, "VALIDATION_FAILED")
     [bad] = [detail for detail in answer.json()["details"] if "fieldViolations" in detail]
@@ -24,9 +24,7 @@ async def test_json_clients_are_told_the_first_fifty_violations(mesh: RunningMes
 @pytest.mark.parametrize(
     ("ids", "fields"), [(WRONG, FIRST), ([""] * 30_000, ["product_ids"])], ids=["many faults", "too many ids"]
 )
-async def test_grpc_clients_are_told_at_most_fifty_violations(
-    mesh: RunningMesh, ids: list[str], fields: list[str]
-) -> None:
+async def test_grpc_clients_get_at_most_fifty_violations(mesh: RunningMesh, ids: list[str], fields: list[str]) -> None:
     async with grpc.aio.insecure_channel(mesh.edge.removeprefix("http://")) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await product_pb2_grpc.ProductServiceStub(channel).BatchGetProducts(

@@ -69,7 +69,7 @@ async def all_kinds_of_orders(mesh: RunningMesh, shopper: Shopper) -> Mapping[st
         orders[token] = first.json()["id"]
     expected = {"tok_insufficient_funds": "ORDER_STATUS_CANCELLED", "tok_declined": "ORDER_STATUS_CANCELLED"}
     for token, order_id in orders.items():
-        assert (await shopper.settled(order_id))["status"] == expected.get(token, "ORDER_STATUS_CONFIRMED")
+        assert (await shopper.decided(order_id))["status"] == expected.get(token, "ORDER_STATUS_CONFIRMED")
         payment = await mesh.ok("GET", f"/v1/orders/{order_id}/payment", token=shopper.token)
         if token == "tok_declined":
             assert payment["failureReason"] == "token_unknown", "the planted token was charged"

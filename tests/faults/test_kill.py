@@ -72,7 +72,7 @@ async def survives(mesh: RunningMesh, shoppers: list[Shopper], victim: str) -> N
 
     sold: Counter[str] = Counter()
     for shopper, placed, token in accepted:
-        order = await shopper.settled(placed["id"])
+        order = await shopper.decided(placed["id"])
         expected = "ORDER_STATUS_CANCELLED" if token == "tok_declined" else "ORDER_STATUS_CONFIRMED"
         assert order["status"] == expected, order
         if expected == "ORDER_STATUS_CONFIRMED":

@@ -26,7 +26,7 @@ from stack.servers import Servers
 from tests.services import Client, Keys, eventually, new_key, running, settings_for
 
 FINAL = {order_pb2.ORDER_STATUS_CONFIRMED, order_pb2.ORDER_STATUS_CANCELLED}
-"""Where an order rests when nobody does anything more to it."""
+"""The statuses in which an order stays unless somebody acts."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class House:
         order: order_pb2.Order = reply.order
         return order
 
-    async def settled(self, buyer: Buyer, order_id: str) -> order_pb2.Order:
+    async def decided(self, buyer: Buyer, order_id: str) -> order_pb2.Order:
         """The order once it has come to rest."""
 
         async def at_rest() -> order_pb2.Order | None:

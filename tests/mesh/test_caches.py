@@ -69,7 +69,7 @@ class Shop:
         products = [await mesh.product(100) for _ in range(4)]
         orders = [(await mesh.order(buyer, {each: 1}, key=new_key())).id for each in products]
         for order_id in orders:
-            await mesh.settled(buyer, order_id)
+            await mesh.decided(buyer, order_id)
         payments = [(await mesh.payment(buyer, order_id)).id for order_id in orders]
         return cls(mesh, buyer, products, orders, payments)
 

@@ -66,7 +66,7 @@ async def test_duplicate_attempts_never_release_the_hold_of_the_one_that_won(mes
         key = new_key()
         attempts = await all_of(*(mesh.order(buyer, {product: 1}, key=key) for _ in range(6)))
         assert len({attempt.id for attempt in attempts}) == 1
-        await mesh.settled(buyer, attempts[0].id)
+        await mesh.decided(buyer, attempts[0].id)
 
     async def sold() -> bool:
         stock = await mesh.stock(product)

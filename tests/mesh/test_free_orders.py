@@ -38,7 +38,7 @@ async def test_free_order_is_confirmed_without_a_payment_method(mesh: House, poo
     placed = await mesh.order(poor, dict.fromkeys(products, 2), key=key)
     assert placed.status == order_pb2.ORDER_STATUS_PENDING
     assert (placed.total_amount, placed.payment_method_id) == (FREE, "")
-    order = await mesh.settled(poor, placed.id)
+    order = await mesh.decided(poor, placed.id)
     assert order.status == order_pb2.ORDER_STATUS_CONFIRMED
     payment = await mesh.payment(poor, order.id)
     assert payment.status == payment_pb2.PAYMENT_STATUS_CAPTURED
@@ -55,7 +55,7 @@ async def test_free_order_of_a_customer_with_a_payment_method_does_not_use_it(me
     for method in ("", buyer.methods["tok_declined"]):
         placed = await mesh.order(buyer, {product: 1}, method=method)
         assert placed.payment_method_id == ""
-        assert (await mesh.settled(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+        assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
         assert await charged(mesh, placed.id) == 0
 
 
@@ -67,13 +67,13 @@ async def test_free_line_beside_one_that_costs_something_needs_a_payment_method(
     assert error.metadata == {"customerId": poor.id}
     assert await mesh.sql("product_svc", "SELECT FROM holds WHERE customer_id = $1", UUID(poor.id)) == []
     placed = await mesh.order(buyer, {free: 1, paid: 1})
-    assert (await mesh.settled(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+    assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
     assert (await mesh.payment(buyer, placed.id)).amount.units == 7
 
 
 async def test_product_that_is_free_no_longer_is_not_held_without_a_payment_method(mesh: House, poor: Buyer) -> None:
     product = await mesh.product(5, units=0)
-    await mesh.settled(poor, (await mesh.order(poor, {product: 1})).id)
+    await mesh.decided(poor, (await mesh.order(poor, {product: 1})).id)
     await mesh.sql("product_svc", "UPDATE products SET price = 1, version = version + 1 WHERE id = $1", UUID(product))
     assert (await refused(mesh.order(poor, {product: 1}))).reason == "PAYMENT_METHOD_MISSING"
     assert (await mesh.unreserved(product)).on_hand == 4
@@ -81,7 +81,7 @@ async def test_product_that_is_free_no_longer_is_not_held_without_a_payment_meth
 
 async def test_cancelled_free_order_ends_cancelled_with_its_payment_voided(mesh: House, poor: Buyer) -> None:
     product = await mesh.product(20, units=0)
-    confirmed = await mesh.settled(poor, (await mesh.order(poor, {product: 1})).id)
+    confirmed = await mesh.decided(poor, (await mesh.order(poor, {product: 1})).id)
     orders = [confirmed, *await all_of(*(mesh.order(poor, {product: 1}) for _ in range(9)))]
     await all_of(*(mesh.cancel(poor, order.id) for order in orders))
     for order in orders:
@@ -106,7 +106,7 @@ async def test_the_invariants_hold_over_free_and_paid_orders(mesh: House) -> Non
     buyer = await mesh.buyer("tok_visa")
     free, paid = await mesh.product(50, units=0), await mesh.product(50, units=7)
     placed = await all_of(*(mesh.order(buyer, {product: 1}) for product in (free, paid) * 10))
-    orders = [await mesh.settled(buyer, order.id) for order in placed]
+    orders = [await mesh.decided(buyer, order.id) for order in placed]
     assert {order.status for order in orders} == {order_pb2.ORDER_STATUS_CONFIRMED}
     audit = Audit(mesh, Scope(customers=[UUID(buyer.id)]))
 

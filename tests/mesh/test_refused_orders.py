@@ -49,5 +49,5 @@ async def test_order_whose_total_is_too_large_is_refused_before_anything_is_held
 
     placed = await mesh.order(buyer, {product: 10_000})
     assert (placed.total_amount.units, placed.total_amount.nanos) == (999_999_999_999_999, 0)
-    await mesh.settled(buyer, placed.id)
+    await mesh.decided(buyer, placed.id)
     assert (await mesh.payment(buyer, placed.id)).amount == placed.total_amount

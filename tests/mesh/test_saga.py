@@ -23,7 +23,7 @@ async def test_a_paid_order_is_confirmed_and_its_stock_sold(mesh: House) -> None
     placed = await mesh.order(buyer, dict(zip(products, (1, 2, 3), strict=True)))
     assert placed.status == PENDING
     assert placed.total_amount.units == 10 + 2 * 20 + 3 * 30
-    order = await mesh.settled(buyer, placed.id)
+    order = await mesh.decided(buyer, placed.id)
     assert order.status == CONFIRMED
     payment = await mesh.payment(buyer, order.id)
     assert payment.status == payment_pb2.PAYMENT_STATUS_CAPTURED
@@ -41,7 +41,7 @@ async def test_the_same_key_gives_the_same_order_and_another_body_is_refused(mes
     assert all(other == first for other in others)
     error = await refused(mesh.order(buyer, {product: 3}, key=key))
     assert error.reason == "IDEMPOTENCY_KEY_REUSED"
-    await mesh.settled(buyer, first.id)
+    await mesh.decided(buyer, first.id)
     assert await mesh.order(buyer, {product: 2}, key=key) == first
     stock = await mesh.unreserved(product)
     assert stock.on_hand == 8
@@ -51,7 +51,7 @@ async def test_a_declined_payment_cancels_the_order_and_frees_the_stock(mesh: Ho
     for token in ("tok_declined", "tok_insufficient_funds"):
         buyer = await mesh.buyer(token)
         product = await mesh.product(3)
-        order = await mesh.settled(buyer, (await mesh.order(buyer, {product: 3})).id)
+        order = await mesh.decided(buyer, (await mesh.order(buyer, {product: 3})).id)
         assert order.status == CANCELLED
         assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_DECLINED
         assert (await mesh.unreserved(product)).on_hand == 3
@@ -62,7 +62,7 @@ async def test_every_approving_token_ends_in_one_charge(mesh: House) -> None:
     product = await mesh.product(3)
     orders = await all_of(*(mesh.order(buyer, {product: 1}, method=method) for method in buyer.methods.values()))
     for placed in orders:
-        assert (await mesh.settled(buyer, placed.id)).status == CONFIRMED
+        assert (await mesh.decided(buyer, placed.id)).status == CONFIRMED
         payment = await mesh.payment(buyer, placed.id)
         charges = await mesh.sql(
             "payment_svc",
@@ -126,20 +126,20 @@ async def test_a_hundred_buyers_of_fifty_get_fifty(mesh: House) -> None:
     assert len(placed) == 50
     assert {refusal.reason for refusal in refusals} == {"STOCK_INSUFFICIENT"}
     for order in placed:
-        assert (await mesh.settled(buyer, order.id)).status == CONFIRMED
+        assert (await mesh.decided(buyer, order.id)).status == CONFIRMED
     assert (await mesh.unreserved(product)).on_hand == 0
 
 
 async def test_a_confirmed_order_is_cancelled_only_after_the_refund(mesh: House) -> None:
     buyer = await mesh.buyer("tok_visa")
     product = await mesh.product(4)
-    order = await mesh.settled(buyer, (await mesh.order(buyer, {product: 4})).id)
+    order = await mesh.decided(buyer, (await mesh.order(buyer, {product: 4})).id)
     assert (await mesh.unreserved(product)).on_hand == 0
     key = new_key()
     cancelling = await mesh.cancel(buyer, order.id, key=key, etag=order.etag)
     assert cancelling.status == CANCELLING
     assert await mesh.cancel(buyer, order.id, key=key, etag=order.etag) == cancelling
-    cancelled = await mesh.settled(buyer, order.id)
+    cancelled = await mesh.decided(buyer, order.id)
     assert (cancelled.status, cancelled.cancel_reason) == (CANCELLED, order_pb2.CANCEL_REASON_CUSTOMER_REQUEST)
     payment = await mesh.payment(buyer, order.id)
     assert payment.status == payment_pb2.PAYMENT_STATUS_REFUNDED
@@ -158,13 +158,13 @@ async def test_cancelling_again_changes_nothing(mesh: House) -> None:
     cancelling = await mesh.cancel(buyer, order.id)
     assert cancelling.status == CANCELLING
     assert await mesh.cancel(buyer, order.id) == cancelling
-    cancelled = await mesh.settled(buyer, order.id)
+    cancelled = await mesh.decided(buyer, order.id)
     assert await mesh.cancel(buyer, order.id, key=new_key()) == cancelled == await mesh.read(buyer, order.id)
     asked = "SELECT FROM mesh.outbox WHERE aggregate_id = $1 AND type = 'commerce.order.cancelling'"
     assert len(await mesh.sql("order_svc", asked, UUID(order.id))) == 1
 
     declined = await mesh.order(buyer, {product: 1}, method=buyer.methods["tok_declined"])
-    declined = await mesh.settled(buyer, declined.id)
+    declined = await mesh.decided(buyer, declined.id)
     assert await mesh.cancel(buyer, declined.id) == declined
     assert declined.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_DECLINED
 
@@ -173,7 +173,7 @@ async def test_an_order_is_cancelled_only_as_the_version_that_the_caller_has_see
     buyer = await mesh.buyer("tok_visa")
     product = await mesh.product(1)
     placed = await mesh.order(buyer, {product: 1})
-    confirmed = await mesh.settled(buyer, placed.id)
+    confirmed = await mesh.decided(buyer, placed.id)
     error = await refused(mesh.cancel(buyer, placed.id, etag=placed.etag))
     assert (error.code.name, error.reason) == ("ABORTED", "ETAG_MISMATCH")
     assert error.metadata == {"orderId": placed.id}
@@ -184,7 +184,7 @@ async def test_an_order_is_cancelled_only_as_the_version_that_the_caller_has_see
 async def test_a_key_that_cancelled_one_order_does_not_cancel_another(mesh: House) -> None:
     buyer = await mesh.buyer("tok_visa")
     product, key = await mesh.product(2), new_key()
-    orders = [await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id) for _ in range(2)]
+    orders = [await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id) for _ in range(2)]
     await mesh.cancel(buyer, orders[0].id, key=key)
     error = await refused(mesh.cancel(buyer, orders[1].id, key=key))
     assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
@@ -194,7 +194,7 @@ async def test_a_key_that_cancelled_one_order_does_not_cancel_another(mesh: Hous
 async def test_what_was_shipped_cannot_be_cancelled(mesh: House) -> None:
     buyer = await mesh.buyer("tok_visa")
     product = await mesh.product(1)
-    order = await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)
+    order = await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id)
     await mesh.sql("order_svc", "UPDATE orders SET status = 'SHIPPED' WHERE id = $1", UUID(order.id))
     error = await refused(mesh.cancel(buyer, order.id))
     assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "ORDER_STATE")
@@ -212,7 +212,7 @@ async def test_a_draft_is_refused_as_not_there_yet_and_nothing_is_held(mesh: Hou
     assert (await mesh.stock(product)).reserved == 0
 
 
-async def test_a_capture_that_comes_after_the_cancelling_is_given_back(mesh: House) -> None:
+async def test_capture_after_cancelling_is_refunded(mesh: House) -> None:
     buyer = await mesh.buyer("tok_slow")
     product = await mesh.product(1)
     placed = await mesh.order(buyer, {product: 1})
@@ -225,7 +225,7 @@ async def test_a_capture_that_comes_after_the_cancelling_is_given_back(mesh: Hou
 
     await eventually(being_charged)
     assert (await mesh.cancel(buyer, placed.id)).status == CANCELLING
-    order = await mesh.settled(buyer, placed.id)
+    order = await mesh.decided(buyer, placed.id)
     assert order.status == CANCELLED
     payment = await mesh.payment(buyer, placed.id)
     assert payment.status in {payment_pb2.PAYMENT_STATUS_REFUNDED, payment_pb2.PAYMENT_STATUS_VOIDED}
@@ -267,7 +267,7 @@ async def test_a_strangers_order_does_not_exist(mesh: House) -> None:
     buyer, stranger = await mesh.buyer("tok_visa"), await mesh.buyer("tok_visa")
     product = await mesh.product(2)
     order = await mesh.order(buyer, {product: 1})
-    await mesh.settled(buyer, order.id)
+    await mesh.decided(buyer, order.id)
     assert (await refused(mesh.read(stranger, order.id))).reason == "ORDER_NOT_FOUND"
     assert (await refused(mesh.cancel(stranger, order.id))).reason == "ORDER_NOT_FOUND"
     assert (await refused(mesh.payment(stranger, order.id))).code.name == "NOT_FOUND"
@@ -290,7 +290,7 @@ async def test_staff_place_orders_for_customers_and_must_name_them(mesh: House) 
     assert [violation.field for violation in error.violations] == ["customer_id"]
     reply = await staff(stub.CreateOrder, order_pb2.CreateOrderRequest(items=items, customer_id=buyer.id))
     assert reply.order.customer_id == buyer.id
-    assert (await mesh.settled(buyer, reply.order.id)).status == CONFIRMED
+    assert (await mesh.decided(buyer, reply.order.id)).status == CONFIRMED
 
 
 async def test_lines_of_the_same_product_are_merged(mesh: House) -> None:

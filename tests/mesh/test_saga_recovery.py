@@ -19,9 +19,7 @@ from tests.mesh.house import House, house, order_service_restarted
 from tests.services import Keys, eventually, new_key, refused
 
 
-async def test_an_order_that_is_not_paid_in_time_is_cancelled_and_a_late_capture_given_back(
-    servers: Servers, keys: Keys
-) -> None:
+async def test_order_not_paid_in_time_is_cancelled_and_a_late_capture_refunded(servers: Servers, keys: Keys) -> None:
     settings = {
         "order": {"payment_deadline": 0.2, "deadline_sweep_seconds": 0.1},
         "payment": {"sandbox_slow_seconds": 1.5},
@@ -29,7 +27,7 @@ async def test_an_order_that_is_not_paid_in_time_is_cancelled_and_a_late_capture
     async with house(servers, keys, **settings) as mesh:
         buyer = await mesh.buyer("tok_slow")
         product = await mesh.product(1)
-        order = await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)
+        order = await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id)
         assert order.status == order_pb2.ORDER_STATUS_CANCELLED
         assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_TIMEOUT
         payment = await mesh.payment(buyer, order.id)
@@ -48,7 +46,7 @@ async def test_a_payment_deadline_outlives_the_process_that_set_it(servers: Serv
         product = await mesh.product(1)
         placed = await mesh.order(buyer, {product: 1})
         async with order_service_restarted(mesh):
-            order = await mesh.settled(buyer, placed.id)
+            order = await mesh.decided(buyer, placed.id)
             assert order.status == order_pb2.ORDER_STATUS_CANCELLED
             assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_TIMEOUT
             assert (await mesh.unreserved(product)).on_hand == 1
@@ -65,7 +63,7 @@ async def test_a_retry_after_a_restart_gets_the_order_of_the_first_attempt(
         product, key = await mesh.product(1 + left), new_key()
         placed = await mesh.order(buyer, {product: 1}, key=key)
         if sold:
-            await mesh.settled(buyer, placed.id)
+            await mesh.decided(buyer, placed.id)
             await mesh.unreserved(product)
         async with order_service_restarted(mesh):
             assert await mesh.order(buyer, {product: 1}, key=key) == placed
@@ -79,10 +77,10 @@ async def test_a_retry_after_a_restart_gets_the_order_of_the_first_attempt(
 async def test_an_order_whose_cancelling_nobody_heard_of_is_cancelled_all_the_same(
     servers: Servers, keys: Keys
 ) -> None:
-    async with house(servers, keys, order={"cancelling_patience": 0.5}) as mesh:
+    async with house(servers, keys, order={"cancelling_timeout": 0.5}) as mesh:
         buyer = await mesh.buyer("tok_visa")
         product = await mesh.product(1)
-        confirmed = await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)
+        confirmed = await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id)
         # The event that told of it is among the dead letters, say.
         await mesh.sql(
             "order_svc",
@@ -138,16 +136,16 @@ async def test_a_hold_whose_order_never_came_is_swept_and_the_order_can_never_co
 async def test_decisions_about_holds_come_in_the_order_of_the_question(mesh: House) -> None:
     buyer = await mesh.buyer("tok_visa")
     product = await mesh.product(3)
-    paid = [(await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)).id for _ in range(3)]
+    paid = [(await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id)).id for _ in range(3)]
     unknown = sorted(str(uuid4()) for _ in range(3))
     asked = [unknown[2], paid[1], unknown[0], paid[2], paid[0], unknown[1]]
     async with mesh.as_service("product", to="order") as client:
         resolve = order_pb2_grpc.OrderServiceStub(client.channel).ResolveHolds
         reply = await client(resolve, order_pb2.ResolveHoldsRequest(order_ids=asked))
-    wishes = dict.fromkeys(paid, order_pb2.HOLD_RESOLUTION_COMMIT) | dict.fromkeys(
+    decisions = dict.fromkeys(paid, order_pb2.HOLD_RESOLUTION_COMMIT) | dict.fromkeys(
         unknown, order_pb2.HOLD_RESOLUTION_RELEASE
     )
-    assert [(each.order_id, each.resolution) for each in reply.decisions] == [(each, wishes[each]) for each in asked]
+    assert [(each.order_id, each.resolution) for each in reply.decisions] == [(each, decisions[each]) for each in asked]
 
 
 async def test_the_hold_of_a_living_order_is_never_swept(servers: Servers, keys: Keys) -> None:
@@ -173,7 +171,7 @@ async def test_the_hold_of_a_living_order_is_never_swept(servers: Servers, keys:
 
         await eventually(asked_and_kept)
         assert (await mesh.stock(product)).reserved == 1
-        assert (await mesh.settled(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+        assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
         assert (await mesh.unreserved(product)).on_hand == 0
 
 
@@ -184,7 +182,7 @@ async def test_a_retry_adopts_the_hold_of_an_attempt_that_died(mesh: House) -> N
     assert (await mesh.stock(product)).available == 0
     placed = await mesh.order(buyer, {product: 1}, key=key)
     assert placed.id == order_id
-    assert (await mesh.settled(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+    assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
     assert (await mesh.unreserved(product)).on_hand == 0
 
 
@@ -209,7 +207,7 @@ async def test_an_attempt_whose_hold_was_given_up_cannot_use_it_and_its_retry_ma
 
     order = await eventually(placed)
     assert order.id != order_id
-    assert (await mesh.settled(buyer, order.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+    assert (await mesh.decided(buyer, order.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
 
 
 def digest(customer_id: str, key: str) -> bytes:

@@ -33,7 +33,7 @@ async def test_an_order_waits_for_its_charge_while_the_customer_service_is_away(
         assert isinstance(await refused(mesh.order(buyer, {product: 1})), Unavailable), "it is really away"
         assert (await mesh.read(buyer, placed.id)).status == order_pb2.ORDER_STATUS_PENDING
         async with running(another(mesh, "customer")):
-            assert (await mesh.settled(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+            assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
             charges = "SELECT FROM sandbox.charges WHERE order_id = $1 AND status = 'APPROVED'"
             assert len(await mesh.sql("payment_svc", charges, UUID(placed.id))) == 1
 
@@ -44,7 +44,7 @@ async def test_an_order_whose_payment_method_is_forgotten_before_its_charge_is_c
     placed = await mesh.order(buyer, {product: 1})
     await mesh.sql("customer_svc", "DELETE FROM payment_methods WHERE id = $1", UUID(buyer.methods["tok_visa"]))
     async with running(another(mesh, "payment")):
-        order = await mesh.settled(buyer, placed.id)
+        order = await mesh.decided(buyer, placed.id)
         assert order.status == order_pb2.ORDER_STATUS_CANCELLED
         assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_DECLINED
         payment = await mesh.payment(buyer, placed.id)
@@ -58,7 +58,7 @@ async def test_a_placed_order_that_cannot_be_charged_is_a_dead_letter_without_a_
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
     buyer, product = await mesh.buyer("tok_visa"), await mesh.product(1)
-    placed = await mesh.settled(buyer, (await mesh.order(buyer, {product: 1})).id)
+    placed = await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id)
     client = await nats.connect(mesh.servers.nats.url)
     context = client.jetstream()
     event = await context.get_last_msg("ORDERS", f"commerce.order.placed.{placed.id}")
@@ -69,13 +69,13 @@ async def test_a_placed_order_that_cannot_be_charged_is_a_dead_letter_without_a_
     with capture_logs() as logs:
         await context.publish(subject, poison.SerializeToString(), headers=headers)
 
-        async def parked() -> nats.js.api.RawStreamMsg | None:
+        async def dead_letter() -> nats.js.api.RawStreamMsg | None:
             try:
                 return await context.get_last_msg(DEAD_LETTERS, f"mesh.dead.payment-order.{subject}")
             except nats.js.errors.NotFoundError:
                 return None
 
-        letter = await eventually(parked)
+        letter = await eventually(dead_letter)
     await client.close()
     told = f"{letter.data!r} {letter.headers} {logs}"
     assert told.count(poison.order.id) > 1

@@ -60,7 +60,7 @@ class Stock(StockPeer):
         self.instead: Callable[[], Awaitable[Reserved]] | None = None
         """What is done and answered in place of it."""
         self.released: list[UUID] = []
-        """Orders whose holds were to be given back."""
+        """Orders whose holds were to be released."""
         self.releasing: Callable[[], Awaitable[None]] | None = None
         """What a release waits for."""
         self.currencies = currencies

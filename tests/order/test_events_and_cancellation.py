@@ -17,7 +17,7 @@ from tests.order.process import OrderProcess, process_of
 
 
 async def test_order_cancelling_for_long_is_asked_about_once_in_that_time(database: Database) -> None:
-    process, patience = process_of(database), timedelta(minutes=5)
+    process, timeout = process_of(database), timedelta(minutes=5)
     stuck, young, paid = [(await process.place_one()).id for _ in range(3)]
     connection = await asyncpg.connect(database.url)
     for order_id, status, age in ((stuck, "CANCELLING", 6), (young, "CANCELLING", 4), (paid, "CONFIRMED", 6)):
@@ -27,8 +27,8 @@ async def test_order_cancelling_for_long_is_asked_about_once_in_that_time(databa
             status,
             timedelta(minutes=age),
         )
-    assert await process.cancellation.cancel_again(patience, most=1) is True
-    assert await process.cancellation.cancel_again(patience, most=1) is False
+    assert await process.cancellation.cancel_again(timeout, most=1) is True
+    assert await process.cancellation.cancel_again(timeout, most=1) is False
     asked = await connection.fetch(
         "SELECT * FROM mesh.outbox WHERE type = 'commerce.order.cancelling' AND aggregate_id = ANY($1)",
         [stuck, young, paid],

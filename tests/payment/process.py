@@ -209,7 +209,7 @@ class House:
         return found
 
     async def refunds(self, order: order_events.OrderPlaced) -> list[Decimal]:
-        """What the sandbox's own record says was given back for the order."""
+        """What the sandbox's own record says was refunded for the order."""
         rows = await self.connection.fetch(
             "SELECT r.amount FROM sandbox.refunds r JOIN sandbox.charges c ON c.key = r.charge_key WHERE order_id = $1",
             UUID(order.order.id),
@@ -287,7 +287,7 @@ class Stingy(Sandbox):
 
 
 class Late(Sandbox):
-    """It answers for charges with `tok_slow` when it is told to."""
+    """It answers for charges with `tok_slow` when the test lets it."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **{**more, "slow_seconds": 0})

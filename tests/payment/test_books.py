@@ -35,7 +35,7 @@ async def test_the_database_refuses_a_payment_the_key_of_another(house: House) -
         await house.connection.execute("UPDATE payments SET provider_key = (SELECT min(provider_key) FROM payments)")
 
 
-async def test_the_database_refuses_to_give_back_more_than_was_taken(house: House) -> None:
+async def test_database_refuses_a_refund_above_the_capture(house: House) -> None:
     process, placed = await house.process(), order()
     await process.placed(placed)
     await process.idle()
@@ -61,7 +61,7 @@ async def test_a_storm_of_orders_cancellings_and_deaths_ends_with_the_books_righ
             await charging.kill()
             processes[processes.index(charging)] = await house.process(at_a_time=16)
 
-    async def settled() -> bool:
+    async def decided() -> bool:
         for process in processes:
             await process.payments.sweep()
         due = await house.connection.fetchval(
@@ -70,7 +70,7 @@ async def test_a_storm_of_orders_cancellings_and_deaths_ends_with_the_books_righ
         )
         return int(due) == 0
 
-    await eventually(settled, within=30)
+    await eventually(decided, within=30)
     for placed in orders:
         row, charges = await house.row(placed), await house.charged(placed)
         if placed.order.id in cancelled:

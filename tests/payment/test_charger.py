@@ -75,14 +75,14 @@ async def test_statements_do_not_grow_with_the_batch(house: House) -> None:
                 "commits": process.database.commits,
             }
         )
-    # Charging: insert; payment, ledger and outbox in one. Cancelling: insert, lock, write; and settling again.
+    # Charging: insert; payment, ledger and outbox in one. Cancelling: insert, lock, write; and recording again.
     assert counts[0] == {"charge": 2, "charge, sandbox": 1, "refund": 4, "refund, sandbox": 3, "commits": 4}
     assert counts[1] == counts[0]
 
 
 async def test_an_outcome_that_could_not_be_written_down_is_found_again(house: House) -> None:
     process, placed = await house.process(), order()
-    settle = process.charger._record
+    record = process.charger._record
 
     async def lost(_: ProviderAnswer) -> Payment:
         raise DatabaseLost("the database does not answer")
@@ -91,7 +91,7 @@ async def test_an_outcome_that_could_not_be_written_down_is_found_again(house: H
     await process.placed(placed)
     await process.idle()
     assert await house.status(placed) == "PENDING"
-    process.charger._record = settle
+    process.charger._record = record
     await house.becomes(placed, "CAPTURED", sweeper=process)
     assert await house.asked(placed) == 1
 

@@ -102,10 +102,10 @@ async def test_a_process_killed_in_a_refund_leaves_one_refund(house: House) -> N
     await first.idle()
     await first.cancelling(placed)
 
-    async def given_back() -> bool:
+    async def refunded() -> bool:
         return bool(await house.refunds(placed))
 
-    await eventually(given_back)
+    await eventually(refunded)
     await first.kill()
     assert await house.status(placed) == "CAPTURED"
     await house.becomes(placed, "REFUNDED", sweeper=second)
@@ -153,7 +153,7 @@ async def test_an_order_placed_and_cancelled_in_one_batch_is_not_charged(house: 
     assert await house.told(placed) == ["voided"]
 
 
-async def test_a_slow_charge_that_is_cancelled_in_flight_is_given_back(house: House) -> None:
+async def test_slow_charge_cancelled_in_flight_is_refunded(house: House) -> None:
     process, placed = await house.process(Late, timeout=30), order("tok_slow")
     await process.placed(placed)
     await house.reached(placed)
@@ -170,7 +170,7 @@ async def test_a_slow_charge_that_is_cancelled_in_flight_is_given_back(house: Ho
     assert events[0][1] < events[1][1]
 
 
-async def test_a_charge_cancelled_by_another_process_in_flight_is_given_back_once(house: House) -> None:
+async def test_charge_cancelled_by_another_process_in_flight_is_refunded_once(house: House) -> None:
     charging, other, placed = await house.process(Late, timeout=30), await house.process(), order("tok_slow")
     await charging.placed(placed)
     await house.reached(placed)
@@ -184,7 +184,7 @@ async def test_a_charge_cancelled_by_another_process_in_flight_is_given_back_onc
     assert await house.told(placed) == ["captured", "refunded"]
 
 
-async def test_a_captured_payment_that_is_cancelled_is_given_back_once_and_answered_every_time(house: House) -> None:
+async def test_cancelled_capture_is_refunded_once_and_answered_every_time(house: House) -> None:
     process, placed = await house.process(), order()
     await process.placed(placed)
     await process.idle()

@@ -113,7 +113,7 @@ async def test_a_refund_is_made_once_for_its_key(sandbox: Sandbox, database: Dat
     assert await sandbox.refund(refund) == results[0]
 
 
-async def test_no_more_is_given_back_than_was_charged(sandbox: Sandbox) -> None:
+async def test_refunds_never_exceed_the_charge(sandbox: Sandbox) -> None:
     asked = charge()
     await sandbox.charge(asked)
     parts = [Refund(f"part-{number}-{asked.key}", asked.key, Decimal(5)) for number in range(3)]

@@ -41,7 +41,7 @@ async def test_a_payment_is_charged_with_the_token_of_its_method_which_it_never_
     assert (row["failure_reason"], row["token"]) == ("insufficient_funds", "")
 
 
-async def test_a_payment_waits_while_no_token_is_told_and_is_charged_once_after(house: House) -> None:
+async def test_payment_waits_for_its_token_and_is_charged_once(house: House) -> None:
     process, placed = await house.process(), order()
     house.wallets.is_away = True
     await process.placed(placed)
@@ -60,7 +60,7 @@ async def test_a_payment_waits_while_no_token_is_told_and_is_charged_once_after(
     assert (await house.asked(placed), await house.told(placed)) == (1, ["captured"])
 
 
-async def test_what_the_provider_knows_is_written_down_though_no_token_is_told(house: House) -> None:
+async def test_outcome_that_the_provider_knows_is_recorded_without_a_token(house: House) -> None:
     first, second, placed = await house.process(Late, timeout=30), await house.process(), order("tok_slow")
     await first.placed(placed)
     await house.reached(placed)
@@ -70,7 +70,7 @@ async def test_what_the_provider_knows_is_written_down_though_no_token_is_told(h
     assert await house.asked(placed) == 1
 
 
-async def test_a_payment_is_called_off_and_given_back_without_a_token(house: House) -> None:
+async def test_payment_is_called_off_and_refunded_without_a_token(house: House) -> None:
     process, early, late = await house.process(), order(), order()
     await process.placed(early)
     await process.idle()
@@ -312,7 +312,7 @@ async def test_a_question_that_is_refused_is_not_asked_for_each_payment_again(ke
     assert [len(each) for each in customers.asked] == [50]
 
 
-async def test_no_other_service_is_told_a_token(keys: Keys, payment: Payment) -> None:
+async def test_no_other_service_gets_a_token(keys: Keys, payment: Payment) -> None:
     customers = Customers()
     for other in ("order", "product", "gateway", "operator"):
         async with asking(keys, customers, peer=other) as peer:

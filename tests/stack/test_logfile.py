@@ -41,7 +41,7 @@ def test_the_tail_is_whole_lines_however_long(tmp_path: Path, ending: str) -> No
     assert tail(path, 9) == lines
 
 
-def test_the_tail_begins_no_earlier_than_it_is_told_to(tmp_path: Path) -> None:
+def test_tail_begins_no_earlier_than_asked(tmp_path: Path) -> None:
     path = tmp_path / "order.log"
     path.write_text("before\nafter\n")
     assert tail(path, 9, since=len("before\n")) == ["after"]

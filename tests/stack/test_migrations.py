@@ -1,4 +1,4 @@
-"""Databases that cannot be migrated, as a person is told of them."""
+"""Databases that cannot be migrated, and what a person reads then."""
 
 import subprocess
 import sys

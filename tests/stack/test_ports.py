@@ -17,7 +17,7 @@ def test_free_ports_differ_and_can_be_listened_on() -> None:
         require_free("127.0.0.1", port, remedy="")
 
 
-def test_a_port_that_somebody_was_told_is_free_is_given_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_reported_as_free_is_given_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
     monkeypatch.setattr(ports, "_FIRST", port)
     monkeypatch.setattr(ports, "_LAST", port)

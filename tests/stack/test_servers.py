@@ -75,9 +75,9 @@ async def test_what_is_committed_is_on_disk(running: Servers) -> None:
     assert shown == ["on", "on", "on", ""]
 
 
-async def test_pages_do_not_gather_in_the_kernel(running: Servers) -> None:
+async def test_pages_do_not_accumulate_in_the_kernel(running: Servers) -> None:
     url = running.postgres.superuser_url
-    # A page that is new gathers there until it leaves the buffers.
+    # A new page stays there until it leaves the buffers.
     shown = [await ask(url, f"SHOW {setting}") for setting in ("backend_flush_after", "shared_buffers")]
     assert shown == ["256kB", "128MB"]
 
@@ -107,7 +107,7 @@ async def logged(servers: Servers, url: str, *queries: str) -> str:
     return (servers.supervisor.logs / "postgres.log").read_text()
 
 
-async def test_the_log_of_postgres_shows_no_row_that_it_refuses_whoever_set_it_up(
+async def test_log_of_postgres_shows_no_refused_row_on_any_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As a server that is there already, and that logs what PostgreSQL logs by default.

@@ -95,7 +95,7 @@ async def test_what_a_killed_mesh_left_running_is_ended(tmp_path: Path) -> None:
         process("payment", None),
     ]
     state.record(record(Identity(1, "killed"), *processes, sockets=sockets))
-    assert await state.clear_remains(patience=0.2) == ["order"]
+    assert await state.clear_remains(timeout=0.2) == ["order"]
     assert await left.wait() == -signal.SIGKILL
     assert reused.returncode is None
     reused.kill()

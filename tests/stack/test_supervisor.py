@@ -1,4 +1,4 @@
-"""A supervisor with small programs: Python scripts that die, answer and refuse as they are told."""
+"""A supervisor with small programs: Python scripts that die, answer and refuse on request."""
 
 import asyncio
 import os

@@ -25,7 +25,7 @@ from tests.services import eventually
 
 
 class Recorded(Passwords):
-    """Notes how many hashes run at once, and holds them until it is let go."""
+    """Notes how many hashes run at once, and holds them until it is released."""
 
     def __init__(self, *, at_once: int, max_waiting: int, cores: float = 8.0) -> None:
         super().__init__(memory_kib=64, passes=1, lanes=1, at_once=at_once, cores=cores, max_waiting=max_waiting)

@@ -122,7 +122,7 @@ def test_an_answer_that_cannot_be_raises(impossible: Callable[[], Payment]) -> N
         impossible()
 
 
-def test_money_is_given_back_in_parts_and_no_more_than_was_taken() -> None:
+def test_money_is_refunded_in_parts_and_never_above_the_capture() -> None:
     payment = captured().refund(Decimal(5), NOW, UNTIL)
     assert (payment.status, payment.refundable) == (PaymentStatus.PARTIALLY_REFUNDED, Decimal("7.50"))
     payment = payment.refund(payment.refundable, NOW, UNTIL)
@@ -142,13 +142,13 @@ def test_pauses_grow_to_a_limit_and_begin_anew_with_the_next_step() -> None:
 
 
 def test_an_order_is_charged_what_it_was_charged_and_not_when_called_off() -> None:
-    wish = new()
-    payment = Payment.begin(uuid4(), wish, "", NOW, UNTIL)
-    payment.require_same(wish)
+    wanted = new()
+    payment = Payment.begin(uuid4(), wanted, "", NOW, UNTIL)
+    payment.require_same(wanted)
     with pytest.raises(PaymentStateRefused, match="already"):
-        payment.require_same(NewPayment(wish.order_id, wish.customer_id, AMOUNT + 1, "EUR", "sandbox", uuid4()))
+        payment.require_same(NewPayment(wanted.order_id, wanted.customer_id, AMOUNT + 1, "EUR", "sandbox", uuid4()))
     with pytest.raises(PaymentStateRefused, match="cancelled"):
-        payment.request_cancel("", NOW, UNTIL).require_same(wish)
+        payment.request_cancel("", NOW, UNTIL).require_same(wanted)
 
 
 STEPS: list[Callable[[Payment], Payment]] = [
@@ -175,7 +175,7 @@ def test_whatever_is_said_in_whatever_order_the_books_stay_right(steps: list[Cal
         payment = after
         assert 0 <= payment.refunded_amount <= payment.amount
         assert (payment.status is PaymentStatus.REFUNDED) == (payment.refunded_amount == payment.amount)
-        # What is due is never forgotten, and what is settled never taken up.
+        # What is due is never forgotten, and what is final is never taken up.
         assert (payment.next_attempt_time is not None) == (payment.due is not None)
         assert (payment.process_time is None) == (payment.status is PaymentStatus.PENDING)
         assert payment.token == "" or payment.status is PaymentStatus.PENDING
