@@ -29,7 +29,7 @@ test: lint types contracts ## Run every check and every test.
 faults: setup ## Kill every part in the middle of orders, with one worker of each service and with two; minutes.
 	$(BIN)/pytest tests/faults -m "slow or not slow"
 
-bench: setup ## Measure everything on a mesh of its own and publish it in ops/bench/; half an hour, with nothing else running.
+bench: setup ## Measure a series of loads on a mesh of its own, and publish it in ops/bench/. It takes five minutes.
 	@$(BIN)/python -m ops.bench
 
 lint: setup ## Check style, format and the direction of imports.

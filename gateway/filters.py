@@ -33,8 +33,8 @@ CONTENT_TYPE = "x-mesh-content-type"
 _BROTLI = "mesh.brotli"
 _GZIP = "mesh.gzip"
 _IDENTIFY = "mesh.identify"
-_RATE_OF_ADDRESS = "mesh.rate_of_address"
-_RATE_OF_CLIENT = "envoy.filters.http.local_ratelimit"
+RATE_OF_ADDRESS = "mesh.rate_of_address"
+RATE_OF_CLIENT = "envoy.filters.http.local_ratelimit"
 
 _ADDRESS = {"masked_remote_address": {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": 64}}
 """The address of a client. The owner of one IPv6 address usually owns its /64."""
@@ -118,7 +118,7 @@ NO_BODY_LIMIT = _without("envoy.filters.http.buffer")
 NO_COMPRESSION = {**_without(_BROTLI), **_without(_GZIP)}
 """For a route whose response must not wait for more data, or has no body."""
 
-NO_RATE_LIMIT = {**_without(_RATE_OF_ADDRESS), **_without(_RATE_OF_CLIENT)}
+NO_RATE_LIMIT = {**_without(RATE_OF_ADDRESS), **_without(RATE_OF_CLIENT)}
 """For a route: nobody comes too often."""
 
 
@@ -238,7 +238,7 @@ def _provider(jwks: Path) -> dict[str, Any]:
 
 def _rate_of_address(per_second: int) -> dict[str, Any]:
     """Limit all requests of an address, including those that are refused later."""
-    return _rate_limit(_RATE_OF_ADDRESS, _rates(per_second, [([_ADDRESS], [_ADDRESS_KEY])]))
+    return _rate_limit(RATE_OF_ADDRESS, _rates(per_second, [([_ADDRESS], [_ADDRESS_KEY])]))
 
 
 def _rate_of_client(per_second: int) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _rate_of_client(per_second: int) -> dict[str, Any]:
         ([by_subject], [{"key": "subject"}]),
         ([without_subject, _ADDRESS], [{"key": "anonymous", "value": "yes"}, _ADDRESS_KEY]),
     ]
-    return _rate_limit(_RATE_OF_CLIENT, _rates(per_second, counted))
+    return _rate_limit(RATE_OF_CLIENT, _rates(per_second, counted))
 
 
 def _rate_limit(name: str, rates: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def _bucket(per_second: int) -> dict[str, Any]:
 
 _REFLECTIONS_PER_SECOND = 20
 REFLECTION_RATE = {
-    _RATE_OF_CLIENT: {
+    RATE_OF_CLIENT: {
         "@type": f"{_TYPES}.local_ratelimit.v3.LocalRateLimit",
         **_rates(_REFLECTIONS_PER_SECOND, [([_ADDRESS], [_ADDRESS_KEY])]),
         # Envoy requires it for a route; no request counts in it.

@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 import yaml
 
+from gateway.filters import RATE_OF_ADDRESS, RATE_OF_CLIENT
 from stack.errors import StackError
 from stack.passwords import keep_passwords
 from stack.pki import access_token, make_signing_key
@@ -33,8 +34,8 @@ class RunningMesh:
     run: RunRecord
     postgres: Postgres
     nats_url: str
-    rate_limit: int
-    """Requests a second that the edge takes from one customer; 0 is no limit."""
+    rate_limits: Mapping[str, int]
+    """Requests a second that the edge accepts, of each `customer` and from each `address`; 0 is no limit."""
 
     @classmethod
     def find(cls, folder: Path, environment: Mapping[str, str] = os.environ) -> RunningMesh:
@@ -55,7 +56,7 @@ class RunningMesh:
             for process in run.processes
             if process.name == "nats"
         )
-        return cls(state, run, postgres, nats_url, _rate_limit(state.folder / "edge" / "envoy.yaml"))
+        return cls(state, run, postgres, nats_url, _rate_limits(state.folder / "edge" / "envoy.yaml"))
 
     @property
     def host(self) -> str:
@@ -92,15 +93,16 @@ class RunningMesh:
 
     async def connect(self, database: str) -> asyncpg.Connection:
         """A connection to a database of the mesh, as superuser."""
-        return await asyncpg.connect(self.url_for(database), server_settings={"application_name": "mesh bench"})
+        return await asyncpg.connect(self.url_for(database), server_settings={"application_name": "mesh ops"})
 
 
-def _rate_limit(envoy: Path) -> int:
-    """What the edge really enforces: its configuration was rendered with the environment of `mesh up`, not of this."""
+def _rate_limits(envoy: Path) -> dict[str, int]:
+    """The limits in the configuration of the running edge: the environment of `mesh up` may have been another one."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     config: dict[str, Any] = yaml.load(envoy.read_text(), loader)  # noqa: S506 - a safe loader
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    for http_filter in manager["http_filters"]:
-        if http_filter["name"] == "envoy.filters.http.local_ratelimit":
-            return int(http_filter["typed_config"]["descriptors"][0]["token_bucket"]["tokens_per_fill"])
-    return 0
+    filters = {each["name"]: each["typed_config"] for each in manager["http_filters"]}
+    return {
+        who: int(filters[name]["descriptors"][0]["token_bucket"]["tokens_per_fill"]) if name in filters else 0
+        for who, name in (("customer", RATE_OF_CLIENT), ("address", RATE_OF_ADDRESS))
+    }

@@ -35,7 +35,7 @@ BUSY = {429, 500, 502, 503, 504}
 async def mesh_command(*arguments: str, state: Path, environment: Mapping[str, str] | None = None) -> str:
     """Run `mesh` to its end and give what it printed; the test fails when it fails."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from ops.cli import main; main()", *arguments, "--state", str(state)),
+        *(sys.executable, "-P", "-m", "ops.cli", *arguments, "--state", str(state)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},

@@ -27,8 +27,9 @@ Refusals = Mapping[str, type[Exception]]
 class Statement:
     """A SQLAlchemy Core statement, compiled for the driver when it is made. It fails with what `refusals` say.
 
-    Its `name` is a comment at the beginning of its text, so that PostgreSQL's log and statistics show it. The default
-    is the operation and the table, as in `add orders`. Names are different within a service.
+    Its `name` is a comment at the end of its text (pg_stat_statements drops one at the beginning), so that PostgreSQL's
+    log and statistics show it. The default is the operation and the table, as in `add orders`. Names are different
+    within a service.
     """
 
     __slots__ = ("_defaults", "_order", "_required", "name", "refusals", "sql")
@@ -37,7 +38,7 @@ class Statement:
         compiled = clause.compile(dialect=_DIALECT)
         self.refusals = refusals or {}
         self.name = name or _default_name(clause)
-        self.sql = f"/* {self.name} */ {compiled}"
+        self.sql = f"{compiled} /* {self.name} */"
         self._order: Sequence[str] = compiled.positiontup or ()  # type: ignore[attr-defined]  # set by numeric dialects
         self._defaults = compiled.params
         self._required = frozenset(name for name, bind in compiled.binds.items() if bind.required)  # type: ignore[attr-defined]

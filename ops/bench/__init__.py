@@ -1,4 +1,4 @@
-"""The load bench: what a running mesh can do, measured from outside, and the proof that nothing went wrong meanwhile.
+"""The load bench: the speed of a running mesh, measured from outside, and an audit after each load.
 
-`mesh bench` runs one scenario against a running mesh; `python -m ops.bench` (`make bench`) runs the published series.
+`mesh bench` measures one scenario on a running mesh. `make bench` measures the published series on a mesh of its own.
 """

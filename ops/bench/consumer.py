@@ -1,6 +1,6 @@
-"""A consumer of the bench's own events, as a process: what to do in as JSON, how it went out as JSON.
+"""A consumer of the bench's own events, in a process: it reads its work as JSON and prints the result as JSON.
 
-It is wired as those of the services are: the same `mesh.events.consumers`, an inbox, and one statement over the batch.
+It is composed like those of the services: the consumer of the runtime, an inbox, and one statement for a batch.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ AREA = "bench"
 SERVICE = "bench"
 EVENT = f"commerce.{AREA}.placed"
 
-heard = sa.Table(
-    "heard",
+applied = sa.Table(
+    "applied",
     sa.MetaData(),
     sa.Column("order_id", sa.Uuid, primary_key=True),
     sa.Column("customer_id", sa.Uuid, nullable=False),
     sa.Column("total", sa.Numeric(28, 9), nullable=False),
 )
-_ADD = BulkInsert(*heard.c)
+_ADD = BulkInsert(*applied.c)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a consumer is to do: apply so many events, then stop."""
+    """Apply so many events, then stop."""
 
     database_url: str
     nats_url: str
@@ -52,7 +52,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How it went."""
+    """What it took."""
 
     seconds: float
     """From the start of the consumer until all were applied."""
@@ -62,12 +62,12 @@ class Done:
 
 
 async def consume(work: Work) -> Done:
-    """Apply events until there were as many as the work says."""
+    """Apply as many events as the work says."""
     database, bus = Database(work.database_url), Bus(work.nats_url, name=SERVICE)
     consumer = Consumer(
         SERVICE,
         AREA,
-        {EVENT: Handler(events_pb2.OrderPlaced, _hear)},
+        {EVENT: Handler(events_pb2.OrderPlaced, _apply)},
         bus=bus,
         # The effect publishes nothing, so the relay is never started.
         units=UnitsOfWork(database, Relay(SERVICE, database, bus)),
@@ -77,7 +77,7 @@ async def consume(work: Work) -> Done:
     await bus.connected()
     began, cpu = time.monotonic(), time.process_time()
     await consumer.start()
-    # The services' consumers have nobody to tell how far they are, and get no hook for this one.
+    # A consumer of the runtime does not report its progress.
     while consumer.applied < work.events:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     done = Done(time.monotonic() - began, consumer.batches, time.process_time() - cpu)
@@ -86,7 +86,7 @@ async def consume(work: Work) -> Done:
     return done
 
 
-async def _hear(work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
+async def _apply(work: UnitOfWork, events: Sequence[Received[Any]]) -> None:
     orders = (event.payload.order for event in events)
     await work.transaction.insert(
         _ADD,

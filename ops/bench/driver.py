@@ -1,10 +1,10 @@
-"""The load driver: users on HTTP/1.1 connections, in processes of their own, at a few microseconds a request.
+"""The load driver: users on HTTP/1.1 connections, in a process of its own, at a few microseconds a request.
 
-Closed loop: each connection is a user, who asks again once answered (after a time to think, if there is one); it tells
-what the mesh can do. Open loop: requests are due at a fixed rate whether or not earlier ones were answered, and take
-the connection that has been idle longest; it tells how long people wait.
+Closed loop: each connection is a user, who sends the next request when the last is answered (after a time to think, if
+there is one). It shows what the mesh can do. Open loop: requests are due at a fixed rate, whether or not earlier ones
+were answered, and use the connection that has been idle longest. It shows how long people wait.
 
-Every answer is kept with its time and latency, so what is measured, and over which window, is decided afterwards.
+Every answer is kept with its time and latency, so the measured time is chosen afterwards.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ if TYPE_CHECKING:
     from ctypes import Array, c_uint64
 
 PAUSE_AFTER_FAILURE_S = 0.1
-"""How long a user waits after a refusal or failure before asking again."""
+"""How long a user waits after a failed request."""
 GRACE_S = 15.0
-"""How long answers are waited for after the last request."""
+"""How long to wait for answers after the last request."""
 LEAD_S = 1.5
-"""From the order to begin until the first request: meanwhile the workers connect."""
+"""From the start of a load until its first request: meanwhile the users connect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """Something that users ask for."""
+    """A kind of request."""
 
     kind: str
     weight: float = 1.0
     """How often it is chosen, compared with the others."""
     requests: Sequence[tuple[bytes, bytes]]
-    """Head and body of each variant, one of them taken at random; the head lacks the user's headers and its end."""
+    """Head and body of each variant, of which one is chosen at random. The head ends before the headers of the user."""
     places: bool = False
-    """It places an order: it gets an idempotency key, and its answer holds an order's id."""
+    """It places an order: it has an idempotency key, and its answer is an order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A load. Times are those of `time.monotonic`, which all processes of the machine share."""
+    """A load. Times are of `time.monotonic`, which is the same in all processes of a machine."""
 
     host: str
     port: int
     users: Sequence[bytes]
-    """The authorization header of each user, as a line. The connections are theirs in turn."""
+    """The authorization header of each user, as a line. Users take turns at the connections."""
     actions: Sequence[Action]
     connections: int
     seconds: float
@@ -68,85 +68,55 @@ class Plan:
     rate: float | None = None
     """Open loop: requests a second. None is a closed loop."""
     last_reason: str = ""
-    """A user who is refused for this reason has had enough and stops."""
+    """A user whose request is refused for this reason stops."""
     mark: str
-    """Different for each load: keys begin with it."""
+    """The beginning of all idempotency keys, different for each load."""
     begin: float = 0.0
     """When the first request is sent."""
-
-    def of_worker(self, number: int, workers: int) -> Plan:
-        """The part of this load that one of several workers carries."""
-        return replace(
-            self,
-            users=self.users[number::workers] or self.users,
-            connections=self.connections // workers + (number < self.connections % workers),
-            rate=self.rate / workers if self.rate else None,
-            # Open loop: the workers' requests interleave.
-            begin=self.begin + (number / self.rate if self.rate else 0.0),
-            mark=f"{self.mark}-{number}",
-        )
 
 
 @dataclass(slots=True)
 class Answers:
-    """The good answers to one kind of request, in the order in which they came."""
+    """The good answers to one kind of request, in the order of their arrival."""
 
     times: array[float] = field(default_factory=lambda: array("d"))
     latencies: array[float] = field(default_factory=lambda: array("d"))
     """In seconds; from the due time where there is one."""
 
     def between(self, begin: float, end: float) -> int:
-        """How many came in this time."""
+        """How many arrived in this time."""
         return sum(begin <= time < end for time in self.times)
 
     def latencies_of_requests(self, begin: float, end: float) -> Iterable[float]:
-        """Of all requests of this time, however late their answers came."""
+        """The latencies of the requests of this time, however late their answers arrived."""
         return (
             latency for time, latency in zip(self.times, self.latencies, strict=True) if begin <= time - latency < end
         )
 
-    def extend(self, other: Answers) -> None:
-        """Add those of another worker."""
-        self.times.extend(other.times)
-        self.latencies.extend(other.latencies)
-
 
 @dataclass(slots=True)
 class Tally:
-    """What came of a load."""
+    """The answers to a load."""
 
     answers: dict[str, Answers] = field(default_factory=dict)
     """By the kind of action."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Everything else, by kind and by status and reason, or by what happened to the connection."""
+    """All other requests, by kind, and by status and reason or what happened to the connection."""
     orders: set[bytes] = field(default_factory=set)
-    """The ids of all orders that the mesh has accepted."""
+    """The ids of all accepted orders."""
     unknown: int = 0
-    """Placings of which nobody was told what became: cut off, or answered with 5xx."""
+    """Orders that may or may not have been placed: the connection broke, or the status was 5xx."""
     first_last_reason: float | None = None
     """When the first user stopped for the plan's `last_reason`."""
     lateness: array[float] = field(default_factory=lambda: array("d"))
-    """Open loop: seconds from the due time until the request was sent, by a free connection or not."""
+    """Open loop: seconds from the due time until the request was sent."""
     requests: int = 0
     cpu_seconds: float = 0.0
-    """Of the workers, from the first request to the last answer."""
-
-    def add(self, other: Tally) -> None:
-        """Add another worker's."""
-        for kind, answers in other.answers.items():
-            self.answers.setdefault(kind, Answers()).extend(answers)
-        self.failures.update(other.failures)
-        self.orders |= other.orders
-        self.unknown += other.unknown
-        stopped = [each for each in (self.first_last_reason, other.first_last_reason) if each is not None]
-        self.first_last_reason = min(stopped, default=None)
-        self.lateness.extend(other.lateness)
-        self.requests += other.requests
-        self.cpu_seconds += other.cpu_seconds
+    """Of the driver, from the first request to the last answer."""
 
 
 class _User:
-    """A person at a connection: at most one request is under way."""
+    """A user at a connection, with at most one request in flight."""
 
     __slots__ = ("action", "authorization", "begun", "received", "socket")
 
@@ -154,18 +124,18 @@ class _User:
         self.authorization = authorization
         self.socket: socket.socket | None = None
         self.action: Action | None = None
-        """What was asked for and not yet answered."""
+        """The request in flight."""
         self.begun = 0.0
-        """What its latency counts from."""
+        """The time from which its latency counts."""
         self.received = b""
 
 
 class Load:
-    """One worker's part of a load, on one thread and one epoll: anything more general would cost more than it."""
+    """A load on one thread and one epoll. Anything more general would use more CPU than the users."""
 
-    def __init__(self, plan: Plan, told: Callable[[int, int], None]) -> None:
+    def __init__(self, plan: Plan, report: Callable[[int, int], None]) -> None:
         self._plan = plan
-        self._told = told
+        self._report = report
         self._mark = plan.mark.encode()
         self._random = random.Random(plan.mark)  # noqa: S311 - which product is bought is no secret
         self._limits = list(itertools.accumulate(action.weight for action in plan.actions))
@@ -191,14 +161,14 @@ class Load:
         cpu = time.process_time()
         if self._schedule is None:
             for number, user in enumerate(users):
-                # Users who think do not all begin at once.
+                # Users who think begin at different times.
                 self._ask_at(self._plan.begin + self._plan.think * number / len(users), user)
         else:
             self._idle.extend(users)
         while (wait := self._until_next()) is not None:
             for descriptor, _ in self._epoll.poll(wait):
                 self._read(self._connected[descriptor])
-            self._told(self._answered, self._failed)
+            self._report(self._answered, self._failed)
         self._tally.cpu_seconds = time.process_time() - cpu
         for user in users:
             if user.action is not None:
@@ -208,7 +178,7 @@ class Load:
         return self._tally
 
     def _until_next(self) -> float | None:
-        """Send all that is due; the seconds until there is more, or None when all is done or waited for too long."""
+        """Send the due requests. Returns seconds until the next is due, None when all is done or the grace is over."""
         now = time.monotonic()
         while self._thinking and self._thinking[0][0] <= now:
             user = heapq.heappop(self._thinking)[2]
@@ -244,7 +214,7 @@ class Load:
         key = b"idempotency-key: %b-%d\r\n" % (self._mark, self._tally.requests) if action.places else b""
         try:
             connection = user.socket or self._connect(user)
-            # A request is far smaller than the buffer of a connection that has nothing under way.
+            # A request is far smaller than the empty buffer of the connection.
             connection.sendall(b"%b%b%b\r\n%b" % (head, user.authorization, key, body))
         except OSError as error:
             self._lost(user, f"not sent: {error.strerror}")
@@ -270,7 +240,7 @@ class Load:
             self._take(user, user.action, answer)
 
     def _take(self, user: _User, action: Action, answer: Answer) -> None:
-        """Take in an answer to `action`."""
+        """Record an answer to `action`."""
         now = time.monotonic()
         user.action = None
         self._under_way -= 1
@@ -292,7 +262,7 @@ class Load:
         self._fail(user, action, f"{answer.status} {why}".rstrip(), unknown=answer.status >= 500)
 
     def _lost(self, user: _User, why: str) -> None:
-        """Give up a connection, and the request that is under way on it if there is one."""
+        """Close a broken connection; the request in flight on it has failed."""
         self._disconnect(user)
         action, user.action = user.action, None
         if action is not None:
@@ -306,7 +276,7 @@ class Load:
         self._go_on(user, time.monotonic(), max(self._plan.think, PAUSE_AFTER_FAILURE_S))
 
     def _go_on(self, user: _User, now: float, pause: float) -> None:
-        """The user has been answered, or has given up."""
+        """Let the user send the next request, now or after the pause."""
         if self._schedule is not None:
             if self._due:
                 self._ask_due(user, now)
@@ -335,17 +305,16 @@ class Load:
 
 
 class Driver:
-    """The worker processes. They are started once and carry one load after another.
+    """The process that drives loads. It is started once and drives one load after another.
 
-    with Driver(workers=1) as driver:
+    with Driver() as driver:
         tally = await driver.drive(plan)
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.workers = workers
-        self._counts: Array[c_uint64] = context.RawArray("Q", 2 * workers)
-        self._pool = ProcessPoolExecutor(workers, context, initializer=_share, initargs=(self._counts,))
+        self._counts: Array[c_uint64] = context.RawArray("Q", 2)
+        self._pool = ProcessPoolExecutor(1, context, initializer=_share, initargs=(self._counts,))
 
     def __enter__(self) -> Driver:
         return self
@@ -355,59 +324,41 @@ class Driver:
 
     @property
     def answered(self) -> int:
-        """Good answers to the load under way, so far."""
-        return sum(self._counts[0::2])
+        """Good answers of the current load so far."""
+        return self._counts[0]
 
     @property
     def failed(self) -> int:
-        """Other answers to it, so far."""
-        return sum(self._counts[1::2])
-
-    async def start(self) -> None:
-        """Start the workers, so that the first load does not wait for them."""
-        loop = asyncio.get_running_loop()
-        # Each takes a moment, so that no worker does the part of another.
-        await asyncio.gather(*(loop.run_in_executor(self._pool, time.sleep, 0.05) for _ in range(self.workers)))
+        """Other answers of the current load so far."""
+        return self._counts[1]
 
     async def drive(self, plan: Plan, begun: Callable[[float], None] = lambda _: None) -> Tally:
-        """Carry out a load; `begun` is told at once when it will begin."""
-        await self.start()
-        for index in range(2 * self.workers):
-            self._counts[index] = 0
+        """Drive a load. `begun` gets the time at which it will begin, as soon as that is known."""
+        loop = asyncio.get_running_loop()
+        # The first call starts the process.
+        await loop.run_in_executor(self._pool, _report, 0, 0)
         plan = replace(plan, begin=time.monotonic() + LEAD_S)
         begun(plan.begin)
-        loop = asyncio.get_running_loop()
-        parts = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._pool, _work, plan.of_worker(number, self.workers), number)
-                for number in range(self.workers)
-            )
-        )
-        total = Tally()
-        for part in parts:
-            total.add(part)
-        return total
+        return await loop.run_in_executor(self._pool, _drive, plan)
 
 
 _counts: Array[c_uint64]
 
 
 def _share(counts: Array[c_uint64]) -> None:
-    """Once in each worker: where it tells how far it is."""
+    """Runs once in the process, which reports its progress in `counts`."""
     global _counts  # noqa: PLW0603 - an initializer of a pool has no other place
     _counts = counts
 
 
-def _work(plan: Plan, number: int) -> Tally:
-    """Carry out one worker's part."""
+def _report(answered: int, failed: int) -> None:
+    _counts[:] = [answered, failed]
 
-    def told(answered: int, failed: int) -> None:
-        _counts[2 * number] = answered
-        _counts[2 * number + 1] = failed
 
-    # Nothing that a load makes is in a cycle, and what is kept is kept to its end.
+def _drive(plan: Plan) -> Tally:
+    # A load makes no cycles, and keeps what it keeps until its end.
     gc.disable()
     try:
-        return Load(plan, told).run()
+        return Load(plan, _report).run()
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""What a run of the bench has found."""
+"""The result of a load."""
 
 from __future__ import annotations
 
@@ -6,39 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ops.bench.calibration import Calibration
 from ops.bench.database import DatabaseCost
 from ops.bench.latency import Latency
-from ops.bench.processes import Memory
-from ops.bench.scenario import Scenario
+from ops.bench.scenario import Terms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What a load was."""
-
-    scenario: Scenario
-    loop: str
-    """`closed` or `open`."""
-    concurrency: int
-    seconds: float
-    """The length of the window over which rates are taken; a warm-up comes before it."""
-    think: float = 0.0
-    rate: float | None = None
-    """Open loop: requests a second."""
-    lines: int
-    """Of an order."""
-    customers: int
-    products: int
-    stock: int | None = None
-    """Of the hot product."""
-    rate_limit: int
-    """Requests a second that the edge took from one customer; 0 is no limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One kind of request: good answers a second within the window, and how long they took."""
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The good answers to one kind of request in the measured time."""
 
     per_second: float
     latency: Latency | None
@@ -46,26 +21,23 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driven:
-    """What the driver cost itself."""
+    """The cost of the driver itself."""
 
-    workers: int
     requests: int
     cpu_microseconds_per_request: float
-    """Of a mesh that is busy. When requests are few and far between, most of it is the price of waking up for each."""
     cpu_share: float
-    """Of one core, during the load, what watches it included."""
+    """Of one core."""
     lateness: Latency | None
-    """Open loop: from the due time until a request was sent. Latencies hold it."""
+    """Open loop: from the due time of a request until it was sent. The latencies contain it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one confirmed order cost, from the first request of the load until the last order was decided."""
+    """The cost of one confirmed order, from the first request of the load until the mesh was at rest."""
 
     cpu_ms: Mapping[str, float]
-    """By process; seconds per 1,000 orders are the same number."""
+    """By process, without the driver."""
     cpu_ms_total: float
-    """The sum of it: everything but the driver."""
     statements: float
     commits: float
     log_bytes: float
@@ -73,63 +45,84 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ordered:
-    """What became of the orders of a load."""
+    """The orders of a load."""
 
     placed: int
     confirmed: int
     accepted_per_second: float
-    settled_per_second: float
-    """Confirmed within the window, by the time at which the order service wrote so. Of the hot product: all that was
-    sold, over the time until the last of it was confirmed."""
-    settling: Latency | None
+    confirmed_per_second: float
+    """Confirmed in the measured time. Of a hot product: all orders, over the time until the last was confirmed."""
+    to_confirmed: Latency | None
     """From placed to confirmed."""
     drain_seconds: float
     """From the end of the load until the last order was decided."""
     cost: Cost | None
-    """None when something else was asked for as well."""
+    """None if the load did not only place orders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One run."""
+    """The result of one load."""
 
     terms: Terms
     machine: Mapping[str, object]
-    requests: Mapping[str, Asked]
+    rate_limits: Mapping[str, int]
+    """Requests a second that the edge accepted of each customer and from each address; 0 is no limit."""
+    customers: int
+    transactions: float | None = None
+    """R, the mean of before and after the load; None if it was not measured."""
+    requests: Mapping[str, Answered]
     failures: Mapping[str, int]
-    """By kind, status and reason."""
-    calibration: Calibration | None = None
+    """Requests that failed, by kind, status and reason."""
     sold_out_refusals: int = 0
     orders: Ordered | None = None
     cpu_seconds: Mapping[str, float]
-    """By process, from the first request until everything was at rest."""
-    memory: Mapping[str, Memory]
-    """At the end of the load."""
-    resident: Mapping[str, list[int]]
-    """The resident bytes of each process alone, at even distances from the begin of the load to its end."""
+    """By process, from the first request until the mesh was at rest."""
+    memory: Mapping[str, int]
+    """Bytes, by process, at the end of the load."""
     database: DatabaseCost
     outbox_lag_seconds: Mapping[str, float]
-    """The greatest age at which an event was seen unpublished, by database."""
+    """The greatest age of an unpublished event that was seen, by database."""
     driver: Driven
     others_cores: float
-    """How many cores the rest of the machine was busy with meanwhile: of a good measurement, next to none."""
-    breaches: list[str] = field(default_factory=list)
+    """How many cores other programs have used meanwhile: next to none in a good measurement."""
+    violations: list[str] = field(default_factory=list)
 
     @property
-    def settled_of_transactions(self) -> float | None:
-        """Settled orders a second as a ratio to R; None without orders or yardsticks."""
-        if self.orders is None or self.calibration is None:
-            return None
-        return self.orders.settled_per_second / self.calibration.transactions
+    def confirmed_of_transactions(self) -> float | None:
+        """Confirmed orders a second as a ratio to R."""
+        return self.orders.confirmed_per_second / self.transactions if self.orders and self.transactions else None
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: plain values, with four digits that mean something."""
-        content: dict[str, Any] = rounded(asdict(self) | {"settled_of_transactions": self.settled_of_transactions})
+        """Plain values, rounded to four digits."""
+        content: dict[str, Any] = rounded(asdict(self) | {"confirmed_of_transactions": self.confirmed_of_transactions})
+        return content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """How a consumer has applied a backlog of events."""
+
+    machine: Mapping[str, object]
+    events: int
+    seconds: float
+    """From the start of the consumer until it had applied the last event."""
+    events_per_second: float
+    mean_batch: float
+    cpu_microseconds_per_event: float
+    """Of the consumer."""
+    cpu_seconds: Mapping[str, float]
+    """Of PostgreSQL and NATS meanwhile."""
+    violations: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, rounded to four digits."""
+        content: dict[str, Any] = rounded(asdict(self))
         return content
 
 
 def rounded(value: Any) -> Any:
-    """The same with numbers as people want to read them."""
+    """The same value with numbers of four digits."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if abs(value) < 1000 else round(value, 1)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a load needs before its clock runs: customers who can pay, products with stock, and requests."""
+"""What a load needs: customers who can pay, products with stock, and requests."""
 
 from __future__ import annotations
 
@@ -19,56 +19,55 @@ from stack.errors import StackError
 LINES = 3
 """Lines of an order."""
 BASKETS = 4096
-"""Different orders that are made beforehand and placed again and again, each time under a new key."""
+"""Different orders, made before the load and placed repeatedly, each time under a new key."""
 PRODUCTS = 300
-"""Products that orders choose from, unless told otherwise."""
+"""Products that orders choose from."""
 PLENTY = 10_000_000
-"""Stock that no load sells out, and half of it neither."""
+"""Stock that no load sells out, nor half of it."""
 _AT_ONCE = 4
-"""Password hashing has a queue of its own, and refuses a crowd."""
+"""Sign-ups at a time: password hashing refuses more than a few."""
 _BUSY = {429, 503}
 
-# Made by earlier loads, and good for any other: each sign-up hashes a password.
+# Customers of earlier loads: to sign up another one costs a password hash.
 _CUSTOMERS = """
 SELECT c.id FROM customers c JOIN payment_methods p ON p.customer_id = c.id
 WHERE c.email LIKE 'bench-%@example.com' AND p.is_default AND p.token = 'tok_visa' ORDER BY c.id LIMIT $1
 """
 
-# The same of products; whoever sells them out makes new ones. They are spread over all that there are, and the same for
-# each load: what is bought now was bought before, however many others there are.
+# Products of earlier loads. They are the same for each load, however many other products there are.
 _PRODUCTS = """
 SELECT p.id, s.on_hand FROM products p JOIN stocks s ON s.product_id = p.id
 WHERE p.sku LIKE 'BENCH-%' AND s.reserved = 0 AND s.on_hand >= $2 ORDER BY md5(p.id::text) LIMIT $1
 """
 
 Tell = Callable[[str], None]
-"""Hears what is being done."""
+"""Gets the step that begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
     """Customers and products for a load."""
 
-    target: RunningMesh
+    mesh: RunningMesh
     customers: Sequence[UUID]
     authorizations: Sequence[bytes]
     """Of each customer, as a header line."""
     stock: dict[UUID, int]
-    """The products that are bought and read, the hot one first, and how much of each there was."""
+    """The stock of the products that are bought and read, the hot one first."""
 
     @classmethod
     async def open(
-        cls, target: RunningMesh, *, customers: int, products: int = PRODUCTS, hot_stock: int = 0, tell: Tell
+        cls, mesh: RunningMesh, *, customers: int, products: int = PRODUCTS, hot_stock: int = 0, tell: Tell
     ) -> Shop:
-        """Make what is missing, through the edge. With `hot_stock`, the first product has that much of it."""
-        async with httpx.AsyncClient(base_url=target.run.edge, timeout=30, trust_env=False) as http:
-            ids = await _customers(target, http, customers, tell)
-            stock = await _products(target, http, products, hot_stock, tell)
-        lines = [f"authorization: Bearer {target.token('customer', each)}\r\n".encode() for each in ids]
-        return cls(target, ids, lines, stock)
+        """Create what is missing, through the edge. With `hot_stock`, the first product has that stock."""
+        async with httpx.AsyncClient(base_url=mesh.run.edge, timeout=30, trust_env=False) as http:
+            ids = await _customers(mesh, http, customers, tell)
+            stock = await _products(mesh, http, products, hot_stock, tell)
+        lines = [f"authorization: Bearer {mesh.token('customer', each)}\r\n".encode() for each in ids]
+        return cls(mesh, ids, lines, stock)
 
     def orders(self, *, weight: float = 1.0, hot: bool = False) -> Action:
-        """Placing orders of three different products; with `hot`, the first product is in each."""
+        """Place orders of three different products; with `hot`, the first product is in each."""
         dice = random.Random(len(self.stock))  # noqa: S311 - which baskets there are is no secret
         products = [str(each) for each in self.stock]
         requests = []
@@ -82,20 +81,20 @@ class Shop:
         return Action(kind="place", weight=weight, requests=requests, places=True)
 
     def product_reads(self, *, weight: float = 1.0) -> Action:
-        """Reading one product."""
+        """Read one product."""
         requests = [(self._head("GET", f"/v1/products/{each}"), b"") for each in self.stock]
         return Action(kind="product", weight=weight, requests=requests)
 
     def own_order_reads(self, *, weight: float = 1.0) -> Action:
-        """Reading the first page of one's own orders, ten of them."""
+        """Read the first page of one's own orders, ten of them."""
         return Action(kind="own orders", weight=weight, requests=[(self._head("GET", "/v1/orders?pageSize=10"), b"")])
 
     def _head(self, method: str, path: str, more: str = "") -> bytes:
-        return f"{method} {path} HTTP/1.1\r\nhost: {self.target.host}\r\n{more}".encode()
+        return f"{method} {path} HTTP/1.1\r\nhost: {self.mesh.host}\r\n{more}".encode()
 
 
-async def _customers(target: RunningMesh, http: httpx.AsyncClient, count: int, tell: Tell) -> list[UUID]:
-    connection = await target.connect("customer")
+async def _customers(mesh: RunningMesh, http: httpx.AsyncClient, count: int, tell: Tell) -> list[UUID]:
+    connection = await mesh.connect("customer")
     try:
         known = [row["id"] for row in await connection.fetch(_CUSTOMERS, count)]
     finally:
@@ -103,14 +102,14 @@ async def _customers(target: RunningMesh, http: httpx.AsyncClient, count: int, t
     missing = count - len(known)
     if missing:
         tell(f"signing up {missing} customers")
-    return known + await _in_turns(_customer(target, http) for _ in range(missing))
+    return known + await _in_turns(_customer(mesh, http) for _ in range(missing))
 
 
 async def _products(
-    target: RunningMesh, http: httpx.AsyncClient, count: int, hot_stock: int, tell: Tell
+    mesh: RunningMesh, http: httpx.AsyncClient, count: int, hot_stock: int, tell: Tell
 ) -> dict[UUID, int]:
     wanted = count - bool(hot_stock)
-    connection = await target.connect("product")
+    connection = await mesh.connect("product")
     try:
         known = {row["id"]: row["on_hand"] for row in await connection.fetch(_PRODUCTS, wanted, PLENTY // 2)}
     finally:
@@ -118,15 +117,15 @@ async def _products(
     missing = [hot_stock] * bool(hot_stock) + [PLENTY] * (wanted - len(known))
     if len(missing) > 1:
         tell(f"making {len(missing)} products")
-    # Of several, for the edge counts the requests of each.
-    staff = [target.token("staff", uuid4()) for _ in range(_AT_ONCE)]
+    # Several staff members, because the edge limits the requests of each.
+    staff = [mesh.token("staff", uuid4()) for _ in range(_AT_ONCE)]
     made = await _in_turns(
         _product(http, staff[number % _AT_ONCE], number, stock) for number, stock in enumerate(missing)
     )
     return dict(zip(made, missing, strict=True)) | known
 
 
-async def _customer(target: RunningMesh, http: httpx.AsyncClient) -> UUID:
+async def _customer(mesh: RunningMesh, http: httpx.AsyncClient) -> UUID:
     made = await _insist(
         http,
         "/v1/customers",
@@ -138,7 +137,7 @@ async def _customer(target: RunningMesh, http: httpx.AsyncClient) -> UUID:
         http,
         f"/v1/customers/{customer_id}/paymentMethods",
         {"token": "tok_visa", "makeDefault": True},
-        token=target.token("customer", customer_id),
+        token=mesh.token("customer", customer_id),
     )
     return customer_id
 
@@ -160,7 +159,7 @@ async def _product(http: httpx.AsyncClient, token: str, number: int, stock: int)
 
 
 async def _insist(http: httpx.AsyncClient, path: str, body: dict[str, Any], *, token: str) -> dict[str, Any]:
-    """Send a change until it is taken, under one key. Raises StackError when it is refused."""
+    """Send a request under one key until the mesh is not busy. Raises StackError when it is refused."""
     headers = {"idempotency-key": str(uuid4())}
     if token:
         headers["authorization"] = f"Bearer {token}"
@@ -176,7 +175,7 @@ async def _insist(http: httpx.AsyncClient, path: str, body: dict[str, Any], *, t
 
 
 async def _in_turns(work: Iterable[Coroutine[None, None, UUID]]) -> list[UUID]:
-    """Do all of it, a few at a time; the results in order."""
+    """Do all work, a few at a time; the results are in order."""
     turns = asyncio.Semaphore(_AT_ONCE)
 
     async def one(each: Coroutine[None, None, UUID]) -> UUID:

@@ -165,34 +165,20 @@ def bench(
     rate: Annotated[
         float | None, typer.Option(min=1, help="Open loop: so many requests a second, answered or not.")
     ] = None,
-    driver_workers: Annotated[
-        int, typer.Option("--workers-of-driver", min=1, max=64, help="Processes that drive the load.")
-    ] = 1,
     stock: Annotated[int | None, typer.Option(min=1, help="hot: how much of the one product there is.")] = None,
     calibrate: Annotated[
         bool, typer.Option(help="Measure what this machine can do first; results are ratios to that.")
     ] = True,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="orders: then measure latency at rising rates, and draw it.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Load the running mesh, show what it can do, and check that nothing was sold twice, charged twice or lost."""
-    from ops.bench.run import Wish
+    from ops.bench.scenario import Terms
     from ops.cli.bench import measure
 
-    wish = Wish(
-        scenario=scenario,
-        concurrency=concurrency,
-        seconds=duration,
-        rate=rate,
-        driver_workers=driver_workers,
-        stock=stock,
-        calibrated=calibrate,
+    terms = Terms(
+        scenario=scenario, concurrency=concurrency, seconds=duration, rate=rate, stock=stock, calibrated=calibrate
     )
-    if plot is not None and (scenario is not Scenario.ORDERS or rate is not None):
-        raise typer.BadParameter("only a closed loop of orders tells up to which rate to measure", param_hint="--plot")
-    measure(state, wish, as_json=as_json, picture=plot)
+    measure(state, terms, as_json=as_json)
 
 
 def main() -> None:

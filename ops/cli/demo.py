@@ -14,8 +14,8 @@ from rich.markup import escape
 from stack.errors import StackError
 from stack.pki import LOCAL_STAFF, access_token, make_signing_key
 
-_SETTLED_WITHIN = 15.0
-"""Seconds: what is not as it should be by then fails the demo."""
+_DECIDED_WITHIN_S = 15.0
+"""The demo fails if an order or stock has not changed by then."""
 
 _SECRETS = {"accessToken", "refreshToken", "password"}
 
@@ -66,8 +66,8 @@ class Tour:
         """
         begun = time.monotonic()
         while not until(content := self._send("GET", path, token=token)):
-            if time.monotonic() - begun > _SETTLED_WITHIN:
-                raise StackError(f"GET {path} is still {_shown(content)} after {_SETTLED_WITHIN:g} s.")
+            if time.monotonic() - begun > _DECIDED_WITHIN_S:
+                raise StackError(f"GET {path} is still {_shown(content)} after {_DECIDED_WITHIN_S:g} s.")
             time.sleep(0.02)
         self._console.print(f"   GET {path}   [dim]so after {time.monotonic() - begun:.2f} s[/dim]")
         self._console.print(f"   [dim]← 200 {escape(_shown(content, show))}[/dim]")
@@ -139,7 +139,7 @@ def run(edge: str, pki: Path) -> None:
         tour.require(again["id"], order["id"], "The order")
 
         tour.step("The payment is captured and the order confirmed, by events")
-        tour.require(_settled(tour, token, order)["status"], "ORDER_STATUS_CONFIRMED", "The order")
+        tour.require(_decided(tour, token, order)["status"], "ORDER_STATUS_CONFIRMED", "The order")
         tour.ask(
             "GET", f"/v1/orders/{order['id']}/payment", token=token, show=("status", "amount", "providerReference")
         )
@@ -151,7 +151,7 @@ def run(edge: str, pki: Path) -> None:
         first = [{"productId": products[0]["id"], "quantity": 1}]
         body = {"items": first, "paymentMethodId": declined["id"]}
         order = tour.ask("POST", "/v1/orders", token=token, key=f"{key}-declined", body=body, show=("id", "status"))
-        order = _settled(tour, token, order)
+        order = _decided(tour, token, order)
         tour.require(order["cancelReason"], "CANCEL_REASON_PAYMENT_DECLINED", "The reason")
         _await_stock(tour, staff, products[0], on_hand=9)
 
@@ -172,7 +172,7 @@ def _product(mark: str, number: int, name: str, price: str) -> dict[str, object]
     }
 
 
-def _settled(tour: Tour, token: str, order: Mapping[str, Any]) -> dict[str, Any]:
+def _decided(tour: Tour, token: str, order: Mapping[str, Any]) -> dict[str, Any]:
     """Return the order when its payment has been decided on."""
     undecided = ("ORDER_STATUS_PENDING", "ORDER_STATUS_CANCELLING")
     return tour.wait(

@@ -97,7 +97,7 @@ async def test_what_is_refused_counts_by_reason_and_what_breaks_off_as_unknown()
     assert tally.failures["place", "400 WHY"] == tally.failures["place", "503"] == 1
     assert tally.failures["place", "connection closed"] == 1
     assert sum(tally.failures.values()) == 4
-    # The first was told that nothing had happened.
+    # The first learnt that nothing had happened.
     assert tally.unknown == 3
     assert len(tally.answers["place"].times) > 0
 

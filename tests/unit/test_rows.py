@@ -90,5 +90,5 @@ def test_field_without_a_column_and_column_without_a_field_are_refused_by_name(
 
 
 def test_rows_are_locked_in_the_order_of_the_primary_key() -> None:
-    assert ROWS.by(PARCELS.c.note, locked=True).sql.endswith("ORDER BY parcels.id FOR UPDATE")
+    assert ROWS.by(PARCELS.c.note, locked=True).sql.endswith("ORDER BY parcels.id FOR UPDATE /* lock parcels */")
     assert "FOR UPDATE" not in ROWS.by(PARCELS.c.note).sql

@@ -1,4 +1,4 @@
-"""A measurement that is told to end stops what it has started."""
+"""A measurement that gets a signal cleans up before it ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 MEASUREMENT = """
 import asyncio
 import signal
-from ops.bench.ending import run_optimistically
+from ops.bench.signals import run_until_signal
 
-# A shell that starts the tests in the background has them ignore it, and with them all that they start.
+# The tests ignore it when a shell has started them in the background, and so do their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def measure():
@@ -25,14 +25,14 @@ async def measure():
         print("stopped", flush=True)
 
 try:
-    run_optimistically(measure())
+    run_until_signal(measure())
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_measurement_that_is_told_to_end_stops_what_it_has_started(number: signal.Signals) -> None:
+def test_a_measurement_that_gets_a_signal_cleans_up_before_it_ends(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", MEASUREMENT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
