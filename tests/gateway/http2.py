@@ -1,4 +1,4 @@
-"""An HTTP/2 client for attacks: it begins requests and does not end them."""
+"""An HTTP/2 client for attacks: it does not end its requests, and does not make room for responses."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ class Connection:
         if token:
             headers.append(("authorization", f"Bearer {token}"))
         self._http.send_headers(stream, headers)
+        await self._flush()
+        return stream
+
+    async def get(self, path: str) -> int:
+        """Send a request without a body, and return its stream. Waits while all streams are in use."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._http.open_outbound_streams < self.streams_allowed)
+        stream: int = self._http.get_next_available_stream_id()
+        headers = [(":method", "GET"), (":path", path), (":scheme", "http"), (":authority", "edge")]
+        self._http.send_headers(stream, headers, end_stream=True)
         await self._flush()
         return stream
 
@@ -88,7 +98,7 @@ class Connection:
 
 @asynccontextmanager
 async def connected(target: str) -> AsyncIterator[Connection]:
-    """A connection to `target`, host and port."""
+    """A connection to `target`, host and port. It never widens its window, so the edge can send 64 KiB in all."""
     host, _, port = target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     connection = Connection(reader, writer)

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from google.protobuf.message import Message
 
+from commerce.product.v1 import product_pb2
 from gateway.config import EdgeConfig, Limits
 from stack import pki
 from tests.gateway.clients import failure
 from tests.gateway.contract import A_UUID
 from tests.gateway.envoy import Envoy, running
 from tests.gateway.http2 import connected
+from tests.gateway.upstreams import Context, Upstream
 
 pytestmark = pytest.mark.usefixtures("upstreams")
 
@@ -134,6 +137,29 @@ async def test_the_largest_bodies_are_given_up_as_memory_fills_and_others_are_se
                 await attacker.send(await attacker.begin("/v1/products", token=token), MIB - 1)
             assert await edge.memory() < small.heap_bytes
             assert (await other.get("/v1/products")).status_code == 200
+        assert await edge.statistic("envoy.overload_actions.reset_high_memory_stream.count") > 0
+
+
+async def test_responses_that_a_client_does_not_read_are_given_up_as_memory_fills(
+    config: EdgeConfig, short_folder: Path, upstreams: dict[str, Upstream]
+) -> None:
+    page = product_pb2.ListProductsResponse(products=[product_pb2.Product(description="x" * 5000)] * 400)
+
+    async def large(_request: Message, _context: Context) -> Message:
+        return page
+
+    upstreams["product"].answers["ListProducts"] = large
+    small = replace(NO_RATE, heap_bytes=128 * MIB)
+    async with (
+        limited(config, short_folder, small) as edge,
+        connected(edge.target) as stranger,
+        httpx.AsyncClient(base_url=edge.url) as other,
+    ):
+        for _ in range(100):
+            await stranger.get("/v1/products?pageSize=500")
+        while not stranger.over:
+            assert await edge.memory() < small.heap_bytes
+            assert (await other.get("/v1/orders")).status_code == 401
         assert await edge.statistic("envoy.overload_actions.reset_high_memory_stream.count") > 0
 
 
