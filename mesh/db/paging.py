@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Callable
 from hashlib import blake2b
+from typing import TypeVar
 
 import orjson
 
 from mesh.errors import InvalidArgument, Violation
+
+T = TypeVar("T")
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 500
@@ -51,6 +55,16 @@ class Pages:
             )
         position: list[str] = orjson.loads(body)
         return position
+
+    def page(self, scope: str, found: list[T], size: int, position: Callable[[T], list[str]]) -> tuple[list[T], str]:
+        """The page of a list, and the token of the next one; empty for the last page.
+
+        `found` are up to `size + 1` items: one more than the page holds shows that there is a next page. `position`
+        is the position of an item.
+        """
+        if len(found) <= size:
+            return found, ""
+        return found[:size], self.token(scope, position(found[size - 1]))
 
     def _signed(self, scope: str, body: bytes) -> str:
         signature = blake2b(scope.encode() + b"\0" + body, key=self._key, digest_size=16).digest()

@@ -62,3 +62,10 @@ def test_no_token_is_the_first_page() -> None:
 @pytest.mark.parametrize(("asked", "given_"), [(0, 50), (1, 1), (500, 500), (501, 500)])
 def test_a_page_has_the_size_asked_for_within_bounds(asked: int, given_: int) -> None:
     assert Pages.size(asked) == given_
+
+
+@pytest.mark.parametrize(("count", "kept", "more"), [(0, 0, False), (2, 2, False), (3, 3, False), (4, 3, True)])
+def test_page_ends_at_its_size_and_its_token_leads_behind_its_last_item(count: int, kept: int, more: bool) -> None:
+    page, token = PAGES.page("list", list(range(count)), 3, lambda item: [str(item)])
+    assert page == list(range(kept))
+    assert PAGES.position("list", token) == (["2"] if more else None)
