@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from uuid import UUID
+
 from pydantic import Field
 
+from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
@@ -16,14 +20,18 @@ from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
+from product_svc import wire
 from product_svc.consumers import order_events
+from product_svc.domain import Hold, Product, Reservation
 from product_svc.peers import OrderPeer
 from product_svc.rpc import InventoryService, ProductService
-from product_svc.usecases import Catalogue, Holds, Inventory
+from product_svc.store import HoldStore, ProductStore, StockStore
+from product_svc.usecases import Catalogue, Holds, HoldSweep, Inventory, Orders, Reservations
 
+_READS_LINGER_S = 0.005
 _SALES_LINGER_S = 0.25
-"""Nobody waits for a sale to be written: what is sold is held until then. The more are written at once, the more of
-them are of the same product, whose stock is changed once then, and told of once (ADR-0012)."""
+"""No caller waits for a sale, and its stock is held until it is committed. The longer a batch of sales lingers, the
+more of them are of the same product: its row then changes once, and its event is published once (ADR-0012)."""
 
 
 class Settings(ServiceSettings):
@@ -32,9 +40,39 @@ class Settings(ServiceSettings):
     order_target: Target
     """Where the order service is."""
     low_stock_threshold: int = Field(default=10, ge=0)
-    """A stock that falls to this number or below is announced as low."""
+    """The event `stock_low` is published when the quantity on hand of a product falls to this or below it."""
     hold_sweep_seconds: float = Field(default=5.0, gt=0)
-    """How often holds whose time is over are looked for."""
+    """The time between two sweeps for expired holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseCases:
+    """Everything that the product service can do."""
+
+    catalogue: Catalogue
+    reads: GroupCommit[UUID, Product]
+    """Reads of single products: `Catalogue.get_each` for all that are requested at the same time."""
+    inventory: Inventory
+    reservations: GroupCommit[Reservation, Hold]
+    """Requests for holds: `Reservations.reserve_each` for all that are made at the same time."""
+    holds: Holds
+    sweep: HoldSweep
+
+
+def use_cases(units: UnitsOfWork, pages: Pages, orders: Orders, *, low_stock_threshold: int) -> UseCases:
+    """Wire the use cases to their stores."""
+    products, stocks, holds = ProductStore(), StockStore(), HoldStore()
+    catalogue = Catalogue(units, products, stocks, pages)
+    reserving = Reservations(units, holds)
+    resolving = Holds(units, holds, stocks, low_stock_threshold=low_stock_threshold)
+    return UseCases(
+        catalogue=catalogue,
+        reads=GroupCommit("product reads", catalogue.get_each, linger=_READS_LINGER_S),
+        inventory=Inventory(units, stocks, pages, low_stock_threshold=low_stock_threshold),
+        reservations=GroupCommit("stock holds", reserving.reserve_each, max_batch=1000, max_waiting=20_000),
+        holds=resolving,
+        sweep=HoldSweep(units, holds, resolving, orders),
+    )
 
 
 def build(settings: Settings) -> Service:
@@ -42,14 +80,10 @@ def build(settings: Settings) -> Service:
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="product", replicas=settings.nats_replicas)
     relay = Relay("product", database, bus)
-    units = UnitsOfWork(database, relay)
-    pages = Pages(secret_bytes(settings.page_secret))
+    units = UnitsOfWork(database, relay, event_of=wire.event)
     orders = Peer("order", settings.order_target, settings)
-
-    threshold = settings.low_stock_threshold
-    catalogue = Catalogue(units, pages)
-    inventory = Inventory(units, pages, low_stock_threshold=threshold)
-    holds = Holds(units, OrderPeer(orders), low_stock_threshold=threshold)
+    pages = Pages(secret_bytes(settings.page_secret))
+    use = use_cases(units, pages, OrderPeer(orders), low_stock_threshold=settings.low_stock_threshold)
 
     return Service(
         "product",
@@ -59,13 +93,15 @@ def build(settings: Settings) -> Service:
             orders,
             relay,
             *housekeeping(database),
-            Periodic("hold sweep", settings.hold_sweep_seconds, holds.sweep),
-            Consumer("product", "order", order_events(holds), bus=bus, units=units, linger=_SALES_LINGER_S),
+            Periodic("hold sweep", settings.hold_sweep_seconds, use.sweep.run),
+            Consumer("product", "order", order_events(use.holds), bus=bus, units=units, linger=_SALES_LINGER_S),
             Server(
                 settings,
                 {
-                    "commerce.product.v1.ProductService": ProductService(catalogue),
-                    "commerce.product.v1.InventoryService": InventoryService(inventory, holds),
+                    "commerce.product.v1.ProductService": ProductService(use.catalogue, use.reads),
+                    "commerce.product.v1.InventoryService": InventoryService(
+                        use.inventory, use.holds, use.reservations
+                    ),
                 },
                 checks=[database.check],
             ),

@@ -2,12 +2,17 @@
 
 from commerce.order.v1 import events_pb2
 from mesh.events.consumers import Handler, Handlers
-from product_svc.usecases import ORDER_CANCELLED, ORDER_CONFIRMED, Holds
+from product_svc.domain import HoldDecision
+from product_svc.usecases import Holds
 
 
 def order_events(holds: Holds) -> Handlers:
-    """What becomes of an order's hold."""
+    """The events that decide the hold of an order."""
     return {
-        ORDER_CONFIRMED: Handler(events_pb2.OrderConfirmed, holds.on_settled),
-        ORDER_CANCELLED: Handler(events_pb2.OrderCancelled, holds.on_settled),
+        "commerce.order.confirmed": Handler(
+            events_pb2.OrderConfirmed, holds.apply_decisions, translate=lambda _: HoldDecision.COMMIT
+        ),
+        "commerce.order.cancelled": Handler(
+            events_pb2.OrderCancelled, holds.apply_decisions, translate=lambda _: HoldDecision.RELEASE
+        ),
     }

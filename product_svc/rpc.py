@@ -6,26 +6,30 @@ from uuid import UUID
 
 from commerce.product.v1 import inventory_pb2 as inventory
 from commerce.product.v1 import product_pb2 as product
+from mesh.batch.group_commit import GroupCommit
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
 from product_svc import wire
-from product_svc.domain import HoldState, Product, Stock
-from product_svc.usecases import Catalogue, Holds, HoldStates, Inventory
+from product_svc.domain import Hold, HoldStates, Product, Reservation, Stock
+from product_svc.usecases import Catalogue, Holds, Inventory
 
 
 class ProductService:
     """`commerce.product.v1.ProductService`."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, reads: GroupCommit[UUID, Product]) -> None:
         self._catalogue = catalogue
+        self._reads = reads
 
     async def CreateProduct(self, request: product.CreateProductRequest, call: Call) -> Reply[Product]:
         change: Change[Product] = Change(call, lambda made: product.CreateProductResponse(product=wire.product(made)))
-        return await self._catalogue.create_product(change, wire.new_product(request))
+        return await self._catalogue.create_product(
+            change, wire.product_details(request), initial_stock=request.initial_stock
+        )
 
     async def GetProduct(self, request: product.GetProductRequest, call: Call) -> product.GetProductResponse:
-        found = await self._catalogue.get_product(parse_id(request.product_id))
+        found = await self._reads.submit(parse_id(request.product_id))
         return product.GetProductResponse(product=wire.product(found))
 
     async def BatchGetProducts(
@@ -47,9 +51,10 @@ class ProductService:
 class InventoryService:
     """`commerce.product.v1.InventoryService`."""
 
-    def __init__(self, inventory: Inventory, holds: Holds) -> None:
+    def __init__(self, inventory: Inventory, holds: Holds, reservations: GroupCommit[Reservation, Hold]) -> None:
         self._inventory = inventory
         self._holds = holds
+        self._reservations = reservations
 
     async def GetStock(self, request: inventory.GetStockRequest, call: Call) -> inventory.GetStockResponse:
         stock = await self._inventory.get_stock(parse_id(request.product_id))
@@ -70,8 +75,8 @@ class InventoryService:
         )
 
     async def ReserveStock(self, request: inventory.ReserveStockRequest, call: Call) -> inventory.ReserveStockResponse:
-        outcomes = await self._holds.reserve([wire.reservation(each) for each in request.reservations])
-        return inventory.ReserveStockResponse(results=[wire.reservation_result(each) for each in outcomes])
+        results = await self._reservations.submit_all([wire.reservation(each) for each in request.reservations])
+        return inventory.ReserveStockResponse(results=[wire.reservation_result(each) for each in results])
 
     async def CommitStock(self, request: inventory.CommitStockRequest, call: Call) -> Reply[HoldStates]:
         ids = [parse_id(each) for each in request.order_ids]
@@ -88,5 +93,5 @@ class InventoryService:
         return await self._holds.release_stock(change, ids)
 
 
-def _results(ids: list[UUID], states: dict[UUID, HoldState]) -> list[inventory.HoldResult]:
+def _results(ids: list[UUID], states: HoldStates) -> list[inventory.HoldResult]:
     return [wire.hold_result(order_id, states.get(order_id)) for order_id in ids]

@@ -1,28 +1,33 @@
-"""Products and stock ↔ the messages of the contract."""
+"""Products, stock and holds ↔ the messages of the contract."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from uuid import UUID
 
 from google.type.money_pb2 import Money
 
+from commerce.order.v1 import order_pb2
 from commerce.product.v1 import events_pb2, inventory_pb2, product_pb2
 from mesh.errors import MeshError
 from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
 from mesh.rpc import status, wire
 from product_svc.domain import (
+    Fact,
     Hold,
+    HoldDecision,
     HoldState,
     Movement,
     MovementReason,
-    NewProduct,
     Product,
+    ProductCreated,
+    ProductDetails,
     ProductState,
     Reservation,
     Stock,
     StockChange,
+    StockChanged,
+    StockLow,
     Total,
 )
 
@@ -43,22 +48,26 @@ HOLD_STATES = {
     HoldState.RELEASED: inventory_pb2.HOLD_STATE_RELEASED,
     HoldState.RETURNED: inventory_pb2.HOLD_STATE_RETURNED,
 }
+DECISION_OF = {
+    order_pb2.HOLD_RESOLUTION_KEEP: HoldDecision.KEEP,
+    order_pb2.HOLD_RESOLUTION_COMMIT: HoldDecision.COMMIT,
+    order_pb2.HOLD_RESOLUTION_RELEASE: HoldDecision.RELEASE,
+}
 
 
-def new_product(request: product_pb2.CreateProductRequest) -> NewProduct:
-    """What staff asked for, without the white space around names."""
-    return NewProduct(
-        request.sku.strip(),
-        request.name.strip(),
-        request.description,
-        wire.amount(request.price),
-        request.price.currency_code,
-        request.initial_stock,
+def product_details(request: product_pb2.CreateProductRequest) -> ProductDetails:
+    """The details of a new product, without the white space around names."""
+    return ProductDetails(
+        sku=request.sku.strip(),
+        name=request.name.strip(),
+        description=request.description,
+        price=wire.amount(request.price),
+        currency=request.price.currency_code,
     )
 
 
 def product(value: Product) -> product_pb2.Product:
-    """A product as its readers see it."""
+    """The message of a product."""
     return product_pb2.Product(
         id=str(value.id),
         sku=value.sku,
@@ -74,7 +83,7 @@ def product(value: Product) -> product_pb2.Product:
 
 
 def stock_change(request: inventory_pb2.UpdateStockRequest) -> StockChange:
-    """What staff asked for."""
+    """The change of stock that staff request."""
     relative = request.WhichOneof("change") == "delta"
     return StockChange(
         parse_id(request.product_id),
@@ -86,7 +95,7 @@ def stock_change(request: inventory_pb2.UpdateStockRequest) -> StockChange:
 
 
 def stock(value: Stock) -> inventory_pb2.Stock:
-    """The stock as staff see it."""
+    """The message of a stock."""
     message = inventory_pb2.Stock()
     _put_stock(message, value)
     return message
@@ -101,7 +110,7 @@ def _put_stock(message: inventory_pb2.Stock, value: Stock) -> None:
 
 
 def movement(value: Movement) -> inventory_pb2.StockMovement:
-    """A row of the ledger."""
+    """The message of a movement."""
     message = inventory_pb2.StockMovement()
     _put_movement(message, value)
     return message
@@ -120,7 +129,7 @@ def _put_movement(message: inventory_pb2.StockMovement, value: Movement) -> None
 
 
 def reservation(message: inventory_pb2.Reservation) -> Reservation:
-    """A wish to hold stock."""
+    """The request for a hold."""
     return Reservation(
         parse_id(message.order_id),
         message.hold_key,
@@ -136,7 +145,7 @@ def _total(message: Money) -> Total:
 
 
 def reservation_result(outcome: Hold | Exception) -> inventory_pb2.ReservationResult:
-    """A hold, or why there is none. What is no error of ours is raised."""
+    """A hold, or the reason for its rejection. Any other error is raised."""
     if isinstance(outcome, MeshError):
         return inventory_pb2.ReservationResult(error=status.to_status(outcome))
     if isinstance(outcome, Exception):
@@ -153,31 +162,34 @@ def reservation_result(outcome: Hold | Exception) -> inventory_pb2.ReservationRe
 
 
 def hold_result(order_id: UUID, state: HoldState | None) -> inventory_pb2.HoldResult:
-    """Where the hold of an order is now."""
+    """The state of the hold of an order; none if the order has no hold."""
     return inventory_pb2.HoldResult(
         order_id=str(order_id), state=HOLD_STATES[state] if state else inventory_pb2.HOLD_STATE_ABSENT
     )
 
 
-def product_created(value: Product) -> Event:
-    """The event of a new product."""
-    return Event("commerce.product.created", value.id, value.version, events_pb2.ProductCreated(product=product(value)))
+def event(fact: Fact) -> Event:
+    """The event of a fact."""
+    match fact:
+        case ProductCreated(made):
+            return Event("commerce.product.created", made.id, made.version, _created(fact))
+        case StockChanged(changed, _):
+            return Event("commerce.product.stock_changed", changed.product_id, changed.version, _stock_changed(fact))
+        case StockLow(low, _):
+            return Event("commerce.product.stock_low", low.product_id, low.version, _stock_low(fact))
 
 
-def stock_changed(value: Stock, movements: Sequence[Movement]) -> Event:
-    """The event of the movements that led to this stock."""
-    payload = events_pb2.StockChanged(product_id=str(value.product_id))
-    _put_stock(payload.stock, value)
-    for each in movements:
-        _put_movement(payload.movements.add(), each)
-    return Event("commerce.product.stock_changed", value.product_id, value.version, payload)
+def _created(fact: ProductCreated) -> events_pb2.ProductCreated:
+    return events_pb2.ProductCreated(product=product(fact.product))
 
 
-def stock_low(value: Stock, threshold: int) -> Event:
-    """The event of a stock that fell to its threshold or below."""
-    return Event(
-        "commerce.product.stock_low",
-        value.product_id,
-        value.version,
-        events_pb2.StockLow(product_id=str(value.product_id), stock=stock(value), threshold=threshold),
-    )
+def _stock_changed(fact: StockChanged) -> events_pb2.StockChanged:
+    message = events_pb2.StockChanged(product_id=str(fact.stock.product_id))
+    _put_stock(message.stock, fact.stock)
+    for each in fact.movements:
+        _put_movement(message.movements.add(), each)
+    return message
+
+
+def _stock_low(fact: StockLow) -> events_pb2.StockLow:
+    return events_pb2.StockLow(product_id=str(fact.stock.product_id), stock=stock(fact.stock), threshold=fact.threshold)

@@ -3,9 +3,9 @@
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from mesh.db.columns import AMOUNT, CURRENCY, TIME
+
 metadata = sa.MetaData()
-TIME = pg.TIMESTAMP(timezone=True)
-AMOUNT = sa.Numeric(28, 9)
 
 products = sa.Table(
     "products",
@@ -15,7 +15,7 @@ products = sa.Table(
     sa.Column("name", sa.String, nullable=False),
     sa.Column("description", sa.String, nullable=False),
     sa.Column("price", AMOUNT, nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("currency", CURRENCY, nullable=False),
     sa.Column("state", sa.String, nullable=False),
     sa.Column("create_time", TIME, nullable=False),
     sa.Column("update_time", TIME, nullable=False),
@@ -40,7 +40,7 @@ stocks = sa.Table(
     sa.Column("reserved", sa.BigInteger, nullable=False),
     sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
-    # The last word on overselling: whatever the code does, this does not let it.
+    # No fault in the code can oversell: the database rejects it.
     sa.CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),
     postgresql_with={"fillfactor": "50"},
 )
@@ -56,7 +56,7 @@ holds = sa.Table(
     sa.Column("create_time", TIME, nullable=False, server_default=sa.func.now()),
 )
 IS_HELD = sa.text("state = 'HELD'")
-# A key holds once at a time; once its hold is settled, the same key may hold anew.
+# A key has one hold at a time; when that is resolved, the key may have another one.
 sa.Index("holds_live_key", holds.c.key, unique=True, postgresql_where=IS_HELD)
 sa.Index("holds_expiring", holds.c.expire_time, postgresql_where=IS_HELD)
 
@@ -69,7 +69,7 @@ hold_lines = sa.Table(
     sa.Column("sku", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("unit_price", AMOUNT, nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("currency", CURRENCY, nullable=False),
     sa.CheckConstraint("quantity > 0", name="quantity_positive"),
 )
 
@@ -85,7 +85,7 @@ movements = sa.Table(
     sa.Column("note", sa.String, nullable=False),
     sa.Column("create_time", TIME, nullable=False),
     sa.Column("actor", sa.String, nullable=False),
-    # One index for both, to tell them apart and to list those of a product: the ledger is the longest table.
+    # One index serves uniqueness and the list of a product's movements: the ledger is the longest table.
     sa.PrimaryKeyConstraint("product_id", "id"),
     sa.CheckConstraint("on_hand_after >= 0", name="on_hand_not_negative"),
 )

@@ -16,14 +16,14 @@ from mesh.db.database import Database
 from mesh.errors import MeshError
 from mesh.rpc.call import Call
 from order_svc.domain import Hold, HoldRequest
-from product_svc.domain import HoldState
+from product_svc.domain import HoldDecision
 from stack.servers import Servers
 from tests.clocks import machine_clock_ahead
 from tests.order import process as order_process
 from tests.order.process import process_of
 from tests.payment import process as payments
+from tests.product.process import Warehouse, held, reservation, warehouse
 from tests.runtime.process import Scratch, process, scratch_database
-from tests.service.warehouse import Warehouse, held, warehouse, wish
 from tests.services import Client, Keys, eventually, migrated, running, settings_for
 
 MINUTE = timedelta(minutes=1)
@@ -158,13 +158,13 @@ async def test_hold_sweep_compares_and_postpones_by_the_database_clock(products:
     await products.admin.execute("UPDATE holds SET expire_time = now() + interval '1 day' WHERE state = 'HELD'")
     young, expired = (
         held(result).order_id
-        for result in await products.reserve(*(wish({product: 1}, expires_in=seconds) for seconds in (300, -1)))
+        for result in await products.reserve(*(reservation({product: 1}, expires_in=seconds) for seconds in (300, -1)))
     )
     products.orders.asked.clear()
-    products.orders.wishes = dict.fromkeys((young, expired), HoldState.HELD)
+    products.orders.decisions = dict.fromkeys((young, expired), HoldDecision.KEEP)
     with machine_clock_ahead(off):
-        await products.holds.sweep()
-        await products.holds.sweep()
+        await products.use.sweep.run()
+        await products.use.sweep.run()
     assert products.orders.asked == [[expired]], "once, because the sweep postpones it"
     until = await products.admin.fetchval("SELECT expire_time FROM holds WHERE order_id = $1", expired)
     assert await Moments(products.admin).is_about(until, MINUTE)
@@ -178,10 +178,11 @@ async def test_product_and_stock_rows_get_their_times_from_the_database_clock(
     with machine_clock_ahead(off):
         product = await products.product(10)
         made = await products.admin.fetchval("SELECT update_time FROM stocks WHERE product_id = $1", product)
-        await products.reserve(wish({product: 1}))
-        await products.reserve(wish({product: 1}))
+        await products.reserve(reservation({product: 1}))
+        await products.reserve(reservation({product: 1}))
         sold, unsold = [
-            held(result).order_id for result in await products.reserve(wish({product: 1}), wish({product: 1}))
+            held(result).order_id
+            for result in await products.reserve(reservation({product: 1}), reservation({product: 1}))
         ]
         await products.commit(sold)
         await products.release(unsold)

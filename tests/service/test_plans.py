@@ -21,7 +21,7 @@ from mesh.db import housekeeping, idempotency, inbox, migrations, schema
 from mesh.db.database import SESSION, Statement
 from mesh.db.rows import Versions
 from payment_svc.providers import sandbox
-from product_svc.store.catalogue import _listing
+from product_svc.store.products import listing
 from stack.servers import Servers
 from tests.runtime.process import kept_plan, new_database
 
@@ -88,7 +88,7 @@ async def test_lists_of_products_read_an_index_in_their_order(
     name, connection = room
     await _fill(connection, name, 2_000)
     for order_by in ("", "name desc", "price", "price desc", "createTime", "createTime desc"):
-        plan = "\n".join(await kept_plan(connection, _listing(order_by, searching=False, continued=continued)))
+        plan = "\n".join(await kept_plan(connection, listing(order_by, searching=False, continued=continued)))
         assert "Sort" not in plan
         assert "Seq Scan on products" not in plan
         assert f"Index Scan{' Backward' * order_by.endswith('desc')} using products_" in plan

@@ -26,9 +26,10 @@ from mesh.rpc.replies import Change, Reply
 from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, PaymentMethod, Status
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import orders
+from product_svc import wire
+from product_svc.app import UseCases, use_cases
 from product_svc.domain import Hold as ProductHold
-from product_svc.domain import HoldState, NewProduct, Product, Reservation
-from product_svc.usecases import Catalogue, Holds
+from product_svc.domain import HoldDecision, Product, ProductDetails, Reservation
 from stack.servers import Servers
 from tests.order.process import OrderProcess, placing, process_of
 from tests.services import migrated, new_key
@@ -53,8 +54,8 @@ class Wallets(CustomerPeer):
 class Stock(StockPeer):
     """The product service's holds, without the wire between."""
 
-    def __init__(self, holds: Holds) -> None:
-        self._holds = holds
+    def __init__(self, products: UseCases) -> None:
+        self._products = products
 
     async def reserve(
         self,
@@ -64,7 +65,7 @@ class Stock(StockPeer):
     ) -> list[Hold | MeshError]:
         """Hold stock for each."""
         assert len(calls) == len(wanted)
-        held = await self._holds.reserve(
+        held = await self._products.reservations.submit_all(
             [Reservation(each.order_id, each.key, each.customer_id, expire_time, each.quantities) for each in wanted]
         )
         return [
@@ -83,7 +84,7 @@ class Stock(StockPeer):
 class NoOrders:
     """The order service of a product service whose sweep does not run."""
 
-    async def resolve_holds(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldState]:
+    async def hold_decisions(self, order_ids: Sequence[UUID]) -> dict[UUID, HoldDecision]:
         """Never asked."""
         raise AssertionError(order_ids)
 
@@ -114,22 +115,25 @@ async def test_statements_per_order_fall_with_the_batch(
     order_database, product_database = databases
     # Events stay in the outboxes: these relays are not started.
     bus = Bus("nats://127.0.0.1:1", name="test")
-    product_units = UnitsOfWork(product_database, Relay("product", product_database, bus))
-    holds, others_holds = (Holds(product_units, NoOrders(), low_stock_threshold=0) for _ in range(2))
-    stock = Stock(holds)
+    product_units = UnitsOfWork(product_database, Relay("product", product_database, bus), event_of=wire.event)
+    products, others_products = (
+        use_cases(product_units, Pages(b"secret of the test"), NoOrders(), low_stock_threshold=0) for _ in range(2)
+    )
+    stock = Stock(products)
     here, there = (process_of(order_database, stock, wallets=Wallets()) for _ in range(2))
-    catalogue = Catalogue(product_units, Pages(b"secret of the test"))
     staff: Change[Product] = Change(
         Call("CreateProduct", caller=Caller(Kind.STAFF, str(uuid4()))), lambda _: order_pb2.Order()
     )
     wanted = [
         (
-            await catalogue.create_product(staff, NewProduct(f"SKU-{n}", "A thing", "", Decimal(10), "EUR", 1000))
+            await products.catalogue.create_product(
+                staff, ProductDetails(f"SKU-{n}", "A thing", "", Decimal(10), "EUR"), initial_stock=1000
+            )
         ).value.id
         for n in range(3)
     ]
 
-    async def statements(count: int, process: OrderProcess, holds: Holds) -> dict[str, int]:
+    async def statements(count: int, process: OrderProcess, products: UseCases) -> dict[str, int]:
         mark = order_database.statements + product_database.statements
 
         def taken() -> int:
@@ -144,14 +148,14 @@ async def test_statements_per_order_fall_with_the_batch(
         await process.apply_payment(Cause.CAPTURED, *ids)
         confirming_them = taken()
         async with product_units.begin() as work:
-            await holds.commit(work, ids)
+            await products.holds.resolve(work, commit=ids)
         return {"placing": placing_them, "confirming": confirming_them, "selling": taken()}
 
-    first, one, many = [await statements(count, here, holds) for count in (1, 1, 64)]
+    first, one, many = [await statements(count, here, products) for count in (1, 1, 64)]
     assert first == one | {"placing": 3}, "what the products are sold as is read once"
     assert one == many == {"placing": 2, "confirming": 1, "selling": 2}
-    # In a process that has not placed them and holds nothing for them, they are read first.
-    one, many = [await statements(count, there, others_holds) for count in (1, 64)]
+    # Another process reads the orders and the holds first.
+    one, many = [await statements(count, there, others_products) for count in (1, 64)]
     assert one == many == {"placing": 2, "confirming": 3, "selling": 4}
     each_in_portions = [size for count in (1, 1, 64, 1, 64) for size in (count, count, len(wanted))]
     assert portioned == each_in_portions, "what was paid, what is sold, and the products of it"

@@ -31,7 +31,7 @@ def new_product(sku: str | None = None, stock: int = 0, name: str = "A thing") -
     )
 
 
-async def test_a_product_is_made_once_for_its_key(client: Client) -> None:
+async def test_product_is_created_once_for_a_key(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     request, key = new_product(stock=7), new_key()
     made = await client(stub.CreateProduct, request, key=key)
@@ -45,7 +45,7 @@ async def test_a_product_is_made_once_for_its_key(client: Client) -> None:
     assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
 
 
-async def test_a_product_may_be_free(client: Client) -> None:
+async def test_product_may_be_free(client: Client) -> None:
     made = await make(client, "A gift", units=0)
     assert made.price == Money(currency_code="EUR")
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
@@ -64,7 +64,7 @@ async def test_a_product_may_be_free(client: Client) -> None:
     ],
     ids=str,
 )
-async def test_a_price_that_its_currency_does_not_have_is_refused_by_name(client: Client, price: Money) -> None:
+async def test_price_that_its_currency_does_not_have_is_rejected_by_name(client: Client, price: Money) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     request = new_product()
     request.price.CopyFrom(price)
@@ -73,7 +73,7 @@ async def test_a_price_that_its_currency_does_not_have_is_refused_by_name(client
     assert [violation.field for violation in error.violations] == ["price"]
 
 
-async def test_a_sku_is_taken_once(client: Client) -> None:
+async def test_sku_of_another_product_is_rejected(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     request = new_product()
     await client(stub.CreateProduct, request)
@@ -81,7 +81,7 @@ async def test_a_sku_is_taken_once(client: Client) -> None:
     assert error.reason == "SKU_TAKEN"
 
 
-async def test_a_taken_sku_is_not_in_the_log_of_the_database(client: Client, servers: Servers) -> None:
+async def test_sku_of_another_product_is_not_in_the_log_of_the_database(client: Client, servers: Servers) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     request = new_product(f"SKU-{uuid4()}")
     await client(stub.CreateProduct, request)
@@ -155,7 +155,7 @@ async def test_ordering_by_price_groups_products_by_currency_across_pages(client
     assert await prices("price desc") == ascending[::-1]
 
 
-async def test_a_query_finds_words_of_sku_name_and_description_by_their_beginnings(client: Client) -> None:
+async def test_query_finds_words_of_sku_and_name_by_their_beginnings(client: Client) -> None:
     word = f"w{uuid4().hex}"
     await make(client, f"Green tea {word}")
     await make(client, f"Black tea {word}")
@@ -169,7 +169,7 @@ async def test_a_query_finds_words_of_sku_name_and_description_by_their_beginnin
         assert await names(client, query=odd + " " + word + " nowhere") == []
 
 
-async def test_a_page_token_is_of_its_list_only(client: Client) -> None:
+async def test_page_token_is_valid_for_its_list_only(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     word = f"w{uuid4().hex}"
     for _ in range(2):
@@ -197,14 +197,14 @@ async def test_archived_products_are_read_but_not_listed(client: Client, servers
     assert read.product.state == product_pb2.PRODUCT_STATE_ARCHIVED
 
 
-async def test_a_product_that_is_not_there_is_named(client: Client) -> None:
+async def test_product_that_does_not_exist_is_named(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     missing = str(uuid4())
     error = await refused(client(stub.GetProduct, product_pb2.GetProductRequest(product_id=missing)))
     assert (error.reason, error.metadata) == ("PRODUCT_NOT_FOUND", {"productId": missing})
 
 
-async def test_many_products_are_read_in_the_order_they_were_asked_for_all_or_none(client: Client) -> None:
+async def test_products_of_a_batch_are_in_the_order_of_the_request_all_or_none(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     ids = [(await make(client, f"product {number}")).id for number in range(3)]
 
@@ -220,7 +220,7 @@ async def test_many_products_are_read_in_the_order_they_were_asked_for_all_or_no
     assert (error.reason, error.metadata) == ("PRODUCT_NOT_FOUND", {"productId": missing})
 
 
-async def test_a_nul_in_a_text_is_refused_by_the_name_of_its_field(client: Client) -> None:
+async def test_nul_in_a_text_is_rejected_by_the_name_of_its_field(client: Client) -> None:
     stub = product_pb2_grpc.ProductServiceStub(client.channel)
     described = new_product()
     described.description = "nul \0 in it"

@@ -1,53 +1,31 @@
-"""Selling what is held: the stock is read without a lock, and locked only once all else is written."""
+"""Sales: the stock is read without a lock, and locked only when everything else is written (ADR-0022)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import UUID
-
-import pytest
 
 from commerce.product.v1.events_pb2 import StockChanged
 from mesh.db.unit_of_work import UnitOfWork
 from product_svc.domain import HoldState
-from stack.servers import Servers
-from tests.service.warehouse import Warehouse, held, warehouse, wish
+from tests.product.process import Warehouse, held, reservation
 from tests.services import eventually
 
 
-@pytest.fixture(scope="module")
-async def here(servers: Servers) -> AsyncIterator[Warehouse]:
-    async with warehouse(servers) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-async def there(servers: Servers) -> AsyncIterator[Warehouse]:
-    """Another process of the same service."""
-    async with warehouse(servers) as opened:
-        yield opened
-
-
-async def hold(process: Warehouse, product: UUID, quantity: int) -> UUID:
-    """An order that holds so much."""
-    return held((await process.reserve(wish({product: quantity})))[0]).order_id
-
-
 async def sell(process: Warehouse, *orders: UUID) -> dict[UUID, HoldState]:
-    """Sell what they hold, as an event does."""
-    return await process.units.run_optimistically(lambda work: process.holds.commit(work, orders))
+    """Commit the holds of these orders, as an event does."""
+    return await process.units.run_optimistically(lambda work: process.holds.resolve(work, commit=orders))
 
 
-async def test_selling_is_a_look_and_a_write_for_one_or_64(here: Warehouse) -> None:
+async def test_sales_take_one_read_and_one_write_for_one_or_64(here: Warehouse) -> None:
     products = await here.products(64, 10)
     for size in (1, 64):
-        orders = [await hold(here, product, 2) for product in products[:size]]
+        orders = [await here.hold(product, 2) for product in products[:size]]
         before = here.database.statements
 
         async def sale(work: UnitOfWork, orders: list[UUID] = orders) -> None:
-            await here.holds.commit(work, orders)
-            assert not await idle_in_transaction(here), "a look alone begins nothing"
+            await here.holds.resolve(work, commit=orders)
+            assert not await idle_in_transaction(here), "the read alone begins no transaction"
 
         await here.units.run_optimistically(sale)
         assert here.database.statements - before == 2
@@ -55,17 +33,17 @@ async def test_selling_is_a_look_and_a_write_for_one_or_64(here: Warehouse) -> N
     await here.require_balance(products[0])
 
 
-async def test_a_hold_between_the_look_and_the_write_neither_waits_nor_matters(
+async def test_hold_between_read_and_write_of_a_sale_does_not_wait_or_make_it_stale(
     here: Warehouse, there: Warehouse
 ) -> None:
     product = await here.product(10)
-    sold, attempts = await hold(here, product, 4), 0
+    sold, attempts = await here.hold(product, 4), 0
 
     async def sale(work: UnitOfWork) -> None:
         nonlocal attempts
         attempts += 1
-        await here.holds.commit(work, [sold])
-        await hold(there, product, 3)
+        await here.holds.resolve(work, commit=[sold])
+        await there.hold(product, 3)
 
     await here.units.run_optimistically(sale)
     assert attempts == 1
@@ -73,39 +51,39 @@ async def test_a_hold_between_the_look_and_the_write_neither_waits_nor_matters(
     await here.require_balance(product)
 
 
-async def test_what_has_moved_on_hand_since_the_look_is_looked_at_again_under_a_lock(
+async def test_sale_is_repeated_under_a_lock_if_the_quantity_on_hand_has_changed(
     here: Warehouse, there: Warehouse
 ) -> None:
     product = await here.product(10)
-    sold, looks = await hold(here, product, 4), []
+    sold, attempts = await here.hold(product, 4), []
 
     async def sale(work: UnitOfWork) -> None:
-        looks.append(work.pessimistic)
-        await here.holds.commit(work, [sold])
+        attempts.append(work.pessimistic)
+        await here.holds.resolve(work, commit=[sold])
         if not work.pessimistic:
             await there.move(product, delta=5)
 
     await here.units.run_optimistically(sale)
-    assert looks == [False, True]
+    assert attempts == [False, True]
     assert await here.stock(product) == (11, 0)
     await here.require_balance(product)
-    assert await told(here, product) == [(5, 15), (-4, 11)]
+    assert await published(here, product) == [(5, 15), (-4, 11)]
 
 
-async def test_a_hold_that_another_process_has_sold_meanwhile_is_sold_once(here: Warehouse, there: Warehouse) -> None:
+async def test_hold_that_two_processes_commit_at_the_same_time_is_sold_once(here: Warehouse, there: Warehouse) -> None:
     product = await here.product(10)
-    sold = await hold(here, product, 4)
+    sold = await here.hold(product, 4)
     for twice in (False, True):
         results = await asyncio.gather(sell(here, sold), sell(there, sold))
         assert list(results) == [{sold: HoldState.COMMITTED}] * 2, twice
     assert await here.stock(product) == (6, 0)
     await here.require_balance(product)
-    assert await told(here, product) == [(-4, 6)]
+    assert await published(here, product) == [(-4, 6)]
 
 
-async def test_stock_is_locked_when_all_else_is_written_but_the_holds(here: Warehouse) -> None:
+async def test_sale_locks_stock_after_all_other_writes_but_the_holds(here: Warehouse) -> None:
     product = await here.product(10)
-    sold, drawn = await hold(here, product, 4), "SELECT last_value FROM mesh.outbox_seq"
+    sold, drawn = await here.hold(product, 4), "SELECT last_value FROM mesh.outbox_seq"
     before = await here.admin.fetchval(drawn)
     async with here.admin.transaction():
         await here.admin.execute("SELECT FROM stocks WHERE product_id = $1 FOR UPDATE", product)
@@ -116,9 +94,11 @@ async def test_stock_is_locked_when_all_else_is_written_but_the_holds(here: Ware
     assert await sale == {sold: HoldState.COMMITTED}
 
 
-async def test_a_call_that_sells_locks_first_for_it_is_not_done_again(here: Warehouse, there: Warehouse) -> None:
+async def test_call_that_commits_locks_before_it_reads_since_it_has_one_attempt(
+    here: Warehouse, there: Warehouse
+) -> None:
     product = await here.product(10)
-    sold = await hold(here, product, 4)
+    sold = await here.hold(product, 4)
     async with here.admin.transaction():
         await here.admin.execute("UPDATE stocks SET version = version + 1 WHERE product_id = $1", product)
         call = asyncio.create_task(there.commit(sold))
@@ -128,17 +108,18 @@ async def test_a_call_that_sells_locks_first_for_it_is_not_done_again(here: Ware
     await here.require_balance(product)
 
 
-async def test_processes_that_sell_hold_and_move_the_same_products_leave_no_gap_in_ledger_and_events(
+async def test_concurrent_sales_holds_and_receipts_leave_no_gap_in_ledger_and_events(
     here: Warehouse, there: Warehouse
 ) -> None:
     products = await here.products(4, 1_000)
 
     async def buyer(process: Warehouse, number: int) -> None:
         orders = [
-            held((await process.reserve(wish(dict.fromkeys(products[number % 2 :], 1))))[0]).order_id for _ in range(3)
+            held((await process.reserve(reservation(dict.fromkeys(products[number % 2 :], 1))))[0]).order_id
+            for _ in range(3)
         ]
         await sell(process, *orders[:2])
-        await process.units.run_optimistically(lambda work: process.holds.release(work, orders[1:]))
+        await process.units.run_optimistically(lambda work: process.holds.resolve(work, release=orders[1:]))
 
     async def clerk(process: Warehouse) -> None:
         for product in products:
@@ -150,16 +131,16 @@ async def test_processes_that_sell_hold_and_move_the_same_products_leave_no_gap_
         assert await here.stock(product) == (1_001 - buyers, 0)
         await here.require_balance(product)
         left = 1_000
-        for delta, on_hand_after in await told(here, product):
+        for delta, on_hand_after in await published(here, product):
             left += delta
             assert on_hand_after == left
         assert left == 1_001 - buyers
 
 
-async def told(process: Warehouse, product: UUID) -> list[tuple[int, int]]:
-    """The movements that a stock's events tell of, in the order in which they go out: by how much, and what is left.
+async def published(process: Warehouse, product: UUID) -> list[tuple[int, int]]:
+    """The movements in the events of a stock, in the order of the outbox: the change, and the quantity on hand then.
 
-    Each event has a greater sequence than the one before, and tells of the stock that its last movement has left.
+    Each event has a greater sequence than the one before, and contains the stock after its last movement.
     """
     rows = await process.admin.fetch(
         "SELECT sequence, payload FROM mesh.outbox WHERE aggregate_id = $1 AND type = 'commerce.product.stock_changed' "
@@ -175,7 +156,7 @@ async def told(process: Warehouse, product: UUID) -> list[tuple[int, int]]:
 
 
 async def idle_in_transaction(process: Warehouse) -> int:
-    """How many sessions have begun a transaction, and do nothing in it now."""
+    """The number of sessions that have begun a transaction and execute no statement."""
     count = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
     found: int = await process.admin.fetchval(count)
     return found

@@ -1,4 +1,4 @@
-"""Stock and its ledger: whatever is done in whatever order, the numbers add up."""
+"""Stock and its ledger: the numbers add up after every sequence of operations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from commerce.product.v1.events_pb2 import StockChanged
 from mesh.errors import InvalidArgument
-from product_svc.domain import STOCK_LIMIT, Hold, ProductNotFound, StockInsufficient, StockLimitExceeded
+from mesh.rpc.wire import moment
+from product_svc.domain import Hold, MovementReason, ProductNotFound, StockChange, StockInsufficient
 from stack.servers import Servers
-from tests.service.warehouse import Warehouse, held, warehouse, wish
+from tests.product.process import Warehouse, change, held, reservation, warehouse
 
 
 @pytest.fixture(scope="module")
@@ -23,40 +25,18 @@ async def here(servers: Servers) -> AsyncIterator[Warehouse]:
         yield opened
 
 
-async def test_stock_moves_by_a_difference_or_to_a_count(here: Warehouse) -> None:
+async def test_change_of_stock_is_recorded_with_its_author(here: Warehouse) -> None:
     product = await here.product(10)
-    await here.move(product, delta=5)
     await here.move(product, delta=-3)
     await here.move(product, to=20)
     await here.move(product, to=20)
-    await here.move(product, to=0)
     moves, _ = await here.inventory.list_movements(product, page_size=0, page_token="")
-    assert [(move.delta, move.on_hand_after) for move in moves] == [(-20, 0), (8, 20), (-3, 12), (5, 15), (10, 10)]
+    assert [(move.delta, move.on_hand_after) for move in moves] == [(13, 20), (-3, 7), (10, 10)]
     assert {move.actor for move in moves} == {"staff:clerk"}
     await here.require_balance(product)
 
 
-async def test_what_orders_hold_cannot_be_taken_away(here: Warehouse) -> None:
-    product = await here.product(10)
-    held((await here.reserve(wish({product: 7})))[0])
-    for change in ({"delta": -4}, {"to": 6}):
-        with pytest.raises(StockInsufficient) as refusal:
-            await here.move(product, **change)
-        assert refusal.value.metadata == {"productId": str(product), "requested": "4", "available": "3"}
-    await here.move(product, to=7)
-    assert await here.stock(product) == (7, 7)
-    await here.require_balance(product)
-
-
-async def test_a_product_has_no_more_than_the_contracts_limit(here: Warehouse) -> None:
-    product = await here.product(STOCK_LIMIT)
-    assert STOCK_LIMIT == 1_000_000_000
-    with pytest.raises(StockLimitExceeded):
-        await here.move(product, delta=1)
-    assert await here.stock(product) == (STOCK_LIMIT, 0)
-
-
-async def test_stock_of_no_product_is_not_found(here: Warehouse) -> None:
+async def test_stock_of_an_unknown_product_is_not_found(here: Warehouse) -> None:
     for asked in (
         here.inventory.get_stock(uuid4()),
         here.move(uuid4(), delta=1),
@@ -66,7 +46,7 @@ async def test_stock_of_no_product_is_not_found(here: Warehouse) -> None:
             await asked
 
 
-async def test_the_ledger_is_paged_without_a_gap_and_its_token_is_not_to_be_changed(here: Warehouse) -> None:
+async def test_movements_are_listed_page_by_page_and_a_changed_token_is_rejected(here: Warehouse) -> None:
     product, other = await here.product(1), await here.product(1)
     for _ in range(6):
         await here.move(product, delta=1)
@@ -84,7 +64,7 @@ async def test_the_ledger_is_paged_without_a_gap_and_its_token_is_not_to_be_chan
         assert refusal.value.reason == "PAGE_TOKEN_INVALID"
 
 
-async def test_a_change_of_stock_is_told_with_its_movements_and_a_low_stock_once_for_its_fall(here: Warehouse) -> None:
+async def test_change_of_stock_is_published_and_low_stock_once_for_each_fall(here: Warehouse) -> None:
     product = await here.product(10)
     for delta in (-4, -1, -1, 5, -4):  # 6, 5 (low), 4, 9, 5 (low again)
         await here.move(product, delta=delta)
@@ -94,7 +74,19 @@ async def test_a_change_of_stock_is_told_with_its_movements_and_a_low_stock_once
     assert types == ["created", changed, changed, low, changed, changed, changed, low]
 
 
-async def test_concurrent_changes_of_one_product_all_count(here: Warehouse) -> None:
+async def test_reply_and_event_of_a_change_have_the_time_at_which_the_stock_changed(here: Warehouse) -> None:
+    product = await here.product(10)
+    reply = await here.inventory.update_stock(change(), StockChange(product, 1, None, MovementReason.RECEIPT, ""))
+    stored = await here.inventory.get_stock(product)
+    assert reply.value == stored
+    payload = await here.admin.fetchval(
+        "SELECT payload FROM mesh.outbox WHERE aggregate_id = $1 AND type = 'commerce.product.stock_changed'", product
+    )
+    event = StockChanged.FromString(payload)
+    assert moment(event.stock.update_time) == stored.update_time == moment(event.movements[0].create_time)
+
+
+async def test_concurrent_changes_of_one_product_are_all_recorded(here: Warehouse) -> None:
     product = await here.product(100)
     changes = [here.move(product, delta=1) for _ in range(20)] + [here.move(product, delta=-2) for _ in range(20)]
     await asyncio.gather(*changes)
@@ -103,7 +95,7 @@ async def test_concurrent_changes_of_one_product_all_count(here: Warehouse) -> N
 
 
 class Model:
-    """What the numbers of one product must be, by the plainest of rules; each step is done for real as well."""
+    """The numbers of one product by the simplest rules; each step is executed by the service as well."""
 
     def __init__(self, here: Warehouse, product: UUID, on_hand: int) -> None:
         self.here, self.product = here, product
@@ -132,7 +124,7 @@ class Model:
         await self._hold([1] * number)
 
     async def _hold(self, sizes: list[int]) -> None:
-        results = await self.here.reserve(*(wish({self.product: size}) for size in sizes))
+        results = await self.here.reserve(*(reservation({self.product: size}) for size in sizes))
         for size, result in zip(sizes, results, strict=True):
             if self.reserved + size <= self.on_hand:
                 self.orders[held(result).order_id] = ("HELD", size)
@@ -141,19 +133,19 @@ class Model:
                 assert isinstance(result, StockInsufficient)
 
     async def commit(self, number: int) -> None:
-        await self._settle(number, {"HELD": ("COMMITTED", -1, -1)})
+        await self._resolve(number, {"HELD": ("COMMITTED", -1, -1)})
 
     async def release(self, number: int) -> None:
-        await self._settle(number, {"HELD": ("RELEASED", 0, -1), "COMMITTED": ("RETURNED", 1, 0)})
+        await self._resolve(number, {"HELD": ("RELEASED", 0, -1), "COMMITTED": ("RETURNED", 1, 0)})
 
-    async def _settle(self, number: int, steps: dict[str, tuple[str, int, int]]) -> None:
+    async def _resolve(self, number: int, steps: dict[str, tuple[str, int, int]]) -> None:
         if not self.orders:
             return
         order_id = list(self.orders)[number % len(self.orders)]
         state, size = self.orders[order_id]
         state, hands, held_ = steps.get(state, (state, 0, 0))
-        settle = self.here.commit if "COMMITTED" not in steps else self.here.release
-        assert {key: value.value for key, value in (await settle(order_id)).items()} == {order_id: state}
+        resolve = self.here.commit if "COMMITTED" not in steps else self.here.release
+        assert {key: value.value for key, value in (await resolve(order_id)).items()} == {order_id: state}
         self.orders[order_id] = (state, size)
         self.on_hand, self.reserved = self.on_hand + hands * size, self.reserved + held_ * size
 
@@ -176,7 +168,7 @@ STEPS = st.one_of(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-async def test_any_sequence_of_operations_keeps_the_balance(
+async def test_every_sequence_of_operations_keeps_the_balance(
     here: Warehouse, steps: list[tuple[Callable[[Model, int], Awaitable[None]], int]]
 ) -> None:
     model = Model(here, await here.product(10), 10)
@@ -186,14 +178,14 @@ async def test_any_sequence_of_operations_keeps_the_balance(
     await here.require_balance(model.product)
 
 
-async def test_the_database_itself_lets_nothing_be_oversold(here: Warehouse) -> None:
+async def test_database_rejects_what_is_oversold(here: Warehouse) -> None:
     product = await here.product(3)
     for wrong in ("reserved = 4", "reserved = -1", "on_hand = -1"):
         with pytest.raises(asyncpg.CheckViolationError):
             await here.admin.execute(f"UPDATE stocks SET {wrong} WHERE product_id = $1", product)
 
 
-async def test_the_ledger_cannot_be_altered(here: Warehouse) -> None:
+async def test_ledger_cannot_be_altered(here: Warehouse) -> None:
     product = await here.product(3)
     for statement in (
         "UPDATE stock_movements SET delta = 1",
@@ -205,11 +197,11 @@ async def test_the_ledger_cannot_be_altered(here: Warehouse) -> None:
     await here.require_balance(product)
 
 
-async def test_buyers_and_staff_at_the_same_time_never_sell_what_is_not_there(here: Warehouse) -> None:
+async def test_concurrent_buyers_and_staff_never_sell_what_is_not_there(here: Warehouse) -> None:
     product = await here.product(30)
 
     async def buy() -> int:
-        (result,) = await here.reserve(wish({product: 1}))
+        (result,) = await here.reserve(reservation({product: 1}))
         if not isinstance(result, Hold):
             return 0
         await here.commit(result.order_id)

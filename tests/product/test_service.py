@@ -1,4 +1,4 @@
-"""The product service whole: holds over gRPC, settled by events and by the sweep."""
+"""The whole product service: holds over gRPC, resolved by events, by calls and by the sweep."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.services import Client, Keys, eventually, new_key, refused, running, 
 
 @dataclass
 class Orders:
-    """An order service that answers the sweep as the test says."""
+    """An order service that decides about holds as the test says."""
 
     decisions: dict[str, order_pb2.HoldResolution.ValueType] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     is_down: bool = False
 
-    async def ResolveHolds(self, request: Any, call: Call) -> order_pb2.ResolveHoldsResponse:  # the contract's
+    async def ResolveHolds(self, request: Any, call: Call) -> order_pb2.ResolveHoldsResponse:
         assert call.peer == "product"
         self.asked += request.order_ids
         if self.is_down:
@@ -54,7 +54,7 @@ class Orders:
 
 @dataclass(frozen=True)
 class Shop:
-    """The running service, by its callers."""
+    """The running service, and its callers."""
 
     staff: Client
     order: Client
@@ -87,7 +87,7 @@ class Shop:
         result: inventory_pb2.ReservationResult = reply.results[0]
         return result
 
-    async def tell(self, event: str, order_id: str) -> None:
+    async def publish(self, event: str, order_id: str) -> None:
         """Publish an event of an order."""
         payload = {"confirmed": events_pb2.OrderConfirmed, "cancelled": events_pb2.OrderCancelled}[event]()
         kind = f"commerce.order.{event}"
@@ -98,10 +98,10 @@ class Shop:
         await self.bus.jetstream().publish(f"{kind}.{order_id}", payload.SerializeToString(), headers=header)
 
     async def becomes(self, product_id: str, on_hand: int, reserved: int) -> None:
-        async def look() -> bool:
+        async def is_so() -> bool:
             return await self.stock(product_id) == (on_hand, reserved)
 
-        await eventually(look)
+        await eventually(is_so)
 
 
 @pytest.fixture(scope="module")
@@ -123,34 +123,36 @@ async def shop(servers: Servers, keys: Keys) -> AsyncIterator[Shop]:
         yield Shop(staff, order, orders, bus)
 
 
-async def test_a_confirmed_order_is_sold_and_a_cancelled_one_is_given_back(shop: Shop) -> None:
+async def test_hold_of_a_confirmed_order_is_committed_and_that_of_a_cancelled_one_released(shop: Shop) -> None:
     product = await shop.product(10)
     sold, freed = (await shop.hold(product, 3)).hold.order_id, (await shop.hold(product, 2)).hold.order_id
     assert await shop.stock(product) == (10, 5)
-    await shop.tell("confirmed", sold)
-    await shop.tell("cancelled", freed)
+    await shop.publish("confirmed", sold)
+    await shop.publish("cancelled", freed)
     await shop.becomes(product, 7, 0)
-    await shop.tell("confirmed", freed)  # late: its stock is free already
-    await shop.tell("cancelled", sold)
+    await shop.publish("confirmed", freed)  # late: its stock is available already
+    await shop.publish("cancelled", sold)
     await shop.becomes(product, 10, 0)
 
 
-async def test_a_confirmation_of_an_order_without_a_hold_is_parked(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_confirmation_of_an_order_without_a_hold_becomes_a_dead_letter(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 2)
     order_id = str(uuid4())
-    await shop.tell("confirmed", order_id)
+    await shop.publish("confirmed", order_id)
     subject = f"mesh.dead.product-order.commerce.order.confirmed.{order_id}"
 
-    async def parked() -> bool:
+    async def is_dead() -> bool:
         info = await shop.bus.jetstream().stream_info(DEAD_LETTERS, subjects_filter=subject)
         return bool(info.state.subjects)
 
-    await eventually(parked)
+    await eventually(is_dead)
     message = await shop.bus.jetstream().get_last_msg(DEAD_LETTERS, subject)
     assert "has no hold" in (message.headers or {})["mesh-error"]
 
 
-async def test_a_reservation_is_refused_with_the_product_named(shop: Shop) -> None:
+async def test_rejected_reservation_names_the_product(shop: Shop) -> None:
     product = await shop.product(1)
     result = await shop.hold(product, 2)
     error = status.from_status(result.error)
@@ -158,7 +160,7 @@ async def test_a_reservation_is_refused_with_the_product_named(shop: Shop) -> No
     assert error.metadata == {"productId": product, "requested": "2", "available": "1"}
 
 
-async def test_the_sweep_asks_the_order_service_and_does_as_it_says(shop: Shop) -> None:
+async def test_sweep_asks_the_order_service_and_resolves_holds_as_it_decides(shop: Shop) -> None:
     product = await shop.product(10)
     shop.orders.is_down = True
     kept, paid, gone = [(await shop.hold(product, 2, expires_in=-1)).hold.order_id for _ in range(3)]
@@ -174,34 +176,34 @@ async def test_the_sweep_asks_the_order_service_and_does_as_it_says(shop: Shop) 
 
 
 @pytest.mark.parametrize("method", ["CommitStock", "ReleaseStock"])
-async def test_holds_are_settled_once_for_a_key_and_each_order_is_told_of(shop: Shop, method: str) -> None:
+async def test_holds_are_resolved_once_for_a_key_and_each_order_has_a_result(shop: Shop, method: str) -> None:
     product, key = await shop.product(10), new_key()
     order_id, other = [(await shop.hold(product, 2)).hold.order_id for _ in range(2)]
     absent = str(uuid4())
-    settle = getattr(inventory_pb2_grpc.InventoryServiceStub(shop.order.channel), method)
+    resolve = getattr(inventory_pb2_grpc.InventoryServiceStub(shop.order.channel), method)
     request = getattr(inventory_pb2, f"{method}Request")
-    reply = await shop.order(settle, request(order_ids=[absent, order_id]), key=key)
-    settled = {
+    reply = await shop.order(resolve, request(order_ids=[absent, order_id]), key=key)
+    state = {
         "CommitStock": inventory_pb2.HOLD_STATE_COMMITTED,
         "ReleaseStock": inventory_pb2.HOLD_STATE_RELEASED,
     }[method]
     assert [(each.order_id, each.state) for each in reply.results] == [
         (absent, inventory_pb2.HOLD_STATE_ABSENT),
-        (order_id, settled),
+        (order_id, state),
     ]
     stock = await shop.stock(product)
     assert stock == {"CommitStock": (8, 2), "ReleaseStock": (10, 2)}[method]
 
-    # A replay tells what was told then, whatever became of the hold since.
+    # The stored reply does not change when the hold does.
     stub = inventory_pb2_grpc.InventoryServiceStub(shop.order.channel)
     await shop.order(stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[order_id]), key=new_key())
-    assert await shop.order(settle, request(order_ids=[absent, order_id]), key=key) == reply
-    error = await refused(shop.order(settle, request(order_ids=[other]), key=key))
+    assert await shop.order(resolve, request(order_ids=[absent, order_id]), key=key) == reply
+    error = await refused(shop.order(resolve, request(order_ids=[other]), key=key))
     assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
     assert (await shop.stock(product))[1] == 2, "the other hold stands"
 
 
-async def test_a_stock_change_is_made_once_for_its_key(shop: Shop) -> None:
+async def test_stock_is_changed_once_for_a_key(shop: Shop) -> None:
     product = await shop.product(10)
     stub, key = inventory_pb2_grpc.InventoryServiceStub(shop.staff.channel), new_key()
     receipt = inventory_pb2.STOCK_MOVEMENT_REASON_RECEIPT

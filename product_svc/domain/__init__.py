@@ -1,0 +1,87 @@
+"""Products, their stock, and the holds that orders have on it."""
+
+from product_svc.domain.holds import (
+    Hold,
+    HoldDecision,
+    HoldLine,
+    HoldMissing,
+    HoldState,
+    HoldStates,
+    Resolution,
+    resolve,
+)
+from product_svc.domain.products import (
+    Offer,
+    Product,
+    ProductArchived,
+    ProductCreated,
+    ProductDetails,
+    ProductNotFound,
+    ProductState,
+    SkuTaken,
+)
+from product_svc.domain.reservations import (
+    TOTAL_LIMIT,
+    CurrencyMismatch,
+    HoldKeyReused,
+    PriceChanged,
+    Reservation,
+    Shelf,
+    Total,
+    TotalTooLarge,
+)
+from product_svc.domain.stock import (
+    STOCK_LIMIT,
+    Movement,
+    MovementReason,
+    Stock,
+    StockChange,
+    StockChanged,
+    StockInsufficient,
+    StockLimitExceeded,
+    StockLow,
+    Stockroom,
+    opening_stock,
+)
+
+Fact = ProductCreated | StockChanged | StockLow
+"""What the product service publishes."""
+
+__all__ = [
+    "STOCK_LIMIT",
+    "TOTAL_LIMIT",
+    "CurrencyMismatch",
+    "Fact",
+    "Hold",
+    "HoldDecision",
+    "HoldKeyReused",
+    "HoldLine",
+    "HoldMissing",
+    "HoldState",
+    "HoldStates",
+    "Movement",
+    "MovementReason",
+    "Offer",
+    "PriceChanged",
+    "Product",
+    "ProductArchived",
+    "ProductCreated",
+    "ProductDetails",
+    "ProductNotFound",
+    "ProductState",
+    "Reservation",
+    "Resolution",
+    "Shelf",
+    "SkuTaken",
+    "Stock",
+    "StockChange",
+    "StockChanged",
+    "StockInsufficient",
+    "StockLimitExceeded",
+    "StockLow",
+    "Stockroom",
+    "Total",
+    "TotalTooLarge",
+    "opening_stock",
+    "resolve",
+]
