@@ -172,18 +172,16 @@ async def test_a_write_among_single_reads_is_a_fault_and_not_forgotten(database:
         await write()
 
 
-async def test_a_peek_sends_nothing_that_waits_and_begins_nothing(database: Database, connection: Connection) -> None:
+async def test_read_now_sends_no_buffered_writes_and_no_begin(database: Database, connection: Connection) -> None:
     async with database.transaction() as transaction:
         transaction.write(WRITE)
-        await transaction.peek(LOOK)
+        await transaction.read_now(LOOK)
         assert connection.sent == [LOOK.sql]
     assert connection.sent == [LOOK.sql, WRITE.sql]
     assert database.statements == 2
 
 
-async def test_whatever_the_server_says_against_opening_is_told_plainly(
-    database: Database, connection: Connection
-) -> None:
+async def test_error_of_the_server_at_start_is_part_of_the_message(database: Database, connection: Connection) -> None:
     connection.at[READ_CLOCK] = asyncpg.UndefinedObjectError("unrecognized configuration parameter")
     with pytest.raises(Unavailable, match="unrecognized"):
         await database.start()
