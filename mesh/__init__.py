@@ -1,8 +1,8 @@
-"""The one shared runtime of the services. It knows no commerce word: whatever is here serves at least two services."""
+"""The shared runtime of the services. It contains nothing of the domain, and at least two services use each part."""
 
 import os
 
-# gRPC reads this when it is imported, so it stands here, before that can be. By default a thread of the event engine
-# takes a call from the socket and hands it to the one that waits for calls; without, the latter takes it itself. A lone
-# call costs a server 0.25 ms of CPU instead of 0.42, and comes back as much sooner.
+# gRPC reads this at its import, so it must be set before. By default a thread of the event engine reads a call from the
+# socket and passes it to the thread that waits for calls. Without the event engine, that thread reads the call itself.
+# A single call costs a server 0.25 ms of CPU instead of 0.42 ms, and its latency decreases by the same amount.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client")

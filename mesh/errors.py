@@ -1,24 +1,24 @@
-"""Everything that can go wrong, as one small tree.
+"""The errors of the mesh, as one small tree.
 
 MeshError
-├── InvalidArgument      the request itself is wrong; `violations` names each field
-├── Unauthenticated      nobody, or nobody we can verify
-├── PermissionDenied     somebody, but not with this role
-├── NotFound             no such thing, or not yours
-├── AlreadyExists        the name, or the idempotency key, is taken
-├── Aborted              lost a race: read again and retry
-├── FailedPrecondition   right request, wrong state
-├── ResourceExhausted    too much at once; `retry_after` says when
-├── Unavailable          a part is down; `retry_after` says when
-│   ├── StaleWrite        another transaction was quicker: nothing was done
-│   └── StatementTimeout the database took too long: less at a time may succeed
-├── DeadlineExceeded     the caller's time ran out
-├── Unimplemented        in the contract, not built yet
-└── Internal             a fault of ours; the caller learns a trace id only
+├── InvalidArgument      the request is invalid in any state; `violations` names the fields
+├── Unauthenticated      the caller has no valid credentials
+├── PermissionDenied     the caller has the wrong role
+├── NotFound             the resource does not exist, or belongs to another customer
+├── AlreadyExists        a unique name, or the idempotency key, is in use
+├── Aborted              the resource has changed: read it again and retry
+├── FailedPrecondition   the state of the resource does not allow the request
+├── ResourceExhausted    too much load; retry after `retry_after`
+├── Unavailable          a dependency does not answer; retry after `retry_after`
+│   ├── StaleWrite       the version of a row has changed; nothing was written
+│   └── StatementTimeout the database took too long; a smaller batch may succeed
+├── DeadlineExceeded     the caller's deadline has passed
+├── Unimplemented        the method is in the contract but not implemented
+└── Internal             a fault of the service; the caller gets only a trace id
 
-The branches are gRPC's canonical codes. A cause is a `reason`: upper snake case, stable, declared in a contract's
-`*ErrorReason` enum. A service adds causes by subclassing a branch in its `domain.py` and setting `reason`.
-This module imports the standard library only, so that a domain may use it.
+The branches are gRPC's canonical codes. The `reason` is the precise cause: upper snake case, stable, declared in a
+contract's `*ErrorReason` enum. A service adds reasons with subclasses in its `domain.py`. This module imports only the
+standard library, so that a domain may use it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from typing import ClassVar
 
 
 class Code(IntEnum):
-    """The canonical status codes of gRPC that the mesh answers with."""
+    """The canonical status codes of gRPC that the mesh uses."""
 
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
@@ -46,7 +46,7 @@ class Code(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One rejected field: its path in the request (`items[0].quantity`) and what is wrong with it."""
+    """A rejected field: its path in the request (`items[0].quantity`) and the rule that it violates."""
 
     field: str
     description: str
@@ -55,8 +55,7 @@ class Violation:
 class MeshError(Exception):
     """An error with a name.
 
-    `message` is for the developer who reads the reply, never parsed; `metadata` holds the values a program needs;
-    `retry_after` is in seconds.
+    `message` is for developers; programs use `code`, `reason` and `metadata`. `retry_after` is in seconds.
     """
 
     code: ClassVar[Code] = Code.INTERNAL
@@ -81,60 +80,60 @@ class MeshError(Exception):
 
 
 class InvalidArgument(MeshError):
-    """The request itself is wrong, whatever the state of the system."""
+    """The request is invalid, regardless of the state of the system."""
 
     code = Code.INVALID_ARGUMENT
     reason = "VALIDATION_FAILED"
 
 
 class Unauthenticated(MeshError):
-    """The caller is nobody that can be verified."""
+    """The caller has no valid credentials."""
 
     code = Code.UNAUTHENTICATED
     reason = "TOKEN_INVALID"
 
 
 class PermissionDenied(MeshError):
-    """The caller is known, and may not do this to anything."""
+    """The caller is authenticated, but its role does not allow the request."""
 
     code = Code.PERMISSION_DENIED
     reason = "ROLE_REQUIRED"
 
 
 class NotFound(MeshError):
-    """There is no such thing, or it is not the caller's: the two read the same."""
+    """The resource does not exist or belongs to another customer. Both look the same to the caller."""
 
     code = Code.NOT_FOUND
 
 
 class AlreadyExists(MeshError):
-    """What was to be unique is taken."""
+    """A unique value is already in use."""
 
     code = Code.ALREADY_EXISTS
 
 
 class Aborted(MeshError):
-    """The caller acted on an older version of the thing."""
+    """The caller's version of the resource is out of date."""
 
     code = Code.ABORTED
     reason = "ETAG_MISMATCH"
 
 
 class FailedPrecondition(MeshError):
-    """The request is right, the state does not allow it."""
+    """The request is valid, but the state of the resource does not allow it."""
 
     code = Code.FAILED_PRECONDITION
 
 
 class ResourceExhausted(MeshError):
-    """More work than the service takes at once."""
+    """The service does not accept more work at the moment."""
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "OVERLOADED"
 
 
 class Unavailable(MeshError):
-    """A part that is needed does not answer. Whether the effect took place may be unknown: retry with the same key."""
+    """A dependency does not answer. The effect may have taken place: retry with the same idempotency key."""
 
     code = Code.UNAVAILABLE
     reason = "DEPENDENCY_UNAVAILABLE"
@@ -152,35 +151,35 @@ class Unavailable(MeshError):
 
 
 class StaleWrite(Unavailable):
-    """Another transaction changed what this one took for granted. Nothing was done; all of it may be tried again."""
+    """An optimistic write failed because the version of the row has changed. Nothing was written; retry everything."""
 
     def __init__(self) -> None:
         super().__init__("another change came first", retry_after=0.0)
 
 
 class StatementTimeout(Unavailable):
-    """The database did not finish a statement in time. It is overloaded, or the work is too much for one statement."""
+    """The database did not finish a statement in time. It is overloaded, or the statement is too large."""
 
     def __init__(self) -> None:
         super().__init__("the database takes too long")
 
 
 class DeadlineExceeded(MeshError):
-    """The caller's deadline passed before the answer was there."""
+    """The caller's deadline passed before the reply was ready."""
 
     code = Code.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
 
 
 class Unimplemented(MeshError):
-    """The contract has this method; this version of the service does not."""
+    """The contract has this method, but this version of the service does not implement it."""
 
     code = Code.UNIMPLEMENTED
     reason = "METHOD_UNIMPLEMENTED"
 
 
 class Internal(MeshError):
-    """A fault of ours."""
+    """A fault of the service."""
 
 
 BRANCHES: Mapping[Code, type[MeshError]] = {
@@ -200,7 +199,7 @@ BRANCHES: Mapping[Code, type[MeshError]] = {
         Internal,
     )
 }
-"""The branch of each code, for errors that come back over the wire."""
+"""The branch of each code, for errors that another service returns."""
 
 TRANSIENT = (Unavailable, DeadlineExceeded, ResourceExhausted)
-"""What says nothing of the request itself: the same one may succeed a little later."""
+"""Errors that are not caused by the request: the same request may succeed later."""

@@ -75,9 +75,9 @@ def run(name: str, settings: type[Settings], build: Callable[[Settings], Service
 
 
 async def _serve(name: str, settings: Settings, build: Callable[[Settings], Service]) -> None:
-    told = asyncio.Event()
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     service = build(settings)
     await service.start()
     # Objects that exist now live until the end, so garbage collections need not visit them. Calls leave no cycles
@@ -86,7 +86,7 @@ async def _serve(name: str, settings: Settings, build: Callable[[Settings], Serv
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
     log.info("ready", service=name)
-    await told.wait()
+    await stopping.wait()
     log.info("stopping", service=name)
     await service.stop()
 

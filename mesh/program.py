@@ -17,7 +17,7 @@ _CHECK = "check the settings and build the service, without a network; print the
 
 
 def main(name: str, settings: type[Settings], build: Callable[[Settings], Service]) -> None:
-    """Do what the command line says: run the service, check it, or print the help."""
+    """Run the service, check it or print the help, depending on the command line."""
     parser = ArgumentParser(
         prog=f"python -m {name}_svc",
         description=f"Run the {name} service until SIGTERM or SIGINT, then drain it.\n"
@@ -33,14 +33,14 @@ def main(name: str, settings: type[Settings], build: Callable[[Settings], Servic
 
 
 def check(name: str, settings: type[Settings], build: Callable[[Settings], Service]) -> None:
-    """Read the settings, load the contracts and build the service, then exit: with 1 and all faults, or with 0."""
+    """Read the settings, load the contracts and build the service. Exits with 1 and all errors if that fails."""
     try:
         read = settings_module.read(settings)
         reflection.load_contracts()
         asyncio.run(_build(read, build))
     except SettingsInvalid as error:
         sys.exit(f"{name}: the settings are not valid\n{error}")
-    except Exception as error:  # noqa: BLE001  # whatever keeps it from being built has a name
+    except Exception as error:  # noqa: BLE001  # any error is reported with its type
         sys.exit(f"{name}: it cannot be built: {type(error).__name__}: {error}")
     sys.stdout.write(f"{name}: the settings are valid, and the service can be built\n")
 

@@ -1,4 +1,4 @@
-"""Background tasks: how they run, wait, back off and end."""
+"""Background tasks: running, waiting, backoff and cancellation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 PORTION = 32
 TURN_S = 0.001
-"""How much is done at a time of what nobody waits for, and how long it lets others have their turns then (ADR-0025)."""
+"""The size of a portion of background work, and the pause in seconds after it, in which other tasks run (ADR-0025)."""
 
 
 def _one(_: object) -> int:
@@ -37,10 +37,10 @@ async def in_portions(
 
 
 async def end(*tasks: asyncio.Future[Any] | None) -> None:
-    """Cancel tasks and wait until they have ended, whatever they end with.
+    """Cancel tasks and wait until they have ended. Their results and errors are ignored.
 
-    Asked again each second: in Python 3.11 `asyncio.wait_for`, which client libraries wait with, loses a cancellation
-    that comes in the same moment as what it waited for, and the task would live on.
+    The cancellation is repeated each second: in Python 3.11, `asyncio.wait_for` loses a cancellation that arrives
+    together with the awaited result. Client libraries use it, and the task would continue.
     """
     ending = [task for task in tasks if task is not None]
     while pending := [task for task in ending if not task.done()]:
@@ -49,7 +49,7 @@ async def end(*tasks: asyncio.Future[Any] | None) -> None:
         await asyncio.wait(pending, timeout=1)
     for task in ending:
         if not task.cancelled():
-            task.exception()  # it is known now, and asyncio need not complain
+            task.exception()  # otherwise asyncio logs that it was never retrieved
 
 
 class Background:
@@ -57,7 +57,7 @@ class Background:
 
     def __init__(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         self.stopping = asyncio.Event()
-        """Set when the task shall finish what it is at and return."""
+        """Set when the task should finish its current work and return."""
         self._name = name
         self._run = run
         self._task: asyncio.Future[None] | None = None
@@ -67,7 +67,7 @@ class Background:
         self._task = asyncio.get_running_loop().create_task(self._until_done(), name=self._name)
 
     async def stop(self, timeout: float = 10.0) -> None:
-        """Let the task finish what it is at for `timeout` seconds, then cancel it."""
+        """Give the task `timeout` seconds to finish its current work, then cancel it."""
         self.stopping.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=timeout)
@@ -75,11 +75,11 @@ class Background:
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether the task had to be cancelled, because it did not stop in time."""
+        """Whether the task was cancelled because it did not stop in time."""
         return self._task is not None and self._task.cancelled()
 
     async def pause(self, seconds: float) -> bool:
-        """Wait, for `seconds` at most; whether the task is to stop."""
+        """Wait for at most `seconds`. Returns whether the task should stop."""
         return await is_set_within(seconds, self.stopping)
 
     async def _until_done(self) -> None:
@@ -87,7 +87,7 @@ class Background:
 
 
 class Backoff:
-    """Growing pauses between attempts: `first` seconds, then twice as long each time, `most` seconds at most."""
+    """Growing pauses between attempts: `first` seconds, then twice as long each time, at most `most` seconds."""
 
     def __init__(self, first: float, most: float) -> None:
         self._first = first
@@ -100,16 +100,16 @@ class Backoff:
         return pause
 
     def after(self, attempts: int) -> float:
-        """The pause after so many failed attempts (one or more), for attempts that something else counts."""
+        """The pause after this number of failed attempts (one or more), if the caller counts them."""
         return float(min(self._first * 2.0 ** min(attempts - 1, 64), self._most))
 
     def reset(self) -> None:
-        """Begin with `first` again, since an attempt has succeeded."""
+        """Begin with `first` again. Call this after a success."""
         self._next = self._first
 
 
 async def is_set_within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait for an event, for so many seconds at most; whether it has come."""
+    """Wait for an event for at most `seconds`. Returns whether it is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -26,7 +26,7 @@ class Connections:
     """A pool of at most `most` connections, which `connect` opens on demand.
 
     When all are in use, a caller waits for at most `wait` seconds. A closed connection leaves the pool. If it was in
-    use, the idle ones leave with it: a server that is silent answers on none, and each would be waited for.
+    use, all idle connections are closed as well: if the server is silent, a caller would wait for each of them in turn.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, most: int, wait: float) -> None:
@@ -40,19 +40,19 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection for the block. Raises Unavailable if none is free in time or can be opened."""
+        """A connection for the block. Raises Unavailable if none becomes free in time or can be opened."""
         connection = self._take_idle()
         if connection is None:
             try:
                 connection = await self._take()
             except Exception as error:
-                # Whatever it is: no statement was sent, so no work is at fault.
+                # No statement was sent, so no error can be a fault of the work.
                 log.warning("no connection to the database", error=repr(error))
                 raise Unavailable("the database does not answer") from error
         try:
             yield connection
         finally:
-            self._give_back(connection)
+            self._release(connection)
 
     async def close(self, timeout: float) -> None:
         """Close all connections. Those in use get `timeout` seconds to be released, and are then terminated."""
@@ -97,7 +97,7 @@ class Connections:
         self._open.add(connection)
         return connection
 
-    def _give_back(self, connection: asyncpg.Connection) -> None:
+    def _release(self, connection: asyncpg.Connection) -> None:
         if connection.is_closed():
             self._open.discard(connection)
             while idle := self._take_idle():

@@ -21,15 +21,15 @@ from mesh.errors import MeshError, StaleWrite, Unavailable
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its dialects untyped
 
 Refusals = Mapping[str, type[Exception]]
-"""What it means when a constraint is violated: by its name, or `table.column` for a NOT NULL."""
+"""The errors that violations of constraints stand for, by the constraint's name, or `table.column` for NOT NULL."""
 
 
 class Statement:
-    """A SQLAlchemy Core statement, compiled for the driver when it is made. It fails with what `refusals` say.
+    """A SQLAlchemy Core statement, compiled for the driver when it is created.
 
-    Its `name` is a comment at the end of its text (pg_stat_statements drops one at the beginning), so that PostgreSQL's
-    log and statistics show it. The default is the operation and the table, as in `add orders`. Names are different
-    within a service.
+    If it violates a constraint in `refusals`, it raises the error listed there. Its `name` is a comment at the end of
+    its text (pg_stat_statements drops one at the beginning), so that PostgreSQL's log and statistics show it. The
+    default is the operation and the table, as in `add orders`. Names are unique within a service.
     """
 
     __slots__ = ("_defaults", "_order", "_required", "name", "refusals", "sql")
@@ -44,7 +44,7 @@ class Statement:
         self._required = frozenset(name for name, bind in compiled.binds.items() if bind.required)  # type: ignore[attr-defined]
 
     def arguments(self, values: dict[str, Any]) -> list[Any]:
-        """The driver's positional arguments for these parameters. Raises TypeError when one is missing or unknown."""
+        """The driver's positional arguments for these parameters. Raises TypeError if one is missing or unknown."""
         if not self._required <= values.keys() or not values.keys() <= self._defaults.keys():
             raise TypeError(f"{self.sql} takes {sorted(self._required)}, not {sorted(values)}")
         return [values[name] if name in values else self._defaults[name] for name in self._order]
@@ -59,7 +59,7 @@ def _default_name(clause: sa.ClauseElement) -> str:
         case sa.Delete():
             return f"delete {clause.table.description}"
         case sa.Select() if tables := clause.get_final_froms():
-            operation = "read" if clause._for_update_arg is None else "lock"  # noqa: SLF001 - nothing public tells
+            operation = "read" if clause._for_update_arg is None else "lock"  # noqa: SLF001 - there is no public attribute
             table = tables[0]
             while isinstance(table, sa.Join):
                 table = table.left
@@ -69,7 +69,7 @@ def _default_name(clause: sa.ClauseElement) -> str:
 
 
 def names(sql: str) -> list[str]:
-    """The names of the statements in a text that PostgreSQL was sent."""
+    """The names of the statements in a text that was sent to PostgreSQL."""
     return _NAME.findall(sql)
 
 
@@ -79,17 +79,20 @@ _NAME = re.compile(r"/\* ([^*]+) \*/")
 def unnested(
     columns: Mapping[str, tuple[str, sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]]],
 ) -> sa.TableValuedAlias:
-    """Any number of rows for a statement: by parameter, which is an array, the name and type of its column."""
+    """Any number of rows as arguments of a statement, one array for each column.
+
+    `columns` maps the parameter of each array to the name and type of its column.
+    """
     arrays = (sa.bindparam(parameter, type_=sa.ARRAY(kind)) for parameter, (_, kind) in columns.items())
     named = (sa.column(name, kind) for name, kind in columns.values())
     return sa.func.unnest(*arrays).table_valued(*named, name="row").render_derived()
 
 
 class BulkInsert(Statement):
-    """Inserts any number of rows with one statement, one array a column (`unnest`).
+    """Inserts any number of rows with one statement, one array for each column (`unnest`).
 
-    `rows` are tuples in the order of `columns`. With `skip_existing` a row whose key is there already is left out,
-    once a transaction that is writing that key right now has ended; `returning` tells which rows went in.
+    Rows are tuples in the order of `columns`. With `skip_existing`, rows whose key exists are skipped; the statement
+    waits for a concurrent transaction that writes such a key. `returning` are columns of the inserted rows.
     """
 
     def __init__(
@@ -112,26 +115,25 @@ class BulkInsert(Statement):
 def unless_stale(
     guard: sa.ColumnElement[Any], known: sa.ColumnElement[Any], new: sa.ColumnElement[Any]
 ) -> sa.ColumnElement[Any]:
-    """For an UPDATE: the `new` value of a column if `guard` has the `known` one, else NULL, which NOT NULL refuses.
+    """For an UPDATE: the `new` value of a column if `guard` has the `known` value, else NULL, which NOT NULL rejects.
 
-    So a row can be written without reading or locking it first: the transaction fails as a whole if another one has
-    changed it. Add `stale_write(column)` to the refusals of the statement. A row that is gone is not noticed.
+    A row can so be written without reading or locking it first: the whole transaction fails if another one has changed
+    the row. Add `stale_write(column)` to the refusals of the statement. A deleted row is not detected.
     """
     return sa.case((guard == known, new))
 
 
 def stale_write(column: sa.Column[Any]) -> Refusals:
-    """What it means when a column that is written `unless_stale` is left without a value."""
+    """The refusal of a column that is written with `unless_stale`: its violation is a stale write."""
     return {f"{column.table.name}.{column.name}": StaleWrite}
 
 
 @lru_cache(maxsize=1024)
 def together(statements: tuple[Statement, ...]) -> str:
-    """One statement that does what these do, their parameters one after another.
+    """One statement that runs all of these; its parameters are theirs, one after another.
 
-    None of them sees what another does: they must touch different rows.
-
-    The result is cached, so pass statements that are made once.
+    The statements do not see each other's effects, so they must touch different rows. The result is cached, so pass
+    statements that are created once.
     """
     parts: list[str] = []
     taken = 0
@@ -154,13 +156,12 @@ Row = asyncpg.Record
 
 
 class Transaction:
-    """A transaction under way: statements, and what is to be written or done at its end.
+    """A transaction in progress.
 
-    What only writes (`write`, `add`) is not sent at once but together with all that only writes beside it, before the
-    next statement that reads or at the commit: one round trip instead of many. A transaction that is nothing but such
-    writes is a single statement, without BEGIN and COMMIT.
+    `write` and `add` are buffered and sent together, before the next statement that reads or at the commit: one round
+    trip instead of many. A transaction of nothing but such writes is a single statement, without BEGIN and COMMIT.
 
-    Use cases get it from `Database.transaction` or `mesh.db.unit_of_work.UnitOfWork`, never make it.
+    Use cases get it from `Database.transaction` or `mesh.db.unit_of_work.UnitOfWork`; they do not create it.
     """
 
     __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_writes", "returned")
@@ -171,7 +172,7 @@ class Transaction:
         self._begun = begun
         self._writes: list[tuple[Statement, Sequence[Any]]] = []
         self.returned: list[Row] = []
-        """What the last of the writes that were sent together returned."""
+        """The rows that the last statement of the last buffered writes returned."""
         self._on_commit: list[Callable[[], object]] = []
 
     async def fetch(self, statement: Statement, **values: Any) -> list[Row]:
@@ -180,10 +181,10 @@ class Transaction:
         await self._catch_up()
         return await self._run((statement,), arguments)
 
-    async def peek(self, statement: Statement, **values: Any) -> list[Row]:
-        """All rows as they are now, without what is still to be written, and without BEGIN.
+    async def read_now(self, statement: Statement, **values: Any) -> list[Row]:
+        """All rows, without the effects of buffered writes, and without BEGIN.
 
-        So a transaction that else only writes stays a single statement. Nothing keeps these rows from changing.
+        A transaction that otherwise only writes remains a single statement. Other transactions may change these rows.
         """
         return await self._run((statement,), statement.arguments(values))
 
@@ -193,7 +194,7 @@ class Transaction:
         return rows[0] if rows else None
 
     async def execute(self, statement: Statement, **values: Any) -> int:
-        """Run it; the number of rows that it touched."""
+        """Run a statement. Returns the number of affected rows."""
         arguments = statement.arguments(values)
         await self._catch_up()
         self._database.statements += 1
@@ -201,7 +202,7 @@ class Transaction:
         return int(tag.rpartition(" ")[2])
 
     async def insert(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> list[Row]:
-        """Insert `rows` (none at all costs nothing); what `returning` asked for."""
+        """Insert rows; an empty list sends no statement. Returns the `returning` columns of the inserted rows."""
         columns = list(zip(*rows, strict=True))
         if not columns:
             return []
@@ -209,38 +210,38 @@ class Transaction:
         return await self._run((statement,), columns)
 
     def write(self, statement: Statement, **values: Any) -> None:
-        """Run it, by the commit at the latest."""
+        """Run a statement at the commit or earlier."""
         self._writes.append((statement, statement.arguments(values)))
 
     def add(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
-        """Insert `rows`, by the commit at the latest."""
+        """Insert rows at the commit or earlier."""
         if columns := list(zip(*rows, strict=True)):
             self._writes.append((statement, columns))
 
     def on_commit(self, action: Callable[[], object]) -> None:
-        """Call `action` right after the commit, and only then."""
+        """Call `action` after the commit. It is not called if the transaction is rolled back."""
         self._on_commit.append(action)
 
     @property
     def writes_wait(self) -> bool:
-        """Whether there are writes that are not sent yet."""
+        """Whether there are buffered writes."""
         return bool(self._writes)
 
     async def commit(self) -> None:
-        """Send what waits, commit, and do what waited for that."""
+        """Send the buffered writes, commit, and call the actions of `on_commit`."""
         if self._writes:
             await self._send_writes()
         if self._begun:
             if await failures.answer(self._connection, self._connection.execute("COMMIT")) != "COMMIT":
-                # What it says when a statement has failed, and whoever sent that has passed over it.
-                raise RuntimeError("the transaction was rolled back, for a statement in it had failed")
+                # PostgreSQL rolls back instead if a statement has failed. The caller has caught and ignored that error.
+                raise RuntimeError("the transaction was rolled back, because a statement in it had failed")
             self._begun = False
         self._database.commits += 1
         for action in self._on_commit:
             action()
 
     async def roll_back(self) -> None:
-        """Undo all. A connection on which that fails is closed, which undoes it as well."""
+        """Roll back. If that fails, the connection is closed, which also rolls back."""
         if self._begun and not self._connection.is_closed():
             try:
                 await self._connection.execute("ROLLBACK")
@@ -250,9 +251,9 @@ class Transaction:
                     raise
 
     async def _catch_up(self) -> None:
-        """Everything before the statement that comes now."""
+        """Send BEGIN and the buffered writes, before a statement that reads."""
         if not self._begun:
-            # First of all: the server may have begun, and the call be cut off before it says so.
+            # Set before the call: if it is interrupted, the server may have begun the transaction.
             self._begun = True
             await failures.answer(self._connection, self._connection.execute("BEGIN"))
         if self._writes:
@@ -264,7 +265,7 @@ class Transaction:
         self.returned = await self._run(statements, [value for _, values in writes for value in values])
 
     async def _run(self, statements: tuple[Statement, ...], arguments: Sequence[Any]) -> list[Row]:
-        """Run these as one. Raises what their refusals say."""
+        """Run these as one statement. Raises the errors of their refusals."""
         self._database.statements += 1
         try:
             return await failures.answer(self._connection, self._connection.fetch(together(statements), *arguments))
@@ -272,7 +273,7 @@ class Transaction:
             violated = error.constraint_name or f"{error.table_name}.{error.column_name}"
             for statement in statements:
                 if refusal := statement.refusals.get(violated):
-                    # Without what the database says of it, which may show the row, and secrets in it.
+                    # Without the database's error, whose text may contain the row and secrets in it.
                     raise refusal from None
             raise
 
@@ -285,7 +286,7 @@ class Database:
     ) -> None:
         """`acquire_timeout` and `command_timeout` are the seconds to wait for a connection and for a reply.
 
-        The second is longer than the session's statement timeout, so that the server is the first to give up.
+        `command_timeout` must be longer than the session's statement timeout, so that the server cancels first.
         """
         self.url = url
         self.statements = 0
@@ -293,13 +294,13 @@ class Database:
         self.commits = 0
         """Transactions committed so far."""
         self.clock = DatabaseClock()
-        """The database's time, once it has started."""
+        """The database's time, available after `start`."""
         self._command_timeout = command_timeout
         self._connections = Connections(self._connect, most=max_connections, wait=acquire_timeout)
         self._is_open = False
 
     async def start(self) -> None:
-        """Open it. Raises Unavailable when it cannot be reached."""
+        """Open the database. Raises Unavailable if it cannot be reached."""
         self._is_open = True
         try:
             await self.check()
@@ -307,7 +308,7 @@ class Database:
             raise Unavailable(f"the database cannot be opened: {error.__cause__ or error}") from error
 
     async def stop(self) -> None:
-        """Close its connections; those still in use get a few seconds."""
+        """Close the connections. Those in use get 5 s to be released."""
         self._is_open = False
         await self._connections.close(timeout=5)
 
@@ -320,10 +321,10 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """A READ COMMITTED transaction: committed at the end of the block, rolled back when the block raises.
+        """A READ COMMITTED transaction: committed at the end of the block, rolled back if the block raises.
 
-        Raises Unavailable when the database is lost before or during it. Lost in the very commit, the outcome is
-        unknown, and a retry under the same idempotency key tells.
+        Raises Unavailable if the connection is lost. If it is lost during the commit, the outcome is unknown; a retry
+        with the same idempotency key returns it.
         """
         async with self._connection() as connection:
             transaction = Transaction(connection, self)
@@ -336,12 +337,12 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
-        """A connection for single reads, each a transaction of its own."""
+        """A connection for single reads, each in its own transaction."""
         async with self._connection() as connection:
             reading = Transaction(connection, self, begun=True)
             yield reading
             if reading.writes_wait:
-                raise RuntimeError("a write was left to the commit of single reads, and they have none")
+                raise RuntimeError("a buffered write was never sent, because single reads have no commit")
 
     async def _connect(self) -> asyncpg.Connection:
         return await asyncpg.connect(self.url, command_timeout=self._command_timeout, server_settings=SESSION)
@@ -360,14 +361,14 @@ SESSION = {
     "application_name": "commerce-mesh",
     "timezone": "UTC",
     "jit": "off",
-    # What a service looks for, it finds by an index. Plans are kept: one that was made while a table was small, when to
-    # read all of it is cheapest, would read all of it at every batch, however it has grown.
+    # Services read by index only. Plans are cached: a plan made while a table was small, when a sequential scan is the
+    # cheapest, would still scan the table for every batch after it has grown.
     "enable_seqscan": "off",
-    # What is hot is in memory; the default is made for turning disks.
+    # Frequently used pages are in memory. The default is meant for rotating disks.
     "random_page_cost": "1.1",
     "statement_timeout": "10s",
     "lock_timeout": "5s",
-    # A process that stops in the middle of a transaction (paused, cut off) must not hold its locks for ever.
+    # A process that stops in the middle of a transaction (paused, disconnected) must not hold its locks forever.
     "idle_in_transaction_session_timeout": "15s",
 }
 """The settings of every session."""

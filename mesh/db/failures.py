@@ -1,7 +1,7 @@
 """The meaning of the driver's errors: the database is lost or busy, a statement took too long, or the work is at fault.
 
-`LOST` is an allow-list: what is not on it is a fault of the work. A batch that fails is then split until the item at
-fault is alone, so the others go on. An error that is wrongly taken for a lost database would be retried for ever.
+`LOST` is an allow-list: all other errors are faults of the work. A batch that fails is split until the item at fault is
+alone, so the other items succeed. An error that was wrongly taken for a lost database would be retried forever.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 LOST = (
     OSError,
     asyncpg.PostgresConnectionError,
-    # Whole classes of SQLSTATE, so that none of their errors is forgotten: the disk is full, the server is stopped, the
+    # Whole classes of SQLSTATE, so that no error is missed. Examples: the disk is full, the server is stopped, the
     # password was changed.
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
@@ -29,7 +29,7 @@ LOST = (
     asyncpg.InvalidCatalogNameError,
     # A standby that is not yet the primary, or the primary that no longer is.
     asyncpg.ReadOnlySQLTransactionError,
-    # Two transactions in each other's way, or one that took too long: nothing took effect, and a retry may succeed.
+    # Transactions that block each other, or that take too long: nothing took effect, and a retry may succeed.
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
@@ -39,7 +39,7 @@ LOST = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
 )
-"""Errors that say that the database is lost or busy."""
+"""The errors of a database that is lost or busy."""
 
 _VALUE = re.compile(r"(invalid input for query argument \$\d+): .* \((.*)\)", re.DOTALL)
 """The driver's message about an argument, with the value in the middle."""
@@ -50,24 +50,24 @@ log = structlog.get_logger(__name__)
 async def answer(connection: asyncpg.Connection, call: Awaitable[T]) -> T:
     """The result of `call`, a call of the driver on `connection`.
 
-    Raises Unavailable when the database is lost or busy, StatementTimeout when it took too long, InvalidArgument for
-    text with a NUL. Any other error of the driver is raised as it is; its text shows no value.
+    Raises Unavailable if the database is lost or busy, StatementTimeout if it took too long, and InvalidArgument if a
+    text contains NUL. Any other error of the driver is raised unchanged, except that values are removed from its text.
     """
     try:
         return await call
     except TimeoutError as error:
-        # The server does not answer, or a proxy has dropped the session's own statement timeout.
+        # The server does not answer, or a proxy has removed the session's statement timeout.
         connection.terminate()
         raise StatementTimeout from error
     except asyncpg.QueryCanceledError as error:
         raise StatementTimeout from error
     except asyncpg.CharacterNotInRepertoireError as error:
-        # UTF-8 on the wire may hold NUL, PostgreSQL's text may not.
-        raise InvalidArgument("text must not hold the character NUL") from error
+        # UTF-8 may contain NUL, but PostgreSQL's text may not.
+        raise InvalidArgument("text must not contain the character NUL") from error
     except LOST as error:
         raise _lost(error) from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        # The driver refuses a call with these, for reasons of all kinds.
+        # The driver raises these for many different reasons.
         if connection.is_closed():
             raise _lost(error) from error
         if isinstance(error, asyncpg.InternalClientError):

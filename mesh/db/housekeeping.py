@@ -1,4 +1,4 @@
-"""Rows of the runtime that have had their time: stored replies and inbox entries."""
+"""Deletes the expired rows of the runtime: stored replies and inbox rows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from mesh.db.database import Database, Statement
 
 PORTION = 10_000
-"""Rows that one transaction deletes: well within the time that a statement has."""
+"""The number of rows that one transaction deletes. It takes much less time than the statement timeout."""
 
 
 def housekeeping(database: Database, *, interval: float = 3600.0, portion: int = PORTION) -> list[Periodic]:
-    """The jobs that purge them, hourly, each a portion at a time for as long as there is more."""
+    """The jobs that purge these rows every `interval` seconds, each in transactions of at most `portion` rows."""
     return [
         Periodic(name, interval, partial(_purge, database, statement, age, portion))
         for name, statement, age in (
@@ -28,6 +28,6 @@ def housekeeping(database: Database, *, interval: float = 3600.0, portion: int =
 
 
 async def _purge(database: Database, statement: Statement, age: timedelta, most: int) -> bool:
-    """Delete a portion; whether there may be more."""
+    """Delete a portion. Returns whether there may be more rows to delete."""
     async with database.transaction() as transaction:
         return await transaction.execute(statement, age=age, most=most) == most

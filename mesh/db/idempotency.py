@@ -1,8 +1,8 @@
-"""One rule for every change: the same key and the same request get the same reply, and change nothing twice.
+"""Idempotency of changes: a second call with the same key and request changes nothing and gets the stored reply.
 
-Key, caller, method, hash of the request and the reply are written in the transaction of the effect. So a failed
-attempt leaves no row, and a key whose first attempt is still under way makes the second one wait in the database for
-the first to end, in whichever process that runs.
+The key, the caller, the method, a hash of the request and the reply are written in the transaction of the effect. A
+failed attempt therefore leaves no row. While the first attempt is in progress in any process, a second one waits for
+it in the database.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FIND = Statement(
 )
 _columns = (table.c.digest, table.c.caller, table.c.method, table.c.request_hash, table.c.reply)
 CLAIM = BulkInsert(*_columns, returning=[table.c.digest], skip_existing=True, name="claim key")
-SETTLE = Statement(
+WRITE_REPLY = Statement(
     sa.update(table)
     .where(table.c.digest == sa.bindparam("key_digest", type_=sa.LargeBinary))
     .values(reply=sa.bindparam("key_reply", type_=sa.LargeBinary))
@@ -56,14 +56,14 @@ PURGE = Statement(sa.delete(table).where(table.c.digest == _old.c.digest))
 
 
 class KeyTaken(Exception):
-    """Another transaction has answered one of these keys: look which."""
+    """Another transaction has stored a reply under one of these keys. Read the stored replies to find out which."""
 
 
-ANSWER = BulkInsert(*_columns, refusals={"idempotency_pkey": KeyTaken}, name="store reply")
+STORE_REPLIES = BulkInsert(*_columns, refusals={"idempotency_pkey": KeyTaken}, name="store reply")
 
 
 class IdempotencyKeyReused(AlreadyExists):
-    """The key was used before, by the same caller, for another request."""
+    """The same caller has used the key for another request."""
 
     reason = "IDEMPOTENCY_KEY_REUSED"
 
@@ -72,7 +72,7 @@ class IdempotencyKeyReused(AlreadyExists):
 
 
 class Replay(Exception):
-    """The change was made before; `wire` is the stored reply, as it was sent."""
+    """The change was made by an earlier call; `wire` is the stored reply."""
 
     def __init__(self, wire: bytes) -> None:
         super().__init__("replayed")
@@ -81,18 +81,18 @@ class Replay(Exception):
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """A caller's key together with the request it stands for."""
+    """A caller's idempotency key and the request that it identifies."""
 
     digest: bytes
-    """32 bytes for caller, scope and key: the same text of another caller, or in another scope, is another key."""
+    """32 bytes that identify caller, scope and key. The same text of another caller or scope is another key."""
     caller: str
     method: str
     request_hash: bytes
-    """32 bytes, keyed with the idempotency key, so that a guess at a password in the request cannot be tried out."""
+    """32 bytes, keyed with the idempotency key. Without the key it does not help to guess passwords in the request."""
 
     @classmethod
     def of(cls, text: str, caller: Caller, method: str, request: Message, *, scope: bytes = b"") -> IdempotencyKey:
-        """The key that the header `text` is. `scope`, at most 64 bytes, tells apart keys of anonymous callers.
+        """The key in the header `text`. `scope`, at most 64 bytes, separates the keys of anonymous callers.
 
         Raises InvalidArgument / IDEMPOTENCY_KEY_INVALID unless `text` is 1 to 255 visible ASCII characters.
         """
@@ -109,21 +109,21 @@ class IdempotencyKey:
         return cls(digest, str(caller), method, blake2b(canonical, key=secret, digest_size=32).digest())
 
     def outcome(self, row: Row) -> Replay | IdempotencyKeyReused:
-        """What a call with this key gets, given the stored row of its digest."""
+        """The outcome of a call with this key, given the stored row of its digest."""
         if row["method"] == self.method and row["request_hash"] == self.request_hash:
             return Replay(row["reply"])
         return IdempotencyKeyReused()
 
 
 Outcomes = dict[IdempotencyKey, Replay | IdempotencyKeyReused]
-"""By key together with its request: the calls that need not, or must not, be carried out."""
+"""By key and request: the outcomes of the calls that must not run."""
 
 
 class Retries:
-    """Tells the calls whose key has come to this process before, as far back as `most` keys.
+    """Recognizes calls whose key this process has received before, among the last `most` keys.
 
-    For hot paths that would else look each new key up in vain. It makes a retry cheap, never right: one whose first
-    attempt came to another process, or before a restart, is known for a retry only when its row is written.
+    For hot paths, which so avoid a query for each new key. This only makes retries cheaper: a retry whose first attempt
+    reached another process, or this one before a restart, is recognized when its row is written.
     """
 
     def __init__(self, *, most: int = 16_384) -> None:
@@ -133,7 +133,7 @@ class Retries:
         return key is not None and key.digest in self._keys
 
     def among(self, keys: Iterable[IdempotencyKey]) -> list[IdempotencyKey]:
-        """Those of these keys that came before. All of them are known from now on."""
+        """The keys that were received before. All of `keys` are remembered."""
         asked = list(keys)
         known = self._keys.take(key.digest for key in asked)
         self._keys.put(dict.fromkeys(key.digest for key in asked))
@@ -141,7 +141,7 @@ class Retries:
 
 
 async def find(database: Database, keys: Iterable[IdempotencyKey | None]) -> Outcomes:
-    """The calls with these keys that were answered before, in one statement; without any key in none."""
+    """The outcomes of the calls that have a stored reply. Runs one statement, or none if there are no keys."""
     sent = [key for key in keys if key is not None]
     if not sent:
         return {}
@@ -150,10 +150,10 @@ async def find(database: Database, keys: Iterable[IdempotencyKey | None]) -> Out
 
 
 def store_replies(transaction: Transaction, replies: Iterable[tuple[IdempotencyKey | None, bytes]]) -> None:
-    """Write the replies under their keys at the commit: for a batch that claims no keys beforehand.
+    """Store the replies under their keys at the commit, for a batch that has not claimed its keys.
 
-    The transaction then fails with KeyTaken when another one has stored a reply under one of these keys.
-    Raises DuplicateKeys when two of the calls have one key; in `run_batch` that sets them apart.
+    The transaction fails with KeyTaken if another one has stored a reply under one of these keys.
+    Raises DuplicateKeys if two of the calls have the same key; `run_batch` then splits the batch.
     """
     rows: dict[bytes, tuple[Any, ...]] = {}
     for key, reply in replies:
@@ -161,27 +161,27 @@ def store_replies(transaction: Transaction, replies: Iterable[tuple[IdempotencyK
             if key.digest in rows:
                 raise DuplicateKeys
             rows[key.digest] = _row(key, reply)
-    # In the order of the digest, as everywhere: two batches with the same keys must not wait for each other.
-    transaction.add(ANSWER, [rows[digest] for digest in sorted(rows)])
+    # All batches write in the order of the digests, so that two batches with the same keys cannot deadlock.
+    transaction.add(STORE_REPLIES, [rows[digest] for digest in sorted(rows)])
 
 
 async def claim(transaction: Transaction, key: IdempotencyKey | None) -> Replay | IdempotencyKeyReused | None:
-    """Write the row of a call that is not answered yet; what it gets if it was answered before.
+    """Write the row of a call without a reply. Returns the outcome of the call if it has a stored reply, else None.
 
-    First thing in the transaction of an effect: from here on a second attempt waits until this one has ended.
+    Call this first in the transaction of an effect: a second attempt then waits until this transaction has ended.
     """
     if key is None or await transaction.insert(CLAIM, [_row(key, None)]):
         return None
     outcomes = await _outcomes(transaction, [key])
     if not outcomes:
-        # Dropped as too old since it was in the way: neither claimed nor answered.
-        raise Unavailable("the reply under this key was dropped just now")
+        # The row existed when the insert ran, and was purged before it was read.
+        raise Unavailable("the reply under this key has just been purged")
     return outcomes[key]
 
 
 def store_reply(transaction: Transaction, key: IdempotencyKey, reply: bytes) -> None:
-    """Write the reply under a key that this transaction has claimed, at the commit."""
-    transaction.write(SETTLE, key_digest=key.digest, key_reply=reply)
+    """Store the reply under a key that this transaction has claimed, at the commit."""
+    transaction.write(WRITE_REPLY, key_digest=key.digest, key_reply=reply)
 
 
 def _row(key: IdempotencyKey, reply: bytes | None) -> tuple[Any, ...]:
@@ -189,7 +189,7 @@ def _row(key: IdempotencyKey, reply: bytes | None) -> tuple[Any, ...]:
 
 
 class DuplicateKeys(Exception):
-    """Two calls with one key are in one batch; apart, the second finds the reply of the first."""
+    """Two calls in a batch have the same key. In separate batches, the second one finds the reply of the first."""
 
 
 async def _outcomes(reading: Transaction, keys: Sequence[IdempotencyKey]) -> Outcomes:

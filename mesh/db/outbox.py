@@ -1,7 +1,7 @@
 """The outbox: the rows of events, written in the transaction of their cause, and the partitions that hold them.
 
-A relay publishes them. A published row is not marked: the table `outbox_position` says how far the
-relay has come (ADR-0017).
+A relay publishes them. Published rows are not marked: the table `outbox_position` contains the position of the relay
+(ADR-0017).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ UNPUBLISHED = Statement(
     .limit(_most),
     name="read unpublished",
 )
-"""What there is behind the position and in its gaps; with the id below which all transactions have ended."""
+"""The rows above the position and in its gaps, with the id below which all transactions have ended."""
 POSITION = Statement(sa.select(outbox_position))
 MOVE = Statement(
     sa.update(outbox_position)
@@ -60,13 +60,12 @@ MOVE = Statement(
     )
     .returning(_as_integer(sa.func.pg_current_xact_id()))
 )
-"""Writes the position, and tells the id of the transaction that does."""
+"""Writes the position. Returns the id of its transaction."""
 
 BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
-"""Settings of a session that looks for what is not published.
+"""Settings of a session that reads unpublished rows: by an index, and in its order.
 
-A plan is kept, and it may be made while the outbox is empty, when to read all of it is cheapest. What is behind the
-position is found by an index, and in its order, however much there is.
+Plans are cached, and a plan that is made while the outbox is empty would scan the whole table.
 """
 
 
@@ -76,23 +75,23 @@ def row(event: Event, traceparent: str) -> tuple[Any, ...]:
 
 
 async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> None:
-    """Make the partitions of today and the next two days; drop those past `RETENTION` that hold nothing unpublished.
+    """Create the partitions of today and the next two days. Drop those past `RETENTION` without unpublished rows.
 
-    A row that no day's partition takes goes into the default one, so that a clock or a missed run loses nothing. A day
-    of which that one holds rows already gets no partition of its own: it stays there to its end.
+    Rows of a day without a partition go into the default partition, so a wrong clock or a missed run loses nothing. If
+    the default partition already contains rows of a day, that day gets no partition of its own.
 
-    Raises LockNotAvailableError when the table is too busy.
+    Raises LockNotAvailableError if the table is too busy.
     """
     today = now.astimezone(UTC).date()
     for day in (today + timedelta(days=offset) for offset in range(3)):
         name = f"outbox_{day:%Y%m%d}"
         if not await connection.fetchval("SELECT to_regclass($1)", f"mesh.{name}"):
-            with suppress(asyncpg.CheckViolationError):  # the default one holds rows of that day
+            with suppress(asyncpg.CheckViolationError):  # the default partition contains rows of that day
                 await _define(
                     connection,
                     f"CREATE TABLE mesh.{name} PARTITION OF mesh.outbox "
                     f"FOR VALUES FROM ('{day}T00:00Z') TO ('{day + timedelta(days=1)}T00:00Z') "
-                    # Its rows never change, and it is dropped whole: there is nothing to clean up.
+                    # Its rows never change and it is dropped as a whole, so there is nothing to vacuum.
                     "WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)",
                 )
     oldest = f"outbox_{today - RETENTION:%Y%m%d}"
@@ -114,7 +113,7 @@ async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> 
 
 
 async def _define(connection: asyncpg.Connection, change: str) -> None:
-    """Change a table that must have nobody in it; not waited for long, since whoever wants to write waits behind it."""
+    """Change the definition of a table. The lock timeout is short, because writers queue behind an exclusive lock."""
     async with connection.transaction():
         await connection.execute("SET LOCAL lock_timeout = '200ms'")
         await connection.execute(change)

@@ -1,6 +1,6 @@
-"""What a process has written or seen last, for whoever in it needs the same next: it need not be read again.
+"""A cache of the values that a process has written or read most recently.
 
-Such a value may have been changed by another process since. Whoever writes a successor of it lets the database decide
+Another process may have changed such a value. A write that is based on it must let the database check the version
 (`mesh.db.database.unless_stale`).
 """
 
@@ -14,9 +14,9 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """Values by key. Their weights sum to `most` at most: the oldest values are dropped first.
+    """Values by key. The sum of their weights is at most `most`; the oldest values are dropped first.
 
-    `weight` is 1 for each value by default. Give one where callers decide how large a value is.
+    By default each value weighs 1. Pass `weight` if callers decide how large a value is.
     """
 
     def __init__(self, *, most: int = 4096, weight: Callable[[Value], int] | None = None) -> None:
@@ -33,11 +33,11 @@ class Recent(Generic[Key, Value]):
         return len(self._values)
 
     def get(self, key: Key) -> Value | None:
-        """The value, which stays."""
+        """The value, or None. It is kept."""
         return self._values.get(key)
 
     def put(self, values: Mapping[Key, Value]) -> None:
-        """Keep these; what is a row of the database must be committed."""
+        """Keep values. Values of database rows must be committed."""
         for key, value in values.items():
             if key in self._values:
                 self._total -= self._weight(self._values[key])
@@ -47,7 +47,7 @@ class Recent(Generic[Key, Value]):
             self._pop(next(iter(self._values)))
 
     def take(self, keys: Iterable[Key]) -> dict[Key, Value]:
-        """Those that are there, and are no more afterwards: who fails with them will ask the database."""
+        """Remove and return the values of these keys. After a failed attempt, the next one then reads the database."""
         return {key: self._pop(key) for key in keys if key in self._values}
 
     def _pop(self, key: Key) -> Value:

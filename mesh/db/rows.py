@@ -1,7 +1,7 @@
 """Rows ↔ aggregates: one mapping, by name, for every table whose rows are values of the domain.
 
 An aggregate is a dataclass or a named tuple whose fields have the names of the table's columns. A new field is one line
-in the domain and one in the table; every statement that this module makes then has it.
+in the domain and one in the table; every statement of this module then includes it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ UUIDS = sa.ARRAY(sa.Uuid)
 
 
 class MappingBroken(Exception):
-    """An aggregate and its table do not fit: a field has no column, or a column has no field."""
+    """An aggregate and its table do not match: a field has no column, or a column has no field."""
 
 
 class Values(Generic[A]):
-    """The rows of any statement, as values of `aggregate`: each field is the column of its name.
+    """The rows of any statement, as values of `aggregate`: each field is the column of the same name.
 
-    `elsewhere` names fields that other tables hold (the lines of an order): they are given to `read` by name.
+    `elsewhere` names fields that are stored in other tables (such as the lines of an order): pass them to `read`.
     """
 
     def __init__(self, aggregate: type[A], *, elsewhere: Iterable[str] = ()) -> None:
@@ -57,13 +57,13 @@ class Values(Generic[A]):
 class Rows(Values[A]):
     """The rows of one table, as values of `aggregate`.
 
-    `apart` names columns that are no fields (a generated column, a secret that few may read).
+    `apart` names columns that are not fields (such as a generated column or a secret).
     """
 
     def __init__(
         self, aggregate: type[A], table: sa.Table, *, elsewhere: Iterable[str] = (), apart: Iterable[str] = ()
     ) -> None:
-        """Raises MappingBroken, so that a forgotten column stops the process before it serves."""
+        """Raises MappingBroken, so that a process with a forgotten column does not start."""
         super().__init__(aggregate, elsewhere=elsewhere)
         self.table = table
         columns = {column.name for column in table.c} - {*apart}
@@ -82,13 +82,13 @@ class Rows(Values[A]):
         skip_existing: bool = False,
         refusals: Refusals | None = None,
     ) -> BulkInsert:
-        """The statement that adds rows; give it `values` of each."""
+        """The statement that inserts rows, each in the form of `values`."""
         return BulkInsert(*self.columns, name=name, returning=returning, skip_existing=skip_existing, refusals=refusals)
 
     def by(self, column: sa.Column[Any], *, name: str = "", locked: bool = False) -> Statement:
-        """The rows whose `column` is one of `keys`; `locked` for the rest of the transaction, in primary-key order.
+        """The rows whose `column` is one of `keys`. With `locked`, they are locked until the end of the transaction.
 
-        Rows are locked in that order everywhere: two batches over the same rows would block each other for good.
+        All statements lock rows in the order of the primary key; in different orders, two batches would deadlock.
         """
         chosen = sa.select(*self.columns).where(column == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(column.type))))
         if locked:
@@ -97,14 +97,14 @@ class Rows(Values[A]):
 
 
 class Versions(Generic[A]):
-    """Writes new versions of aggregates with an id and a version: many with one statement.
+    """Writes new versions of aggregates that have an id and a version, many with one statement.
 
-    The statement fails with StaleWrite, and changes nothing, when a row has another version than the one that its
-    successor was made from.
+    The statement raises StaleWrite and changes nothing if the version of a row is no longer the one that its new
+    version is based on.
     """
 
     def __init__(self, rows: Rows[A], mutable: Iterable[str], *, name: str = "") -> None:
-        """`mutable` names the fields that change, besides `version`."""
+        """`mutable` names the fields that may change, without `version`."""
         table = rows.table
         changing = (*mutable, "version")
         self._columns = ("id", *changing)
@@ -122,8 +122,8 @@ class Versions(Generic[A]):
         )
 
     def write(self, transaction: Transaction, changes: Iterable[tuple[A, A]]) -> None:
-        """Write what became of aggregates, of each (as it is known, as it shall be); the unchanged cost nothing."""
-        # In primary-key order, as everywhere.
+        """Write changed aggregates, as pairs (known, new). Unchanged ones are skipped."""
+        # All statements lock rows in the order of the primary key.
         in_order = sorted(((known, new) for known, new in changes if new is not known), key=_id_of_known)
         if in_order:
             transaction.write(
@@ -138,7 +138,7 @@ def _id_of_known(change: tuple[Any, Any]) -> Any:
 
 
 def _several(getter: Callable[..., Callable[[Any], Any]], names: Sequence[str]) -> Callable[[Any], Sequence[Any]]:
-    """`getter` of these names, which gives a tuple, also of one."""
+    """`getter` of these names. It returns a sequence even for a single name."""
     get = getter(*names)
     return get if len(names) > 1 else lambda value: (get(value),)
 
@@ -150,7 +150,7 @@ def _fields_of(aggregate: type[Any]) -> Sequence[str]:
 
 
 def _enum_in(hint: Any) -> type[Enum] | None:
-    """The enum that a field holds, also where the field may be None."""
+    """The enum type of a field, also of an optional field."""
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [each for each in get_args(hint) if each is not types.NoneType]
         return _enum_in(kinds[0]) if len(kinds) == 1 else None

@@ -1,4 +1,4 @@
-"""A unit of work: one transaction in which an effect, its events and its stored reply are written, or none of them."""
+"""A unit of work: one transaction that writes an effect, its events and its stored reply together."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ R = TypeVar("R")
 log = structlog.get_logger(__name__)
 
 MAX_STALE_WRITES = 3
-"""How often one effect is done anew when others keep overtaking it."""
+"""The number of stale writes after which an effect is not run again."""
 
 
 class UnitOfWork:
-    """What a use case writes with. Statements go to `transaction`; events and replies are written at the end."""
+    """The transaction of a use case. Events and replies are collected and written at its end."""
 
     __slots__ = ("_causes", "_event_of", "_events", "pessimistic", "transaction")
 
@@ -41,17 +41,17 @@ class UnitOfWork:
     ) -> None:
         self.transaction = transaction
         self.pessimistic = pessimistic
-        """Whether nothing may be taken for granted: an attempt that did has failed, or there will be none after it."""
+        """Whether to lock and read rows first: an optimistic attempt has failed, or a failure would be final."""
         self._event_of = event_of
         self._events: list[tuple[Event, str]] = []
         self._causes: list[tuple[BulkInsert, Iterable[Sequence[Any]]]] = []
 
     def publish(self, fact: object, trace: Trace | str = "") -> None:
-        """Publish what has happened, a value of the domain, once this has committed; `trace` is what caused it."""
+        """Publish `fact`, a value of the domain, after the commit. `trace` is the trace of its cause."""
         self._events.append((self._event_of(fact), trace if isinstance(trace, str) else trace.traceparent))
 
     def caused_by(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
-        """Write down what led to this: after all else, so that the statement's count of rows is that of the causes."""
+        """Record the causes of the effect. They are written last, so the transaction's `returned` is theirs."""
         self._causes.append((statement, rows))
 
     def store_replies(self, replies: Iterable[tuple[IdempotencyKey | None, bytes]]) -> None:
@@ -59,7 +59,7 @@ class UnitOfWork:
         idempotency.store_replies(self.transaction, replies)
 
     def flush(self) -> bool:
-        """Write what was gathered; whether there are events among it."""
+        """Write the collected events and causes. Returns whether there are events."""
         self.transaction.add(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
         for statement, rows in self._causes:
             self.transaction.add(statement, rows)
@@ -77,7 +77,7 @@ class ChangeUnderWay(UnitOfWork, Generic[R]):
         self.is_answered = False
 
     def reply(self, result: R) -> Reply[R]:
-        """Make the reply for `result`, and store it under the call's key."""
+        """Create the reply for `result` and store it under the call's key."""
         made = self._change.reply(result)
         if self._change.key is not None:
             idempotency.store_reply(self.transaction, self._change.key, made.wire)
@@ -86,15 +86,15 @@ class ChangeUnderWay(UnitOfWork, Generic[R]):
 
 
 def _as_it_is(event: Event) -> Event:
-    """For a process that publishes events and has no facts of its own."""
+    """The default of `event_of`, for processes that publish events themselves."""
     return event
 
 
 class UnitsOfWork:
-    """Begins units of work on a service's database, and wakes the relay when one has left events.
+    """Begins units of work on a service's database, and wakes the relay after those that wrote events.
 
-    `event_of` makes the event of what a use case publishes. Times that are written come from `clock`, by default the
-    database's.
+    `event_of` converts a published fact to its event. `clock` provides the times that are written; the default is the
+    clock of the database.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class UnitsOfWork:
 
     @asynccontextmanager
     async def begin(self, *, pessimistic: bool = False) -> AsyncIterator[UnitOfWork]:
-        """A unit of work that no single call stands behind: a batch, an event, a sweep."""
+        """A unit of work for a batch, an event or a sweep."""
         async with self.database.transaction() as transaction:
             work = UnitOfWork(transaction, self._event_of, pessimistic=pessimistic)
             yield work
@@ -124,11 +124,11 @@ class UnitsOfWork:
                 transaction.on_commit(self._relay.wake)
 
     async def run_optimistically(self, effect: Callable[[UnitOfWork], Awaitable[R]]) -> R:
-        """Do `effect` in a unit of work of its own; what it gives.
+        """Run `effect` in a unit of work of its own and return its result.
 
-        At first it may take for granted what this process knows, without a look, as long as its statements make the
-        transaction fail with StaleWrite when that is not so any more. Whatever it fails with may come of that, so it is
-        done again, and has to look then (`UnitOfWork.pessimistic`). Raises StaleWrite when others come first each time.
+        The first attempt may rely on remembered rows if its statements raise StaleWrite when those have changed. Any
+        failure of it may be caused by a stale memory, so the effect runs again with locks (`UnitOfWork.pessimistic`).
+        Raises StaleWrite if every attempt meets one.
         """
         return await self._attempt(effect, 0)
 
@@ -171,16 +171,16 @@ class UnitsOfWork:
             except Exception as error:
                 if attempt > 0:
                     raise
-                # By its kind alone: what the database says of a row may hold secrets.
-                log.info("done again", error=type(error).__name__)
+                # Only the type: the database's text may contain a row, and secrets in it.
+                log.info("run again with locks", error=type(error).__name__)
             attempt += 1
 
     @asynccontextmanager
     async def once(self, change: Change[R]) -> AsyncIterator[ChangeUnderWay[R]]:
-        """The unit of work of one call, carried out once for its key.
+        """The unit of work of one call, which runs once for its key. The block must call `reply`.
 
-        Raises Replay when it was carried out before (the chain answers with the stored reply), and
-        IdempotencyKeyReused when the key stands for another request. The block must make its `reply`.
+        Raises Replay if an earlier call has made the change (the chain sends the stored reply), and
+        IdempotencyKeyReused if the key was used for another request.
         """
         async with self.database.transaction() as transaction:
             if outcome := await idempotency.claim(transaction, change.key):
@@ -188,6 +188,6 @@ class UnitsOfWork:
             work = ChangeUnderWay(transaction, self._event_of, change)
             yield work
             if not work.is_answered:
-                raise RuntimeError(f"{change.call.method} was carried out under a key, and made no reply")
+                raise RuntimeError(f"{change.call.method} made no reply")
             if work.flush():
                 transaction.on_commit(self._relay.wake)

@@ -86,7 +86,7 @@ class Bus:
         self._replicas = replicas
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._mending: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._signals: dict[str, Subscription] = {}
         self._inbox = ""
@@ -100,7 +100,7 @@ class Bus:
 
     async def stop(self) -> None:
         """Send buffered data, then close the connection."""
-        await tasks.end(self._connecting, self._mending)
+        await tasks.end(self._connecting, self._resuming)
         if self._client is not None:
             try:
                 await asyncio.wait_for(self._client.flush(), 2)
@@ -286,12 +286,12 @@ class Bus:
 
     async def _reconnected(self) -> None:
         log.info("nats connected again")
-        if self._mending is not None:
-            self._mending.cancel()
+        if self._resuming is not None:
+            self._resuming.cancel()
         # In a task, because the client would treat an error of this callback as a failed reconnection.
-        self._mending = asyncio.create_task(self._mend(), name="nats mend")
+        self._resuming = asyncio.create_task(self._resume(), name="nats resume")
 
-    async def _mend(self) -> None:
+    async def _resume(self) -> None:
         for action in self._on_reconnect:
             backoff = tasks.Backoff(0.1, 5.0)
             while True:
@@ -299,7 +299,7 @@ class Bus:
                     await action()
                 except (OSError, TimeoutError, nats.errors.Error) as error:
                     pause = backoff.next()
-                    log.warning("not mended after a reconnection", error=repr(error), again_in=pause)
+                    log.warning("not resumed after a reconnection", error=repr(error), again_in=pause)
                     await asyncio.sleep(pause)
                 else:
                     break

@@ -23,7 +23,7 @@ P = TypeVar("P")
 class Event(NamedTuple):
     """Something that happened to an aggregate, to be published.
 
-    `sequence` is the aggregate's version after it: it grows by event, and tells a consumer which of two is newer.
+    `sequence` is the version of the aggregate after the event. It increases with each event, so events can be ordered.
     """
 
     type: str
@@ -44,14 +44,14 @@ class Received(NamedTuple, Generic[P]):
 
 
 def stream_of(event_type: str) -> str:
-    """The stream that holds events of this type: `commerce.order.placed` is in ORDERS."""
+    """The stream of the events of this type: `commerce.order.placed` is in ORDERS."""
     return f"{event_type.split('.')[1].upper()}S"
 
 
 def headers(
     *, event_id: UUID, event_type: str, source: str, aggregate_id: UUID, sequence: int, time: datetime, traceparent: str
 ) -> dict[str, str]:
-    """The headers of an event. `Nats-Msg-Id` lets the stream drop a second copy that comes soon after the first."""
+    """The headers of an event. The stream uses `Nats-Msg-Id` to drop a second copy."""
     return {
         "Nats-Msg-Id": str(event_id),
         "ce-specversion": "1.0",
@@ -67,7 +67,7 @@ def headers(
 
 
 def received(header: Mapping[str, str], payload: P) -> Received[P]:
-    """The event behind a message's headers. Raises KeyError or ValueError when it is not one of ours."""
+    """The event of a message with these headers. Raises KeyError or ValueError if it is not an event of the mesh."""
     return Received(
         parse_id(header["ce-id"]),
         header["ce-type"],

@@ -2,14 +2,14 @@
 
     stream ─ deliveries ─ batch ─ BEGIN · use case · inbox rows · COMMIT ─ acks
 
-The inbox row is written in the transaction of the effect and the acknowledgement comes last, so an event that is
-delivered again changes nothing. That few are is taken for granted: a batch is looked up in the inbox only once it has
-failed for one that is there. An event that fails is tried again with growing pauses; after `MAX_ATTEMPTS` it is
-parked in the dead-letter stream with what went wrong. A database or peer that is down is not the event's fault: then
-the whole batch waits, for as long as it takes.
+The inbox rows are written in the transaction of the effect, and events are acknowledged last, so a redelivery changes
+nothing. Redeliveries are rare, so the first attempt is optimistic: the inbox is read only after a batch has failed
+because of an existing row. An event that fails is retried with backoff. After `MAX_ATTEMPTS` failures it is moved to
+the dead-letter stream, with the error. A transient error, such as a lost database, is no failure of an event: the
+whole batch is redelivered until it succeeds.
 
-A batch that takes the database too long is tried again in smaller parts, beside new events. An event that takes too
-long even alone has failed.
+A batch that takes the database too long is retried in smaller parts, beside new events. An event that takes too long
+even alone has failed.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Message")
 
 MAX_ATTEMPTS = 8
-"""Failures of one event before it is parked."""
+"""The number of failures after which an event becomes a dead letter."""
 LINGER_S = 0.01
-"""Seconds within which what a relay publishes in one piece has come."""
+"""Seconds within which the events of one batch of a relay arrive."""
 MAX_BATCH = 512
 MAX_UNACKNOWLEDGED = 8 * MAX_BATCH
-"""Events of one consumer that may be out for delivery in all its processes. More wait in the stream, which also bounds
-what is handed back again and again while a database is down."""
+"""The maximum number of unacknowledged events of a consumer, in all its processes. The others wait in the stream. This
+also limits the redeliveries while a database is down."""
 ACK_WAIT_S = 5
-"""After this long without an acknowledgement an event is delivered again: its consumer has died, or is slow, and then
-the second copy meets the inbox."""
+"""The seconds without an acknowledgement after which an event is redelivered. If its consumer was only slow, the inbox
+recognizes the redelivery."""
 
 
 _BACKOFF = tasks.Backoff(0.2, 30.0)
-"""Between the attempts at one event."""
+"""The pauses between the attempts at one event."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,37 +68,36 @@ def _unchanged(message: M) -> M:
 
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[M]):
-    """What a consumer does with events of one type: `apply` gets all of a batch, in their order, in one transaction."""
+    """Handles events of one type: `apply` gets those of a batch, in the order of the stream, in one transaction."""
 
     payload: type[M]
     apply: Callable[[UnitOfWork, Sequence[Received[Any]]], Awaitable[None]]
     translate: Callable[[M], Any] = _unchanged
-    """Makes the value of the domain that `apply` gets as the event's payload; without it, `apply` gets the message."""
+    """Converts the message to the value of the domain that `apply` gets as payload. By default it gets the message."""
 
 
 class _Retry(NamedTuple):
-    """How an event is tried again."""
+    """How an event is retried."""
 
     failures: int = 0
-    """How often it has failed by itself."""
+    """The number of failures of the event itself."""
     most: int = MAX_BATCH
-    """The largest part of a batch to apply it in."""
+    """The maximum size of the part of a batch that contains it."""
 
 
 _FIRST = _Retry()
 
 Handlers = Mapping[str, Handler[Any]]
-"""By event type. Within a batch the types are applied in the order of this table: list causes before effects.
+"""The handlers by event type. Within a batch, types are applied in the order of this table: list causes before effects.
 
-Types with the same `apply` come to it together, in that order: for what must lock all it needs at once.
+Types with the same `apply` are passed to it together, so that it can lock all rows at once.
 """
 
 
 class Consumer:
     """Applies the events of one area to a service. All processes of the service share the work.
 
-    Others have `linger` seconds to come after the first event of a batch (ADR-0012): the less anybody waits for its
-    effects, the more.
+    A batch lingers for `linger` seconds after its first event (ADR-0012). Choose more if nobody waits for the effects.
     """
 
     def __init__(
@@ -113,9 +112,9 @@ class Consumer:
     ) -> None:
         self.name = f"{service}-{area}"
         self.applied = 0
-        """Events applied by this process so far."""
+        """The number of events that this process has applied."""
         self.batches = 0
-        """Transactions that took."""
+        """The number of transactions for them."""
         self._area = area
         self._handlers = handlers
         self._bus = bus
@@ -128,19 +127,19 @@ class Consumer:
         self._background = tasks.Background(f"consumer {self.name}", self._run)
 
     async def start(self) -> None:
-        """Begin to consume, in the background."""
+        """Start to consume, in the background."""
         self._bus.on_reconnect(self._deliveries.resume)
         self._background.start()
 
     async def stop(self) -> None:
-        """Finish the batch under way and hand back the rest, so that another process gets it at once."""
+        """Finish the current batch and return all other events, so that another process gets them immediately."""
         self._deliveries.end()
         await self._background.stop()
         await self._deliveries.hand_back()
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether its last batch had to be cancelled, because it did not finish in time."""
+        """Whether the last batch was cancelled because it did not finish in time."""
         return self._background.was_cancelled
 
     async def _run(self) -> None:
@@ -148,12 +147,12 @@ class Consumer:
             try:
                 await self._consume(batch)
             except Exception:
-                # Whatever it is, the consumer goes on. Effects are kept, acknowledgements may be lost: the events are
-                # delivered again, and those that were applied meet the inbox.
+                # The consumer must continue after any error. Events without an acknowledgement are redelivered, and the
+                # inbox recognizes those that were applied.
                 log.exception("events not acknowledged", consumer=self.name, count=len(batch))
 
     async def _ensure(self) -> None:
-        """Make streams and consumer if they are not there: NATS may have come back with an empty store."""
+        """Create the streams and the consumer if they do not exist: NATS may have restarted with an empty store."""
         await self._bus.ensure_stream_of(self._area)
         await self._bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>", max_age=0)
         await self._bus.ensure_consumer(
@@ -173,14 +172,14 @@ class Consumer:
         is_slow = False
         for part in self._parts(batch):
             if is_slow:
-                # One part that takes too long is enough: new events wait meanwhile.
+                # Only one slow part at a time, because new events wait meanwhile.
                 for message in part:
                     await message.nak(delay=1)
             else:
                 is_slow = await self._consume_part(part)
 
     def _parts(self, batch: Sequence[Msg]) -> list[Sequence[Msg]]:
-        """The batch, in parts that the database may finish in time: the largest part first."""
+        """Split a batch into parts that the database may finish in time, largest first."""
         if not self._retries:
             return [batch]
         by_size: dict[int, list[Msg]] = {}
@@ -193,7 +192,7 @@ class Consumer:
         ]
 
     async def _consume_part(self, part: Sequence[Msg]) -> bool:
-        """Apply events and acknowledge them; whether the database took too long for some of them."""
+        """Apply and acknowledge events. Returns whether the database took too long for some of them."""
         outcomes = await run_batch(self._apply, part)
         await self._bus.acknowledge(
             [message for message, outcome in zip(part, outcomes, strict=True) if outcome is None]
@@ -203,7 +202,7 @@ class Consumer:
                 if self._retries:
                     self._retries.take([_identity(message)])
             elif isinstance(outcome, StatementTimeout) and len(part) > 1:
-                # `run_batch` has tried the halves.
+                # `run_batch` has already tried the halves.
                 retry = self._retry_of(message)._replace(most=max(1, len(part) // 4))
                 self._retries.put({_identity(message): retry})
                 await message.nak(delay=1)
@@ -217,7 +216,7 @@ class Consumer:
         return self._retries.get(_identity(message)) or _FIRST
 
     async def _apply(self, batch: Sequence[Msg]) -> list[Exception | None]:
-        """Apply a batch in one transaction. Raises, with nothing done, when any event of it fails."""
+        """Apply a batch in one transaction. If any event fails, raises its error and changes nothing."""
         received = {event.id: event for event in map(self._decode, batch)}
         applied = await self._units.run_optimistically(partial(self._apply_fresh, received))
         self.applied += applied
@@ -225,7 +224,7 @@ class Consumer:
         return [None] * len(batch)
 
     async def _apply_fresh(self, received: dict[UUID, Received[Any]], work: UnitOfWork) -> int:
-        """Apply those that were not applied before; how many that are."""
+        """Apply the events that were not applied before. Returns their number."""
         inbox_rows = [(event_id, self.name) for event_id in sorted(received)]
         if work.pessimistic:
             fresh = {row["event_id"] for row in await work.transaction.insert(inbox.RECORD_FRESH, inbox_rows)}
@@ -234,8 +233,8 @@ class Consumer:
         for event in received.values():
             by_type[event.type].append(event)
         by_apply: dict[Any, list[Received[Any]]] = {}
-        for event_type, news in by_type.items():
-            by_apply.setdefault(self._handlers[event_type].apply, []).extend(news)
+        for event_type, events_of_type in by_type.items():
+            by_apply.setdefault(self._handlers[event_type].apply, []).extend(events_of_type)
         for apply, events_of_it in by_apply.items():
             if events_of_it:
                 await apply(work, events_of_it)
@@ -259,10 +258,10 @@ class Consumer:
             log.warning("event failed", **details, again_in=delay, exc_info=error)
             await message.nak(delay=delay)
             return
-        log.error("event parked", **details, exc_info=error)
+        log.error("event moved to dead letters", **details, exc_info=error)
         headers = {
             **(message.headers or {}),
-            # The event's own id would be dropped as a copy when two consumers park the same event.
+            # With the event's own id, the stream would drop the dead letter of a second consumer as a duplicate.
             "Nats-Msg-Id": f"{self.name}/{identity}",
             "mesh-consumer": self.name,
             "mesh-subject": message.subject,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXPIRES_S = 10.0
 """Seconds after which a pull request expires."""
 _REQUEST_ENDED = "408"
-_TROUBLE = (OSError, TimeoutError, nats.errors.Error)
+_UNREACHABLE = (OSError, TimeoutError, nats.errors.Error)
 """The errors of a pull request while NATS cannot be reached. They are transient."""
 
 log = structlog.get_logger(__name__)
@@ -80,7 +80,7 @@ class Deliveries:
         if self._is_sure:
             try:
                 await self._ask()
-            except _TROUBLE as error:
+            except _UNREACHABLE as error:
                 self._failed(error)
         return batch
 
@@ -118,7 +118,7 @@ class Deliveries:
                     return
                 await self._make_sure()
             await self._ask()
-        except _TROUBLE as error:
+        except _UNREACHABLE as error:
             self._failed(error)
             return
         if await tasks.is_set_within(2 * EXPIRES_S, self._wake):
@@ -145,9 +145,9 @@ class Deliveries:
         room = self._ahead - self._asked - len(self._arrived)
         if room < self._ahead / 2 or self._subscription is None:
             return
-        wish = {"batch": room, "expires": int(EXPIRES_S * 1e9)}
+        request = {"batch": room, "expires": int(EXPIRES_S * 1e9)}
         reply = self._subscription.subject.replace("*", str(self._era))
-        await self._bus.send(self._request, orjson.dumps(wish), reply=reply)
+        await self._bus.send(self._request, orjson.dumps(request), reply=reply)
         self._asked += room
 
     async def _received(self, message: Msg) -> None:

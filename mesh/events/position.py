@@ -41,12 +41,12 @@ class Position(NamedTuple):
         if not seen:
             return self
         through = max(self.through, seen[-1])
-        looked = through if is_all else seen[-1]
+        complete = through if is_all else seen[-1]
         done = sorted(published)
         gaps: list[Gap] = []
         for gap in (*self.gaps, Gap(self.through + 1, through)):
             for first, last in _without(gap.first, gap.last, done):
-                if gap.bound is not None and gap.bound <= ended and last <= looked:
+                if gap.bound is not None and gap.bound <= ended and last <= complete:
                     # No other number can appear. Those that were read but not published stay in a gap.
                     there = seen[bisect_left(seen, first) : bisect_right(seen, last)]
                     gaps += (Gap(*run, gap.bound) for run in _runs(there))

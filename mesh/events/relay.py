@@ -1,11 +1,11 @@
-"""The outbox: events leave the database for JetStream in the order of their commits, and none is lost.
+"""The relay: publishes the events of an outbox to JetStream in the order of their commits, and loses none.
 
-One relay per service is active, whoever holds an advisory lock, and does all its work on the connection that holds
-it: connection and lock are lost together, so two relays never publish at once. It is woken by a commit in its own
-process, by a core NATS message after a commit in another, and looks by itself every second should both be lost. It is
-not woken by NOTIFY, which serialises all commits of the server.
+One relay of each service is active: the one whose session holds an advisory lock. It does all its work on that
+connection, so it loses the connection and the lock together, and two relays never publish at the same time. A commit in
+its own process wakes it, and so does a core NATS message after a commit in another process. It also polls every second,
+in case such a message is lost. It does not use NOTIFY, which serializes all commits of the server.
 
-What is published is not marked: the relay keeps its position (`mesh.events.position`), stored after each batch.
+Published rows are not marked: the relay stores its position after each batch (`mesh.events.position`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from mesh.events.bus import Bus
 
 _LOCK = 0x0B0C_5EED
-"""The advisory lock of the active relay; the databases of the services do not share theirs."""
+"""The advisory lock of the active relay. It is local to the database, so every service uses the same number."""
 
 _SESSION = (
     SESSION
     | outbox.BY_INDEX
     | {
-        # The lock goes with the session: a process that is paused or cut off must not keep it from the others.
+        # These end the session of a paused or disconnected process, and so release its lock.
         "idle_session_timeout": "30s",
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
@@ -46,9 +46,9 @@ _SESSION = (
 )
 """The settings of the relay's session. It is never idle for long, since it polls."""
 LINGER_S = 0.1
-"""Seconds that events linger for (ADR-0012)."""
+"""The default linger in seconds (ADR-0012)."""
 _MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
-"""How often partitions are looked after, and how soon again when that was not possible."""
+"""The interval between the maintenance runs of partitions, and the one after a failed run."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 class Relay:
     """Publishes a service's outbox. Start one in every process; one of them is active.
 
-    After a batch that was not full it rests for `linger` seconds (ADR-0012). One that was idle begins at once.
+    After a batch that was not full it lingers for `linger` seconds (ADR-0012). An idle relay publishes immediately.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Relay:
         poll: float = 1.0,
     ) -> None:
         self.published = 0
-        """Events published by this process so far."""
+        """The number of events that this process has published."""
         self.active = False
         """Whether this process holds the lock."""
         self._service = service
@@ -85,17 +85,17 @@ class Relay:
         self._position = Position(0)
 
     async def start(self) -> None:
-        """Begin to relay, in the background."""
+        """Start in the background."""
         self._background.start()
 
     async def stop(self) -> None:
-        """Publish what is there, then stop. What cannot be published now stays for the next process."""
+        """Publish all events of the outbox, then stop. If that fails, the events remain for another process."""
         self._background.stopping.set()
         self._woken.set()
         await self._background.stop()
 
     def wake(self) -> None:
-        """There are new events: called after each commit that wrote some."""
+        """Report new events. Call this after each commit that wrote some."""
         if self.active:
             self._woken.set()
         else:
@@ -115,13 +115,13 @@ class Relay:
                 await self._background.pause(self._poll)
                 backoff.reset()
             except Exception:
-                # Whatever it is, the relay begins anew: an event that is not published is an order that waits.
+                # The relay must restart after any error, because orders wait for its events.
                 pause = backoff.next()
                 log.exception("relay interrupted", relay=self._service, again_in=pause)
                 await self._background.pause(pause)
 
     async def _lead(self) -> None:
-        """Take the lock and relay until told to stop; nothing when another process has it."""
+        """Take the lock and publish until the relay stops. Returns at once if another process holds the lock."""
         await self._bus.connected()
         connection = await asyncpg.connect(self._database.url, timeout=5, command_timeout=15, server_settings=_SESSION)
         try:
@@ -139,7 +139,7 @@ class Relay:
                 if steady() >= maintenance:
                     pause = await self._maintain(connection)
                     maintenance = steady() + pause.total_seconds()
-                rows = await self._look(connection)
+                rows = await self._read(connection)
                 if rows:
                     await self._publish(connection, rows)
                 elif self._background.stopping.is_set():
@@ -153,21 +153,21 @@ class Relay:
             try:
                 await self._bus.off_signal(self._topic)
             finally:
-                # And with it the lock, whatever else goes wrong.
+                # This releases the lock in any case.
                 await connection.close(timeout=2)
 
     async def _maintain(self, connection: asyncpg.Connection) -> timedelta:
-        """Look after the partitions; the time until they are to be looked after again. They keep no event waiting."""
+        """Maintain the partitions. Returns the time until the next run. A failure must not delay events."""
         try:
-            # The database sets the times of the rows, so it says which day it is.
+            # The database sets the times of the rows, so its clock determines the day.
             await outbox.maintain_partitions(connection, await connection.fetchval(READ_CLOCK))
         except asyncpg.PostgresError as error:
             log.warning("partitions not maintained", relay=self._service, error=repr(error))
             return _MAINTENANCE_AGAIN
         return _MAINTENANCE
 
-    async def _look(self, connection: asyncpg.Connection) -> list[Row]:
-        """What is not published: the oldest of it, a batch at most."""
+    async def _read(self, connection: asyncpg.Connection) -> list[Row]:
+        """The oldest unpublished rows, at most one batch."""
         through, gaps = self._position
         values = {
             "through": through,
@@ -178,7 +178,7 @@ class Relay:
         return await connection.fetch(outbox.UNPUBLISHED.sql, *outbox.UNPUBLISHED.arguments(values))
 
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
-        """Publish, and move on past what the stream has acknowledged. Raises when that is not all."""
+        """Publish rows and move the position past the acknowledged ones. Raises if some were not acknowledged."""
         stored = await self._bus.publish([self._message(row) async for row in tasks.in_portions(rows)])
         done = rows[:stored]
         if done:

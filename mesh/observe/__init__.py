@@ -1,1 +1,1 @@
-"""What a running process tells: logs and traces."""
+"""Observability: logs and traces."""

@@ -1,4 +1,4 @@
-"""Logs: JSON lines on standard error, with the trace id where there is one."""
+"""Logs: JSON lines on standard error, with the trace id if there is one."""
 
 import logging
 import sys

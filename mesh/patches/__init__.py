@@ -1,1 +1,1 @@
-"""What we change in libraries: one file a library, each with its reason and the condition for its removal."""
+"""Changes to libraries: one file for each library, with the reason and the condition for its removal."""

@@ -1,4 +1,4 @@
-"""What we change in grpc.aio. Checked with grpcio 1.82.3; it reaches into `grpc._cython`, so the version is pinned.
+"""Changes to grpc.aio. Checked with grpcio 1.82.3; it reaches into `grpc._cython`, so the version is pinned.
 
 1. The server asks gRPC for `AHEAD` calls at a time instead of one (ADR-0024). Remove it when grpc.aio asks for more
    than one itself.
@@ -19,7 +19,7 @@ from grpc._cython import cygrpc
 from grpc.aio._server import Server as GrpcServer
 
 AHEAD = 32
-"""How many calls gRPC may take from the wire before it asks for another one."""
+"""The number of calls that gRPC may accept before the server asks for more."""
 
 
 def server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
@@ -28,7 +28,7 @@ def server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
 
 
 class _Details(NamedTuple):
-    """What a generic handler asks of a call."""
+    """The details of a call that a generic handler reads."""
 
     method: str
     invocation_metadata: Sequence[tuple[str, str | bytes]]
@@ -40,7 +40,7 @@ async def _find_method_handler(
     generic_handlers: Sequence[grpc.GenericRpcHandler],
     _no_interceptors: tuple[()],
 ) -> grpc.RpcMethodHandler[Any, Any] | None:
-    """As gRPC's own, but for a closure that refers to itself and keeps the call's metadata until it is collected."""
+    """Like gRPC's own function, but without a closure that refers to itself and keeps the call's metadata alive."""
     details = cast("grpc.HandlerCallDetails", _Details(method, metadata))
     for each in generic_handlers:
         if (handler := each.service(details)) is not None:
@@ -48,11 +48,11 @@ async def _find_method_handler(
     return None
 
 
-cygrpc._find_method_handler = _find_method_handler  # noqa: SLF001 - gRPC looks it up in its module at each call
+cygrpc._find_method_handler = _find_method_handler  # noqa: SLF001 - gRPC reads the module attribute at each call
 
 
 class _Server(GrpcServer):
-    """What `grpc.aio.server` gives, around a core of ours."""
+    """The server of `grpc.aio.server` with another core."""
 
     def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
         self._loop = cygrpc.get_working_loop()
@@ -60,9 +60,9 @@ class _Server(GrpcServer):
 
 
 class _Core(cygrpc.AioServer):  # type: ignore[misc]
-    """gRPC's loop awaits one call after the other; here each was asked for long before its turn.
+    """Requests calls from gRPC ahead, while gRPC's own loop requests one after the other.
 
-    The core of gRPC answers what it was asked for in that order, so the oldest of them is always the next.
+    gRPC completes the requests in their order, so the oldest one is always the next.
     """
 
     def __init__(self, *of_grpc: object) -> None:
@@ -72,26 +72,26 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         self._is_ending = False
 
     async def _request_call(self) -> object:
-        """The next call. gRPC's loop comes for it as soon as it has given the one before to its handler."""
+        """The next call. gRPC's loop awaits it as soon as it has passed the previous call to its handler."""
         while not self._asked or (len(self._asked) < AHEAD and not self._is_ending):
             self._asked.append(asyncio.create_task(super()._request_call()))
         return await self._asked.popleft()
 
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
-        """gRPC's loop. Once it has ended, or failed, nobody takes what was asked for ahead."""
+        """gRPC's loop. After it has ended, nothing receives the requested calls."""
         try:
             await super()._server_main_loop(started)
         finally:
             self._is_looping = False
 
     async def shutdown(self, grace: float | None) -> None:
-        """End as gRPC does, once what was taken ahead is with its handlers."""
+        """Shut down like gRPC, after all accepted calls have been passed to their handlers."""
         self._is_ending = True
         while self._is_looping and any(call.done() for call in self._asked):  # noqa: ASYNC110
             await asyncio.sleep(0)
         ending = asyncio.create_task(super().shutdown(grace))
-        # gRPC answers what it was asked for: that there will be no call. If it takes one in this very moment, nobody
-        # handles it any more, and to forget it tells its caller.
+        # gRPC completes the pending requests without a call. A call that it accepts at this moment is not handled; its
+        # caller receives an error when the object is deleted.
         await asyncio.gather(*self._asked, return_exceptions=True)
         self._asked.clear()
         await ending

@@ -1,4 +1,4 @@
-"""What we change in nats-py. Checked with nats-py 2.16.
+"""Changes to nats-py. Checked with nats-py 2.16.
 
 1. `flush` writes its PING ahead of buffered data, so the PONG does not prove that the server has received that data,
    and `drain` discards messages that arrive before the server has ended the subscription. Here the PING joins the
@@ -8,7 +8,7 @@
 3. The parser of headers checks every character of every name in Python. Here it costs a third of that. Remove it when
    the parser of nats-py has no loop over characters.
 
-`send` is no change but an addition: many messages in one write, which nats-py offers no public method for.
+`send` is an addition: nats-py has no public method that sends many messages in one write.
 The tests in `tests/runtime/test_nats_patches.py` fail when one of these stops working, or is no longer needed.
 """
 
@@ -28,7 +28,7 @@ class NatsClient(Client):
     """The client of nats-py with these changes."""
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send serialised messages in one write. They are buffered while the client reconnects.
+        """Send serialized messages in one write. They are buffered while the client reconnects.
 
         Raises ConnectionClosedError, ConnectionDrainingError, MaxPayloadError, or OutboundBufferLimitError if the
         buffer is full.

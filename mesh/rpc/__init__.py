@@ -1,1 +1,1 @@
-"""Calls in and out: the server and its chain, clients, and what a call carries."""
+"""Calls: the server and its chain, the clients, and the context of a call."""

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class AccessUndeclared(Exception):
-    """A method of a contract has no access rule: the server must not start."""
+    """A method of a contract has no access rule, so the server must not start."""
 
 
 def rule_of(method: MethodDescriptor) -> access_pb2.Access.ValueType:
-    """The access rule of a method. Raises AccessUndeclared when the contract has none."""
+    """The access rule of a method. Raises AccessUndeclared if the contract has none."""
     rule = method.GetOptions().Extensions[access_pb2.access]
     if rule == access_pb2.ACCESS_UNSPECIFIED:
         raise AccessUndeclared(f"{method.full_name} declares no (commerce.access.v1.access)")
@@ -35,12 +35,12 @@ def peers_of(method: MethodDescriptor) -> frozenset[str]:
 def require(
     rule: access_pb2.Access.ValueType, *, peer: str, caller: Caller, peers: frozenset[str] = frozenset()
 ) -> None:
-    """Raise unless the rule lets this call in. Whose resource it is, is for the use case to check.
+    """Raise unless the rule allows this call. Use cases check the owner of the resource.
 
-    With ACCESS_SERVICE only the services `peers` may call; all may if it is empty.
+    With ACCESS_SERVICE only the services in `peers` may call, or all services if it is empty.
 
-    Raises Unauthenticated / TOKEN_MISSING without a token, PermissionDenied / ROLE_REQUIRED with the wrong one, or to a
-    service that may not call.
+    Raises Unauthenticated / TOKEN_MISSING without a token, and PermissionDenied / ROLE_REQUIRED for the wrong role or
+    for a service that may not call.
     """
     match rule:
         case access_pb2.ACCESS_PUBLIC:

@@ -1,4 +1,4 @@
-"""One call: who asks, until when, under which trace and key. Every use case that changes something takes one."""
+"""A call: its caller, deadline, trace and idempotency key. Every use case that changes something takes one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GATEWAY = "gateway"
 
 
 class Kind(StrEnum):
-    """What sort of caller it is."""
+    """The role of a caller."""
 
     ANONYMOUS = "anonymous"
     CUSTOMER = "customer"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `id` is the token's subject for people, the name in the certificate for services, else empty."""
+    """Who sends a call. `id` is a person's subject in the token, a service's name in the certificate, or empty."""
 
     kind: Kind = Kind.ANONYMOUS
     id: str = ""
@@ -44,20 +44,20 @@ class Caller:
 
     @property
     def is_staff(self) -> bool:
-        """Whether staff's wider rights hold."""
+        """Whether the caller is a staff member."""
         return self.kind is Kind.STAFF
 
     @property
     def customer_id(self) -> UUID | None:
-        """The customer who asks; none for anybody else."""
+        """The id of the customer; None for other callers."""
         return parse_id(self.id) if self.kind is Kind.CUSTOMER else None
 
     def may_see(self, owner: UUID) -> bool:
-        """Whether a resource of customer `owner` is this caller's to see: their own, or anyone's for staff."""
+        """Whether the caller may see the resources of customer `owner`. Staff may see those of all customers."""
         return self.is_staff or self.customer_id == owner
 
     def own(self, owner: UUID, refusal: NotFound) -> None:
-        """Raise `refusal` unless the caller may see what belongs to `owner`: what is not yours does not exist."""
+        """Raise `refusal` unless the caller may see the resources of `owner`. It hides that such a resource exists."""
         if not self.may_see(owner):
             raise refusal
 
@@ -67,31 +67,31 @@ ANYBODY = Caller()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call under way, as the chain of `mesh.rpc.chain` has built it."""
+    """A call in progress, created by `mesh.rpc.chain`."""
 
     method: str
     """The full name, `/commerce.order.v1.OrderService/CreateOrder`."""
     trace: Trace = field(default_factory=Trace.new)
     deadline: float | None = None
-    """When the caller stops waiting, in the event loop's time; none for work that nobody waits for."""
+    """The time at which the caller stops waiting, in the event loop's time; None for background work."""
     peer: str = ""
-    """The mesh name in the peer's certificate (`gateway`, `product`, …); empty when there is none."""
+    """The name in the peer's certificate (`gateway`, `product`, …); empty if there is none."""
     caller: Caller = ANYBODY
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What came with it: the text headers, by lower-case name."""
+    """The text headers of the call, by lower-case name."""
     key: IdempotencyKey | None = None
-    """The idempotency key of a change, when the caller sent one."""
+    """The idempotency key of a change; None if the caller sent none."""
 
     @property
     def client_address(self) -> str:
-        """The IP address of the client, as the edge has seen it; empty for a call that came another way."""
+        """The IP address of the client, as seen by the edge; empty for a call that did not pass the edge."""
         return self.metadata.get(CLIENT_ADDRESS, "") if self.peer == GATEWAY else ""
 
     @property
     def client_network(self) -> str:
-        """The client for limits: its IPv4 address, or the 64 bits of its IPv6 address that its owner does not choose.
+        """The network by which clients are limited: an IPv4 address, or the first 64 bits of an IPv6 address.
 
-        Empty when the address is unknown.
+        The owner of an IPv6 network can choose the other bits. Empty if the address is unknown.
         """
         address = self.client_address
         if ":" not in address:
@@ -101,11 +101,11 @@ class Call:
 
     @property
     def authorization(self) -> str:
-        """The header as it came, to be passed on when another service is asked in the caller's name."""
+        """The header as received, for calls to other services on behalf of the caller."""
         return self.metadata.get("authorization", "")
 
     def remaining(self) -> float | None:
-        """Seconds until the deadline, never below zero; none without a deadline."""
+        """The seconds until the deadline, at least zero; None without a deadline."""
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - asyncio.get_running_loop().time())

@@ -1,10 +1,10 @@
-"""The chain that every call passes, one job a link, composed once per method when the server is built.
+"""The chain that every call passes: one job for each link, composed once for each method when the server is built.
 
     telemetry → errors → deadline → identity → access → parsing → validation → idempotency → servicer
 
 Requests arrive and replies leave as bytes, because gRPC would send exceptions of its (de)serializers to the caller.
-A link is made from the method and the handler behind it. What a method does not need (the key of a read, say) is
-left out of its chain instead of being asked at each call.
+A link is created from the method and the handler behind it. Links that a method does not need (such as the idempotency
+of a read) are left out of its chain.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
 Parsed = TypeVar("Parsed")
 Context = grpc.aio.ServicerContext[Any, Any]
 Servicer = Callable[[Any, Call], Awaitable["Message | Reply[Any]"]]
-"""A method of an `rpc.py`: a request and its call in; a message out, or the reply of a change."""
+"""A method of an `rpc.py`: takes a request and its call, and returns a message or the reply of a change."""
 
 
 @dataclass(slots=True)
 class Incoming:
-    """A call while the chain builds it: each link adds its part, and the last one makes the `Call`."""
+    """A call while the chain processes it: each link adds its part, and the last one creates the `Call`."""
 
     request: Any
-    """Bytes up to the link that parses them, a message from there on."""
+    """Bytes until it is parsed, then a message."""
     context: Context
     method: str
     metadata: Mapping[str, str]
@@ -66,27 +66,27 @@ class Incoming:
     key: IdempotencyKey | None = None
 
     def call(self) -> Call:
-        """The call as the servicer gets it."""
+        """The call that is passed to the servicer."""
         return Call(self.method, self.trace, self.deadline, self.peer, self.caller, self.metadata, self.key)
 
 
 Handler = Callable[[Incoming], Awaitable[bytes]]
-"""A link with all that follow it: a call in, the serialized reply out."""
+"""A link and all that follow it: takes a call, returns the serialized reply."""
 
 log = structlog.get_logger("rpc")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the links need to know beyond the method."""
+    """The configuration of the links."""
 
     tokens: Tokens
     default_timeout: float = 10.0
-    """Seconds for a call whose caller sets no deadline."""
+    """The timeout in seconds of a call without a deadline."""
 
 
 class InFlight:
-    """Counts the calls under way, and refuses more than `most`."""
+    """Counts the calls in progress and rejects more than `most`."""
 
     def __init__(self, most: int) -> None:
         self.count = 0
@@ -94,7 +94,7 @@ class InFlight:
 
     def __enter__(self) -> None:
         if self.count >= self._most:
-            raise ResourceExhausted(f"{self.count} calls are under way", retry_after=1.0)
+            raise ResourceExhausted(f"{self.count} calls are in progress", retry_after=1.0)
         self.count += 1
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ class InFlight:
 
 
 def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, in_flight: InFlight) -> Handler:
-    """The handler of a method. Raises AccessUndeclared or KeyScopeUndeclared when its contract leaves that out."""
+    """The handler of a method. Raises AccessUndeclared or KeyScopeUndeclared if its contract declares no such rule."""
     rule = access.rule_of(method)
     handler = _serving(servicer) if servicer is not None else _unimplemented(method)
     if is_change(method):
@@ -123,7 +123,7 @@ def is_change(method: MethodDescriptor) -> bool:
 
 
 def _telemetry(behind: Handler) -> Handler:
-    """A line a call, for whoever asks for debug. What is refused is logged anyway, and the edge logs every request."""
+    """Log each call at the level debug. Rejected calls are logged elsewhere, and the edge logs every request."""
     if not log.is_enabled_for(logging.DEBUG):
         return behind
 
@@ -152,7 +152,7 @@ def _errors(behind: Handler, in_flight: InFlight) -> Handler:
             reason=failure.reason, error=failure.message, caller=str(incoming.caller), trace=incoming.trace.trace_id,
         )  # fmt: skip
         if failure.code is Code.INTERNAL:
-            # Its message is for the log: it may contain text of another service or of a library.
+            # Its message is only for the log, because it may contain text of another service or of a library.
             failure = status.fault(incoming.trace.trace_id)
         await status.abort(incoming.context, failure)
         raise AssertionError("abort raises")
@@ -161,16 +161,16 @@ def _errors(behind: Handler, in_flight: InFlight) -> Handler:
 
 
 LEVEL_OF = {Code.INTERNAL: logging.ERROR, Code.UNAVAILABLE: logging.WARNING, Code.RESOURCE_EXHAUSTED: logging.WARNING}
-"""Log levels of refusals; the rest are the caller's business, and logged as information."""
+"""The log levels of rejections. All others are faults of the caller and have the level info."""
 
 
 def _deadline(behind: Handler, default_timeout: float) -> Handler:
-    """Until when the caller waits. gRPC itself ends a call at the deadline that came with it; others get one here."""
+    """Give calls without a deadline one. gRPC itself ends a call at the deadline that its caller has set."""
 
     async def wait_until(incoming: Incoming) -> bytes:
-        remaining: float | None = incoming.context.time_remaining()  # none without a deadline, whatever the stubs say
+        remaining: float | None = incoming.context.time_remaining()  # None without a deadline, unlike in the stubs
         now = asyncio.get_running_loop().time()
-        # An absent deadline reads as none, or as centuries.
+        # An absent deadline is None or centuries away.
         if remaining is not None and remaining <= 3600:
             incoming.deadline = now + remaining
             return await behind(incoming)
@@ -181,7 +181,7 @@ def _deadline(behind: Handler, default_timeout: float) -> Handler:
         except TimeoutError as error:
             if asyncio.get_running_loop().time() < deadline:
                 raise
-            raise DeadlineExceeded("the deadline passed before the answer was there") from error
+            raise DeadlineExceeded("the deadline passed before the reply was ready") from error
 
     return wait_until
 
@@ -210,7 +210,7 @@ def parsed(parse: Callable[[bytes], Parsed], data: bytes) -> Parsed:
     try:
         return parse(data)
     except DecodeError:
-        # The parser's own text names internal types.
+        # Without the parser's error, whose text names internal types.
         raise InvalidArgument(
             "the request cannot be parsed: it is not a message of this method, or a text is not UTF-8",
             reason="REQUEST_MALFORMED",
@@ -218,7 +218,7 @@ def parsed(parse: Callable[[bytes], Parsed], data: bytes) -> Parsed:
 
 
 def _parsing(behind: Handler, method: MethodDescriptor) -> Handler:
-    """Parse the request, once access is granted. Metadata that is too large is refused."""
+    """Parse the request after access was granted. Reject metadata that is too large."""
     parse = message_factory.GetMessageClass(method.input_type).FromString
 
     async def parse_request(incoming: Incoming) -> bytes:
@@ -267,14 +267,14 @@ def _serving(servicer: Servicer) -> Handler:
 
 
 def _unimplemented(method: MethodDescriptor) -> Handler:
-    async def not_there(_: Incoming) -> bytes:
-        raise Unimplemented(f"{method.full_name} is not there yet")
+    async def reject(_: Incoming) -> bytes:
+        raise Unimplemented(f"{method.full_name} is not implemented")
 
-    return not_there
+    return reject
 
 
 def entry(handler: Handler, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    """The chain as gRPC calls it."""
+    """The entry of a chain, in the form that gRPC calls."""
 
     async def enter(request: bytes, context: Context) -> bytes:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}

@@ -33,7 +33,7 @@ Stub = TypeVar("Stub")
 SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}},
 )
-"""Calls go to the workers that say SERVING. gRPC itself repeats only the calls that no worker has seen."""
+"""Calls go to the workers that report SERVING. gRPC itself retries only calls that no worker has received."""
 
 SUSPECT_AFTER_S = 1.0
 """The time without an answer after which the breaker probes the peer and another worker is tried as well."""
@@ -42,7 +42,7 @@ MIN_PROBED_WORKERS = 3
 
 
 class Peer:
-    """Another service, by all its addresses. Take a `stub` and give its methods to `ask`."""
+    """Another service, with all its addresses. Pass the methods of its `stub` to `ask`."""
 
     def __init__(
         self, service: str, target: Sequence[str], settings: ServiceSettings, *, suspect_after: float = SUSPECT_AFTER_S
@@ -55,9 +55,9 @@ class Peer:
         has_one_worker = len(target) == 1 and _is_numeric(target[0])
         self._probed_workers = 1 if has_one_worker else max(MIN_PROBED_WORKERS, len(target))
         self.breaker = Breaker(service, self._probe, means_down=_means_down, suspect_after=suspect_after)
-        """Says whether the peer answers."""
+        """The circuit breaker of the peer."""
         self.retries = Retries(hedge_after=None if has_one_worker else suspect_after)
-        """Counts the retries."""
+        """The retries of calls to the peer, and their counts."""
 
     def stub(self, kind: Callable[[grpc.aio.Channel], Stub]) -> Stub:
         """The stub of a generated class. The channel is opened with the first one, inside the event loop."""
@@ -81,7 +81,7 @@ class Peer:
                     # A worker that hangs loses its connection after 10 s at most, even if nothing is sent to it.
                     ("grpc.keepalive_time_ms", 5_000),
                     ("grpc.keepalive_timeout_ms", 5_000),
-                    # What gRPC 1.82 really waits for the reply to a keepalive ping; the default is 60 s.
+                    # The real timeout of a keepalive ping in gRPC 1.82; the default is 60 s.
                     ("grpc.http2.ping_timeout_ms", 5_000),
                     ("grpc.http2.max_pings_without_data", 0),
                     # No keepalive ping is sent while a ping that measures the bandwidth has no reply.
@@ -95,7 +95,7 @@ class Peer:
         return self._channel
 
     async def start(self) -> None:
-        """Nothing to wait for: the channel connects when it is used."""
+        """Do nothing: the channel connects when it is used."""
 
     async def stop(self) -> None:
         """End the probes and close the channel."""
@@ -115,7 +115,7 @@ class Peer:
     ) -> Reply:
         """Call `method`, and again after a transient error.
 
-        Raises the error that the service answers with; Unavailable; DeadlineExceeded.
+        Raises the error that the service returns, Unavailable or DeadlineExceeded.
 
         All attempts of a change carry the same idempotency key, `key` or a new one. `calls` are the calls that wait for
         the reply: its deadline is the latest of theirs, at most `timeout` seconds from now, and its trace that of the
@@ -139,7 +139,7 @@ class Peer:
         return await self.retries.run(attempt, deadline)
 
     async def _probe(self) -> None:
-        """Return when one worker says that it serves. Raises Unavailable if none of those that are asked does."""
+        """Return when one worker reports SERVING. Raises Unavailable if no probed worker does."""
         stub: Any = self.stub(health_pb2_grpc.HealthStub)
         # In one turn of the event loop, so that round robin sends each to another worker.
         checks = [asyncio.create_task(_is_serving(stub)) for _ in range(self._probed_workers)]

@@ -17,7 +17,7 @@ from mesh.rpc.foreign import Guarded
 LIVENESS = "liveness"
 """SERVING as long as the event loop runs. A process that does not answer has to be restarted."""
 READINESS = "readiness"
-"""SERVING while the service can do its work. Otherwise it must get no calls."""
+"""SERVING while the service can do its work. Otherwise it must not receive calls."""
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
@@ -33,18 +33,18 @@ class Health:
     def __init__(self, listen: str, services: Sequence[str]) -> None:
         """`listen` is the address of the plain port."""
         self.port = 0
-        """The plain port, once started."""
+        """The plain port, available after `start`."""
         self._listen = listen
         self._ready_names = ("", READINESS, *services)
         self._servicer = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     def add_to(self, server: Guarded) -> None:
-        """Let another server answer for it too, including Watch."""
+        """Also add the health service, including Watch, to another server."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)  # type: ignore[arg-type]  # it adds methods as one
 
     async def start(self) -> None:
-        """Listen on the plain port. Raises Unavailable when the address is taken."""
+        """Listen on the plain port. Raises Unavailable if the address is in use."""
         server = grpc.aio.server(options=_OPTIONS)
         Guarded(server).add_registered_method_handlers(
             health.SERVICE_NAME,

@@ -1,4 +1,4 @@
-"""Who calls: people by the access token they carry, services by the certificate of their connection."""
+"""The identity of callers: people have an access token, services the certificate of their connection."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ ISSUER = "commerce-mesh"
 """Both `iss` and `aud` of the access tokens."""
 ALGORITHM = "ES256"
 CLOCK_SKEW_S = 60
-"""How far the clock of whoever signed a token may be ahead. When one expires, it is our clock that counts."""
+"""The seconds by which the clock of the issuer of a token may be ahead. The expiry of tokens has no tolerance."""
 TRUST_DOMAIN = "spiffe://commerce-mesh/"
-"""What the URI name in every certificate of the mesh begins with; the rest is the peer's name."""
+"""The prefix of the URI name in every certificate of the mesh. The peer's name follows."""
 OUTSIDERS = frozenset({"", GATEWAY, "operator"})
-"""Peers that are no service: what they carry in comes from people."""
+"""Peers that are not services. Their calls come from people."""
 
 _REMEMBERED = 20_000
 
 
 class Tokens:
-    """Verifies access tokens: each one once, then from memory until it expires.
+    """Verifies access tokens. A valid token is remembered until it expires.
 
-    Expiry is checked by the clock of this machine, as the edge and every other reader of a JWT does.
+    Expiry is checked with the clock of this machine, as by the edge and every other reader of a JWT.
     """
 
     def __init__(self, jwks: Path) -> None:
-        """Raises ValueError or OSError when `jwks` is no file with a JSON Web Key Set."""
+        """Raises ValueError or OSError if `jwks` is not a file with a JSON Web Key Set."""
         self._keys = KeySet.import_key_set(json.loads(jwks.read_text()))
         self._rules = jwt.JWTClaimsRegistry(
             leeway=CLOCK_SKEW_S,
@@ -50,16 +50,16 @@ class Tokens:
         self._known: dict[str, tuple[Caller, float]] = {}
 
     def caller(self, authorization: str) -> Caller:
-        """The caller behind an `authorization` header; anybody when it is empty.
+        """The caller that an `authorization` header identifies; `ANYBODY` if it is empty.
 
-        Raises Unauthenticated / TOKEN_INVALID for anything else than a valid, unexpired bearer token.
+        Raises Unauthenticated / TOKEN_INVALID unless it contains a valid, unexpired bearer token.
         """
         if not authorization:
             return ANYBODY
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            raise Unauthenticated("the authorization header must hold a bearer token")
-        # The key is the token: a caller can write one header in many ways, each as long as a header may be.
+            raise Unauthenticated("the authorization header must contain a bearer token")
+        # The token is the key of the cache: a caller can write one header in many ways, each of the maximum length.
         token = credentials.strip()
         known = self._known.get(token)
         if known is None:
@@ -88,7 +88,7 @@ class Tokens:
 
 
 def peer_name(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The mesh name in the peer's verified certificate; empty when there is none."""
+    """The name in the peer's verified certificate; empty if there is none."""
     if context.peer_identity_key() != "x509_subject_alternative_name":
         return ""
     for name in context.peer_identities() or ():

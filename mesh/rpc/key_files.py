@@ -1,4 +1,4 @@
-"""The files with keys and certificates: gRPC would report a bad one as an address that it cannot listen on."""
+"""Checks the files with keys and certificates. gRPC would report an invalid one as a failure to listen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def require_valid(settings: ServiceSettings) -> None:
-    """Raise SettingsInvalid, with a line for each bad file, unless all files hold what they must."""
+    """Raise SettingsInvalid, with a line for each invalid file, unless all files are valid."""
     faults = [
         *_faults_of_authority(settings.tls_ca),
         *_faults_of_certificate(settings.tls_cert, settings.tls_key),
@@ -34,7 +34,7 @@ def _faults_of_authority(ca: Path) -> list[str]:
 
 def _faults_of_certificate(cert: Path, key: Path) -> list[str]:
     try:
-        # With a password, or OpenSSL would ask the terminal for that of an encrypted key.
+        # With a password, because OpenSSL would otherwise prompt for the one of an encrypted key.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -48,6 +48,6 @@ def _faults_of_certificate(cert: Path, key: Path) -> list[str]:
 def _faults_of_key_set(jwks: Path) -> list[str]:
     try:
         Tokens(jwks)
-    except Exception:  # noqa: BLE001  # joserfc raises whatever parsing such a file comes to
+    except Exception:  # noqa: BLE001  # joserfc does not wrap the errors of its parser
         return ["MESH_JWKS: holds no JSON Web Key Set"]
     return []

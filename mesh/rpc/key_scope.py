@@ -1,7 +1,7 @@
-"""The idempotency keys of anonymous callers: what each is scoped by, declared in the contract as a method option.
+"""The scope of the idempotency keys of anonymous callers, declared in the contract as a method option.
 
-The key of anybody else belongs to its caller (`mesh.db.idempotency`). Strangers have nothing in common but their
-choice of key, so that `1` of one is not `1` of another only if what they ask for tells them apart.
+The key of any other caller is scoped by the caller (`mesh.db.idempotency`). Two anonymous callers may choose the same
+key, so fields of the request must separate them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 
 KeyScope = Callable[[Message], bytes]
-"""Gives 32 bytes, the same for requests that name the same intent."""
+"""Returns 32 bytes, which are equal for requests with the same intent."""
 
 
 class KeyScopeUndeclared(Exception):
-    """The contract does not say what scopes the keys of a method's anonymous callers: the server must not start."""
+    """The contract declares no scope for the keys of a method's anonymous callers, so the server must not start."""
 
 
 def key_scope_of(method: MethodDescriptor) -> KeyScope:
@@ -33,7 +33,7 @@ def key_scope_of(method: MethodDescriptor) -> KeyScope:
     fields = [_field(method, name) for name in names]
 
     def scope(request: Message) -> bytes:
-        # A digest of each value, so that the end of one and the beginning of the next cannot be shifted.
+        # A digest of each value, so that no two lists of values have the same concatenation.
         values = (blake2b(_text(getattr(request, field.name)), digest_size=32).digest() for field in fields)
         return blake2b(b"".join(values), digest_size=32).digest()
 

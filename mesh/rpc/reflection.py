@@ -53,7 +53,7 @@ def public_services() -> list[str]:
 
 
 def load_contracts() -> list[str]:
-    """Import all generated contracts; the names of their files."""
+    """Import all generated contracts. Returns the names of their files."""
     files = []
     for root in map(Path, commerce.__path__):
         for found in sorted(root.rglob("*_pb2.py")):
@@ -86,7 +86,7 @@ class _Bounded:
 async def _received(
     requests: AsyncIterable[ServerReflectionRequest], seconds: float
 ) -> AsyncIterator[ServerReflectionRequest]:
-    """The requests of a stream until it ends. Raises DeadlineExceeded when it is still open after `seconds`."""
+    """The requests of a stream until it ends. Raises DeadlineExceeded if it is still open after `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     iterator = aiter(requests)
     while True:
@@ -101,7 +101,7 @@ async def _received(
 
 
 class _Pool:
-    """The descriptor pool, which by itself does not find a method by its name, as `describe` asks for it."""
+    """The descriptor pool, extended to find a method by its full name, which `grpcurl describe` requires."""
 
     def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
         self._pool = pool

@@ -1,11 +1,11 @@
-"""The reply of a changing call: made once, stored under the call's key, and sent.
+"""The reply of a changing call: created once, stored under the call's key, and sent.
 
-    rpc.py      Change(call, encode)          what is asked, and how its result becomes bytes
+    rpc.py      Change(call, encode)          the call, and the conversion of its result to a message
     use case    async with units.once(change) as work: … return work.reply(result)
     database    key, request hash and `Reply.wire` are written in the transaction of the effect
     chain       sends `Reply.wire`; for a second call with the same key `once` raises `Replay` with the stored bytes
 
-A reply that holds a secret is never stored: such a method takes no `Change` and returns its message.
+A reply with a secret is never stored: such a method takes no `Change` and returns its message.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class Reply(NamedTuple, Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[R]):
-    """A call that changes something: who asks, under which key, and how its result becomes the reply."""
+    """A call that changes something, and the conversion of its result to the reply."""
 
     call: Call
     to_message: Callable[[R], Message]
 
     @property
     def caller(self) -> Caller:
-        """Who asks."""
+        """The caller."""
         return self.call.caller
 
     @property
     def trace(self) -> Trace:
-        """The trace that its events belong to."""
+        """The trace of the change and its events."""
         return self.call.trace
 
     @property
     def key(self) -> IdempotencyKey | None:
-        """The key under which the reply is stored; none when the caller sent none."""
+        """The key under which the reply is stored; None if the caller sent none."""
         return self.call.key
 
     def reply(self, result: R) -> Reply[R]:
@@ -58,6 +58,6 @@ class Change(Generic[R]):
         return Reply(result, self.to_message(result).SerializeToString())
 
 
-def to_wire(answer: Message | Reply[Any]) -> bytes:
-    """The bytes of what a servicer or the chain answers with."""
-    return answer.wire if isinstance(answer, Reply) else answer.SerializeToString()
+def to_wire(reply: Message | Reply[Any]) -> bytes:
+    """The bytes of a servicer's reply."""
+    return reply.wire if isinstance(reply, Reply) else reply.SerializeToString()

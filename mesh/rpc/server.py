@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.enable_channelz", 0),
-    # Pings that measure how much a connection could carry; calls here are small.
+    # No pings that measure the bandwidth, because calls are small.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 10_000),
-    # Between these two, gRPC would refuse some requests at random.
+    # They are equal, because between them gRPC rejects requests at random.
     ("grpc.max_metadata_size", MAX_TRANSPORT_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_TRANSPORT_BYTES),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
@@ -39,7 +39,7 @@ _OPTIONS = [
 ]
 
 CHECKS_TIMEOUT_S = 5.0
-"""Checks that take longer have failed: a part that hangs is as good as gone."""
+"""The timeout of the checks in seconds. A part that hangs counts as failed."""
 Check = Callable[[], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
@@ -50,17 +50,17 @@ class MethodUnknown(Exception):
 
 
 class Server:
-    """Serves contracts with mutual TLS. Health says SERVING only while every check passes and nothing drains."""
+    """Serves contracts with mutual TLS. Health reports SERVING while all checks pass and it does not drain."""
 
     def __init__(self, settings: ServiceSettings, servicers: Mapping[str, object], *, checks: Sequence[Check]) -> None:
-        """`servicers` by the full name of their service, `commerce.order.v1.OrderService`.
+        """`servicers` are listed by the full name of their service, such as `commerce.order.v1.OrderService`.
 
-        Raises AccessUndeclared, KeyScopeUndeclared or MethodUnknown: with a hole in its contract it does not start.
+        Raises AccessUndeclared, KeyScopeUndeclared or MethodUnknown if a contract is incomplete or does not match.
         Raises SettingsInvalid if a file with keys or certificates is not valid.
         """
         key_files.require_valid(settings)
         self.port = 0
-        """The port it listens on, once started."""
+        """The port on which it listens, available after `start`."""
         self._settings = settings
         self._checks = checks
         self._in_flight = InFlight(settings.max_in_flight)
@@ -76,7 +76,7 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen, and say SERVING as soon as the checks pass. Raises Unavailable when an address is taken."""
+        """Listen, and report SERVING as soon as the checks pass. Raises Unavailable if an address is in use."""
         server = self._server = accepting.server(_OPTIONS)
         for name, handlers in self._handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
@@ -95,12 +95,12 @@ class Server:
             raise Unavailable(f"it cannot listen on {self._settings.listen}") from error
         await self.health.start()
         await server.start()
-        await self._look()
-        self._watch = asyncio.create_task(self._keep_looking(), name="health")
+        await self._check()
+        self._watch = asyncio.create_task(self._keep_checking(), name="health")
         log.info("listening", port=self.port, health_port=self.health.port)
 
     async def stop(self) -> None:
-        """Drain: say NOT_SERVING, take no new call, and let those in flight end, as long as the settings allow."""
+        """Drain: report NOT_SERVING, accept no new calls, and give those in progress `drain_seconds` to finish."""
         if self._server is None:
             return
         await tasks.end(self._watch)
@@ -127,17 +127,17 @@ class Server:
             handlers[method.name] = make(entry(served, f"/{service.full_name}/{method.name}"))
         return handlers
 
-    async def _keep_looking(self) -> None:
+    async def _keep_checking(self) -> None:
         while True:
             await asyncio.sleep(1)
-            await self._look()
+            await self._check()
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         try:
             async with asyncio.timeout(CHECKS_TIMEOUT_S):
                 for check in self._checks:
                     await check()
-        except Exception as error:  # noqa: BLE001  # whatever it is, a service that cannot be checked is not ready
+        except Exception as error:  # noqa: BLE001  # after any error of a check the service is not ready
             log.warning("not ready", error=repr(error))
             await self.health.report(is_ready=False)
         else:

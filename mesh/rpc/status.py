@@ -18,7 +18,7 @@ DOMAIN = "commerce"
 MAX_STATUS_BYTES = 5_000
 """The largest status with its details. It travels in headers, in base64, and clients accept 8 KiB of headers."""
 MAX_MESSAGE_LENGTH = 250
-"""Characters of a message. It travels a second time in a header of its own."""
+"""The maximum number of characters of a message, which is also sent in a header of its own."""
 
 _DETAILS = "grpc-status-details-bin"
 _ENVELOPE_BYTES = 150
@@ -28,7 +28,7 @@ _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def to_status(error: MeshError) -> status_pb2.Status:
-    """The wire form of an error: always an `ErrorInfo`, with `BadRequest` and `RetryInfo` where they say something.
+    """The wire form of an error: an `ErrorInfo`, and a `BadRequest` and a `RetryInfo` if the error has such details.
 
     Violations that do not fit into `MAX_STATUS_BYTES` are left out.
     """
@@ -85,7 +85,7 @@ def from_status(status: status_pb2.Status) -> MeshError:
 
 
 def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
-    """The error behind a failed call to `service`: its own if it named one, else what the transport saw."""
+    """The error of a failed call to `service`: the one that the service named, or else the one of the transport."""
     if (named := _details(failure)) is not None:
         return from_status(status_pb2.Status.FromString(named))
     match failure.code():
@@ -99,7 +99,7 @@ def from_rpc_error(failure: grpc.aio.AioRpcError, service: str) -> MeshError:
 
 
 def is_of_transport(failure: grpc.aio.AioRpcError) -> bool:
-    """Whether a call failed on the way: the service did not answer it, in time or at all."""
+    """Whether a call failed in transport: the service did not answer, or not in time."""
     return failure.code() in _OF_TRANSPORT and _details(failure) is None
 
 

@@ -21,9 +21,9 @@ def money(amount: Decimal, currency: str) -> Money:
 
 
 def put_money(target: Money, amount: Decimal, currency: str) -> None:
-    """Make `target`, the field of a message, that `amount`; quicker than to make a `Money` and have it copied."""
+    """Set `target`, a field of a message, to an amount. This is faster than copying a `Money`."""
     total = int(amount.scaleb(9))
-    # Both parts have the sign of the whole, as Money wants it.
+    # `Money` requires the same sign in both parts.
     units = total // _NANOS if total >= 0 else -(-total // _NANOS)
     target.currency_code, target.units, target.nanos = currency, units, total - units * _NANOS
 
@@ -34,23 +34,23 @@ def amount(value: Money) -> Decimal:
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """An aware moment, to the microsecond."""
+    """The `Timestamp` of an aware time, to the microsecond."""
     made = Timestamp()
     put_time(made, moment)
     return made
 
 
 def put_time(target: Timestamp, moment: datetime) -> None:
-    """Make `target`, the field of a message, that moment; see `put_money`."""
+    """Set `target`, a field of a message, to a time; see `put_money`."""
     since = moment - _EPOCH
     target.seconds, target.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1000
 
 
 def moment(stamp: Timestamp) -> datetime:
-    """A `Timestamp` as an aware moment in UTC."""
+    """A `Timestamp` as an aware time in UTC."""
     return stamp.ToDatetime(tzinfo=UTC)
 
 
 def uuid_or_none(text: str) -> UUID | None:
-    """The id in a field that may be empty; the contract's validation has already refused any other text."""
+    """The id in a field that may be empty. The contract's validation has already rejected any other text."""
     return parse_id(text) if text else None

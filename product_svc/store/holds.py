@@ -161,7 +161,7 @@ class HoldStore:
         found = self._recent_offers.take(wanted)
         offers = list(found.values())
         if missing := [product_id for product_id in wanted if product_id not in found]:
-            rows = await work.transaction.peek(OFFERS, ids=missing)
+            rows = await work.transaction.read_now(OFFERS, ids=missing)
             if any(wanted[row["product_id"]] > row["available"] for row in rows):
                 raise StockShort
             offers += [_offers.read(row) for row in rows]

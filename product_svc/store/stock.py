@@ -83,7 +83,7 @@ class StockStore:
         if work.pessimistic:
             rows = await work.transaction.fetch(LOCK_STOCKS, keys=keys)
         else:
-            rows = await work.transaction.peek(STOCKS, keys=keys)
+            rows = await work.transaction.read_now(STOCKS, keys=keys)
         return [_stocks.read(row) for row in rows]
 
     def save(self, work: UnitOfWork, stockroom: Stockroom) -> None:

@@ -113,7 +113,7 @@ async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_gr
     with capture_logs() as lines:
         await here.units.run_optimistically(effect)
     assert await scratch.notes() == ["again"]
-    assert [(line["event"], line["error"]) for line in lines] == [("done again", "NotFound")]
+    assert [(line["event"], line["error"]) for line in lines] == [("run again with locks", "NotFound")]
 
 
 async def test_what_fails_with_a_look_has_failed(scratch: Scratch, here: Process) -> None:
