@@ -52,6 +52,15 @@ class CredentialsInvalid(Unauthenticated):
         super().__init__("no customer has this email address and password")
 
 
+class SessionRevoked(Unauthenticated):
+    """The refresh token is unknown, expired or revoked, or it was used before."""
+
+    reason = "SESSION_REVOKED"
+
+    def __init__(self) -> None:
+        super().__init__("the session has ended: sign in again")
+
+
 class SignInLimited(ResourceExhausted):
     """Too many sign-ins with this email address have failed of late, whether or not a customer has it."""
 

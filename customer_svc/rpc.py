@@ -71,3 +71,13 @@ class SessionService:
     async def CreateSession(self, request: session.CreateSessionRequest, call: Call) -> session.CreateSessionResponse:
         opened = await self._sessions.create_session(call, request.email, request.password)
         return session.CreateSessionResponse(session=wire.session(opened))
+
+    async def RefreshSession(
+        self, request: session.RefreshSessionRequest, call: Call
+    ) -> session.RefreshSessionResponse:
+        refreshed = await self._sessions.refresh_session(request.refresh_token)
+        return session.RefreshSessionResponse(session=wire.session(refreshed))
+
+    async def DeleteSession(self, request: session.DeleteSessionRequest, call: Call) -> session.DeleteSessionResponse:
+        await self._sessions.delete_session(request.refresh_token)
+        return session.DeleteSessionResponse()

@@ -16,13 +16,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from customer_svc.domain import ClientLimited, CredentialsInvalid, SignInLimited
+from customer_svc.domain import ClientLimited, CredentialsInvalid, SessionRevoked, SignInLimited
 from mesh.errors import Unavailable
 from mesh.ids import new_id
 
 BURST = 50
 """Sign-ins, and sign-ups, that one client may send at once after a pause."""
 
+RETRY_WINDOW = timedelta(seconds=10)
+"""After its first use, how long a refresh token may be sent again by a client that lost the reply."""
+
+_MAX_GOOD_TOKENS = 8
+"""Refresh tokens of one family that are good at a time: the newest successors of one token."""
 _TIMEOUT_S = 1.0
 _SIGN_UP_TIMEOUT_S = 0.25
 """How long a sign-up waits for Redis, which it can do without."""
@@ -67,17 +72,49 @@ redis.call('SET', KEYS[1], string.format('%.3f', full), 'PX', math.ceil(full - n
 return 0
 """
 
+# Rotation. KEYS[1] is the family. ARGV: the digests of the token that was sent and of its successor, the retry window
+# in ms, and how many tokens may be good. `token_sha256` holds the digests of all good tokens, separated by blanks: more
+# than one while a used token is sent again and no successor has been used. To run the script twice with the same
+# arguments has the effect of running it once.
+_REFRESH = """
+local customer, good, used, used_ms = unpack(redis.call('HMGET', KEYS[1], 'customer_id', 'token_sha256', 'used_sha256',
+  'used_ms'))
+if not customer then
+  return {'unknown', ''}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local sent, successor, window, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local digests = {}
+for digest in string.gmatch(good, '%S+') do
+  digests[#digests + 1] = digest
+  if digest == sent then
+    redis.call('HSET', KEYS[1], 'token_sha256', successor, 'used_sha256', sent, 'used_ms', now)
+    return {'refreshed', customer}
+  end
+end
+if sent ~= used or now - tonumber(used_ms) > window then
+  redis.call('DEL', KEYS[1])
+  return {'reused', customer}
+end
+if digests[#digests] ~= successor then
+  digests[#digests + 1] = successor
+  redis.call('HSET', KEYS[1], 'token_sha256', table.concat(digests, ' ', math.max(1, #digests - most + 1)))
+end
+return {'refreshed', customer}
+"""
+
 log = structlog.get_logger(__name__)
 
 
 class SessionStore:
     """Redis, as the customer service uses it. Every method raises Unavailable when Redis does not answer.
 
-    `session:<family>` is a hash for all refresh tokens that descend from one sign-in: whose it is, and the SHA-256 of
-    the token that is good now. `sign-in:{<email>}` and `sign-in:{<email>}:<client>` are sorted sets of attempts;
-    `signed-in:{<email>}:<client>` says that one has succeeded. `rate:<kind>:<client>` is a bucket of tokens. Email
-    addresses and clients are digests. A client is a string that identifies where requests come from, empty when that
-    is unknown.
+    `session:<family>` is a hash for all refresh tokens that descend from one sign-in: the customer, the SHA-256 of each
+    good token, and that of the token used last with the time of its first use. `sign-in:{<email>}` and
+    `sign-in:{<email>}:<client>` are sorted sets of attempts; `signed-in:{<email>}:<client>` marks one that succeeded.
+    `rate:<kind>:<client>` is a bucket of tokens. Email addresses and clients are digests. A client is a string that
+    identifies where requests come from, empty when that is unknown.
     """
 
     def __init__(
@@ -107,6 +144,7 @@ class SessionStore:
         self._redis = Redis.from_pool(pool)
         self._begin = self._redis.register_script(_BEGIN)
         self._admit = self._redis.register_script(_ADMIT)
+        self._refresh = self._redis.register_script(_REFRESH)
 
     async def start(self) -> None:
         """Nothing to wait for: it connects when it is used."""
@@ -120,21 +158,50 @@ class SessionStore:
 
         The token names its family, so that a used one that comes back leads to what must then be revoked.
         """
-        family, secret = str(new_id()), secrets.token_urlsafe(32)
-        key = f"session:{family}"
+        family, secret = new_id(), secrets.token_urlsafe(32)
+        key = _session(family)
         with _answering():
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.hset(
                     key,
                     mapping={
                         "customer_id": str(customer_id),
-                        "token_sha256": sha256(secret.encode()).hexdigest(),
+                        "token_sha256": _sha256(secret),
                         "create_time": now.isoformat(),
                     },
                 )
                 pipeline.expire(key, self._lifetime)
                 await pipeline.execute()
         return f"{family}.{secret}"
+
+    async def refresh(self, refresh_token: str) -> tuple[UUID, str]:
+        """Replace a refresh token; returns the customer and the new refresh token of the same family.
+
+        A token is good once. A used one gets another successor within `RETRY_WINDOW` of its first use, as long as no
+        successor has been used. Any other token of the family that is not good revokes the family.
+        Raises SessionRevoked.
+        """
+        family, secret = _parsed(refresh_token)
+        if family is None:
+            raise SessionRevoked
+        successor = secrets.token_urlsafe(32)
+        window_ms = round(RETRY_WINDOW.total_seconds() * 1000)
+        with _answering():
+            outcome, customer_id = await self._refresh(
+                keys=[_session(family)], args=[_sha256(secret), _sha256(successor), window_ms, _MAX_GOOD_TOKENS]
+            )
+        if outcome == "reused":
+            log.warning("refresh token reused", customer_id=customer_id)
+        if outcome != "refreshed":
+            raise SessionRevoked
+        return UUID(customer_id), f"{family}.{successor}"
+
+    async def close(self, refresh_token: str) -> None:
+        """Revoke the family of a refresh token; an unknown one changes nothing."""
+        family, _ = _parsed(refresh_token)
+        if family is not None:
+            with _answering():
+                await self._redis.delete(_session(family))
 
     async def admit_sign_in(self, client: str) -> None:
         """Count a sign-in against the client's rate. Raises ClientLimited."""
@@ -191,6 +258,23 @@ class SessionStore:
                         if has_succeeded and client:
                             pipeline.set(known, 1, ex=self._lifetime)
                         await pipeline.execute()
+
+
+def _session(family: UUID) -> str:
+    return f"session:{family}"
+
+
+def _parsed(refresh_token: str) -> tuple[UUID | None, str]:
+    """The family and the secret of a refresh token; no family when it is not a token of this store."""
+    family, _, secret = refresh_token.partition(".")
+    try:
+        return UUID(family), secret
+    except ValueError:
+        return None, ""
+
+
+def _sha256(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()
 
 
 def _digest(text: str) -> str:

@@ -1,9 +1,10 @@
-"""Sessions: signing in."""
+"""Sessions: signing in, staying signed in, and signing out."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from uuid import UUID
 from weakref import WeakValueDictionary
 
 from customer_svc.domain import Credentials, CredentialsInvalid, Session, same_email
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sessions:
-    """Signing in. Its replies are secrets: nothing here is stored under an idempotency key."""
+    """Signing in and out. Its replies are secrets: nothing here is stored under an idempotency key."""
 
     def __init__(
         self,
@@ -51,10 +52,21 @@ class Sessions:
             credentials = await self._verified(email, password, client)
         if self._passwords.is_outdated(credentials.password_hash):
             await self._rehash(credentials, password, client)
-        now = self._units.now()
-        refresh_token = await self._sessions.open(credentials.customer_id, now)
-        access_token, expire_time = self._tokens.issue(credentials.customer_id, now)
-        return Session(credentials.customer_id, expire_time, access_token, refresh_token)
+        refresh_token = await self._sessions.open(credentials.customer_id, self._units.now())
+        return self._session(credentials.customer_id, refresh_token)
+
+    async def refresh_session(self, refresh_token: str) -> Session:
+        """Replace a session by its successor. Raises SessionRevoked; Unavailable while sessions cannot be kept."""
+        customer_id, successor = await self._sessions.refresh(refresh_token)
+        return self._session(customer_id, successor)
+
+    async def delete_session(self, refresh_token: str) -> None:
+        """Sign a customer out; an unknown token changes nothing. Raises Unavailable while sessions cannot be kept."""
+        await self._sessions.close(refresh_token)
+
+    def _session(self, customer_id: UUID, refresh_token: str) -> Session:
+        access_token, expire_time = self._tokens.issue(customer_id, self._units.now())
+        return Session(customer_id, expire_time, access_token, refresh_token)
 
     async def _verified(self, email: str, password: str, client: str) -> Credentials:
         async with self._units.database.reading() as reading:

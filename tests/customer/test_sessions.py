@@ -419,11 +419,138 @@ async def test_a_bad_sign_in_names_the_field(client: Client, email: str, passwor
     assert [violation.field for violation in error.violations] == [field]
 
 
-async def test_what_is_not_built_of_sessions_says_so(client: Client) -> None:
-    stub = session_pb2_grpc.SessionServiceStub(client.channel)
-    for method, request in (
-        (stub.RefreshSession, session_pb2.RefreshSessionRequest(refresh_token="x")),
-        (stub.DeleteSession, session_pb2.DeleteSessionRequest(refresh_token="x")),
-    ):
-        error = await refused(client(method, request))
-        assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")
+def family_key(session: session_pb2.Session) -> str:
+    """The key of a session's family in Redis."""
+    return f"session:{session.refresh_token.partition('.')[0]}"
+
+
+async def refresh(client: Client, refresh_token: str) -> session_pb2.Session:
+    request = session_pb2.RefreshSessionRequest(refresh_token=refresh_token)
+    reply = await client(session_pb2_grpc.SessionServiceStub(client.channel).RefreshSession, request)
+    session: session_pb2.Session = reply.session
+    return session
+
+
+async def sign_out(client: Client, refresh_token: str) -> None:
+    request = session_pb2.DeleteSessionRequest(refresh_token=refresh_token)
+    await client(session_pb2_grpc.SessionServiceStub(client.channel).DeleteSession, request)
+
+
+async def is_revoked(client: Client, refresh_token: str) -> bool:
+    error = await refused(refresh(client, refresh_token))
+    return (error.code.name, error.reason) == ("UNAUTHENTICATED", "SESSION_REVOKED")
+
+
+async def age_first_use(redis: Redis, session: session_pb2.Session, seconds: int) -> None:
+    """Move the first use of the token that was refreshed last into the past."""
+    assert await redis.hincrby(family_key(session), "used_ms", -seconds * 1000) > 0
+
+
+async def test_refreshing_gives_a_new_pair_of_tokens_for_the_same_customer(client: Client) -> None:
+    customer = await sign_up(client)
+    first = await sign_in(client, customer.email)
+    second = await refresh(client, first.refresh_token)
+    third = await refresh(client, second.refresh_token)
+    assert len({each.refresh_token for each in (first, second, third)}) == 3
+    assert len({each.access_token for each in (first, second, third)}) == 3
+    assert third.customer_id == customer.id
+    assert third.expire_time.ToDatetime(UTC) > datetime.now(UTC)
+    assert await read(client.as_(third.access_token), "me") == customer
+
+
+async def test_refreshing_keeps_only_digests_and_does_not_extend_the_session(client: Client, redis: Redis) -> None:
+    first = await sign_in(client, (await sign_up(client)).email)
+    key = family_key(first)
+    assert await redis.expire(key, 1000)
+    second = await refresh(client, first.refresh_token)
+    assert 0 < await redis.ttl(key) <= 1000
+    kept = str(await redis.hgetall(key))
+    assert sha256(second.refresh_token.split(".")[1].encode()).hexdigest() in kept
+    for session in (first, second):
+        assert session.refresh_token.split(".")[1] not in kept
+
+
+async def test_an_old_refresh_token_revokes_its_family_and_no_other(client: Client) -> None:
+    customer = await sign_up(client)
+    first, other_device = await sign_in(client, customer.email), await sign_in(client, customer.email)
+    second = await refresh(client, first.refresh_token)
+    third = await refresh(client, second.refresh_token)
+    with capture_logs() as logs:
+        assert await is_revoked(client, first.refresh_token)
+    assert [each["customer_id"] for each in logs if each["event"] == "refresh token reused"] == [customer.id]
+    assert first.refresh_token not in repr(logs)
+    for session in (third, second, first):
+        assert await is_revoked(client, session.refresh_token)
+    assert (await refresh(client, other_device.refresh_token)).customer_id == customer.id
+
+
+async def test_a_retry_within_ten_seconds_of_the_first_use_gets_a_pair_of_the_same_family(
+    client: Client, redis: Redis
+) -> None:
+    first = await sign_in(client, (await sign_up(client)).email)
+    lost = await refresh(client, first.refresh_token)
+    await age_first_use(redis, first, 5)
+    retried = await refresh(client, first.refresh_token)
+    assert retried.refresh_token != lost.refresh_token
+    assert family_key(retried) == family_key(first)
+    following = await refresh(client, retried.refresh_token)
+    # The reply that was taken for lost is in somebody's hands after all.
+    assert await is_revoked(client, lost.refresh_token)
+    assert await is_revoked(client, following.refresh_token)
+
+
+async def test_a_retry_later_than_ten_seconds_after_the_first_use_revokes_the_family(
+    client: Client, redis: Redis
+) -> None:
+    first = await sign_in(client, (await sign_up(client)).email)
+    second = await refresh(client, first.refresh_token)
+    await age_first_use(redis, first, 6)
+    retried = await refresh(client, first.refresh_token)
+    # The first use counts, not the last.
+    await age_first_use(redis, first, 5)
+    assert await is_revoked(client, first.refresh_token)
+    for session in (second, retried):
+        assert await is_revoked(client, session.refresh_token)
+
+
+async def test_attempts_at_once_with_one_refresh_token_leave_one_family_that_goes_on(client: Client) -> None:
+    customer = await sign_up(client)
+    first = await sign_in(client, customer.email)
+    sessions = await asyncio.gather(*(refresh(client, first.refresh_token) for _ in range(6)))
+    assert len({each.refresh_token for each in sessions}) == 6
+    following = await refresh(client, sessions[3].refresh_token)
+    assert (await refresh(client, following.refresh_token)).customer_id == customer.id
+
+
+async def test_of_many_retries_only_the_newest_refresh_tokens_are_good(client: Client, redis: Redis) -> None:
+    first = await sign_in(client, (await sign_up(client)).email)
+    sessions = [await refresh(client, first.refresh_token) for _ in range(12)]
+    kept = await redis.hget(family_key(first), "token_sha256")
+    assert kept is not None
+    assert kept.split() == [sha256(each.refresh_token.split(".")[1].encode()).hexdigest() for each in sessions[-8:]]
+
+
+@pytest.mark.parametrize("token", ["x", ".", f"{uuid4()}", f"{uuid4()}.secret", "session.secret", "é" * 512])
+async def test_an_unknown_refresh_token_is_refused_and_signs_out_without_effect(client: Client, token: str) -> None:
+    assert await is_revoked(client, token)
+    await sign_out(client, token)
+
+
+async def test_signing_out_revokes_the_family_and_may_be_repeated(client: Client) -> None:
+    customer = await sign_up(client)
+    first, other_device = await sign_in(client, customer.email), await sign_in(client, customer.email)
+    second = await refresh(client, first.refresh_token)
+    for _ in range(2):
+        await sign_out(client, second.refresh_token)
+    for session in (first, second):
+        assert await is_revoked(client, session.refresh_token)
+    assert (await refresh(client, other_device.refresh_token)).customer_id == customer.id
+
+
+async def test_without_redis_refreshing_and_signing_out_say_so(servers: Servers, keys: Keys, folder: Path) -> None:
+    nowhere = RedisServer(f"unix://{folder}/none.sock")
+    async with customer_service(servers, keys, nowhere) as client:
+        token = f"{uuid4()}.secret"
+        for call in (refresh(client, token), sign_out(client, token)):
+            error = await refused(call)
+            assert (error.code.name, error.reason) == ("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE")

@@ -47,7 +47,9 @@ class SessionServiceStub:
     """
     RefreshSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _session_pb2.RefreshSessionResponse]
     """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
-    is used again, all refresh tokens of the same sign-in are revoked.
+    is used again, all refresh tokens of the same sign-in are revoked. There is one exception, for a client that lost
+    the reply: within 10 seconds of the first use, the same token gets another new session of the same sign-in, unless
+    a refresh token that replaced it has been used. Refreshing does not extend the lifetime of the sign-in.
 
     Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
     does not answer.
@@ -78,7 +80,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     RefreshSession: _aio.UnaryUnaryMultiCallable[_session_pb2.RefreshSessionRequest, _session_pb2.RefreshSessionResponse]  # type: ignore[assignment]
     """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
-    is used again, all refresh tokens of the same sign-in are revoked.
+    is used again, all refresh tokens of the same sign-in are revoked. There is one exception, for a client that lost
+    the reply: within 10 seconds of the first use, the same token gets another new session of the same sign-in, unless
+    a refresh token that replaced it has been used. Refreshing does not extend the lifetime of the sign-in.
 
     Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
     does not answer.
@@ -118,7 +122,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.RefreshSessionResponse, _abc.Awaitable[_session_pb2.RefreshSessionResponse]]:
         """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
-        is used again, all refresh tokens of the same sign-in are revoked.
+        is used again, all refresh tokens of the same sign-in are revoked. There is one exception, for a client that lost
+        the reply: within 10 seconds of the first use, the same token gets another new session of the same sign-in, unless
+        a refresh token that replaced it has been used. Refreshing does not extend the lifetime of the sign-in.
 
         Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
         does not answer.
