@@ -74,6 +74,18 @@ async def test_retry_during_the_release_of_its_hold_makes_another_hold(here: War
     await here.require_balance(product)
 
 
+async def test_key_of_a_released_hold_gets_another_hold_when_stock_is_short(here: Warehouse, there: Warehouse) -> None:
+    product, key = await here.product(4), uuid4().bytes
+    first = held((await here.reserve(reservation({product: 4}, key=key)))[0])
+    await here.release(first.order_id)
+    # There is too little for both, so this process locks the stock and reads the holds under the keys.
+    second, rejected = await there.reserve(reservation({product: 4}, key=key), reservation({product: 1}))
+    assert held(second).order_id != first.order_id
+    assert isinstance(rejected, StockInsufficient)
+    assert await here.stock(product) == (4, 4)
+    await here.require_balance(product)
+
+
 async def test_a_hundred_buyers_of_a_stock_of_ten_get_ten_holds(here: Warehouse, there: Warehouse) -> None:
     product = await here.product(10)
     buyers = [(here if number % 2 else there).reserve(reservation({product: 1})) for number in range(100)]
