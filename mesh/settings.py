@@ -65,6 +65,10 @@ class ServiceSettings(BaseSettings):
     """The timeout in seconds of a call whose caller sets no deadline."""
     max_in_flight: int = Field(default=4096, gt=0)
     """The maximum number of concurrent calls. Further calls are rejected as OVERLOADED."""
+    max_streams: int = Field(default=4096, gt=0)
+    """The maximum number of open streams (watches). Further streams are rejected as OVERLOADED."""
+    max_streams_per_caller: int = Field(default=32, gt=0)
+    """The maximum number of open streams of one person. Further streams are rejected as RATE_LIMITED."""
     reflection: bool = True
     """Whether the gRPC server describes the public services of the mesh to its callers, for tools such as grpcurl."""
     drain_seconds: float = Field(default=20.0, ge=0)

@@ -4,14 +4,17 @@
 
 Requests arrive and replies leave as bytes, because gRPC would send exceptions of its (de)serializers to the caller.
 A link is created from the method and the handler behind it. Links that a method does not need (such as the idempotency
-of a read) are left out of its chain.
+of a read) are left out of its chain. Server-streaming methods have the same links: the last link of their chain sends
+the messages, and the bound on open streams replaces the bound on calls (see `mesh.rpc.streams`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +42,7 @@ from mesh.rpc.identity import OUTSIDERS, Tokens, peer_name
 from mesh.rpc.key_scope import KeyScope, key_scope_of
 from mesh.rpc.replies import Reply, to_wire
 from mesh.rpc.sizes import MAX_METADATA_BYTES
+from mesh.rpc.streams import Streams, StreamServicer, sending
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -63,6 +67,8 @@ class Incoming:
     deadline: float | None = None
     peer: str = ""
     caller: Caller = ANYBODY
+    expires: float | None = None
+    """When the caller's access token expires, in seconds since the epoch; None without a token."""
     key: IdempotencyKey | None = None
 
     def call(self) -> Call:
@@ -71,7 +77,7 @@ class Incoming:
 
 
 Handler = Callable[[Incoming], Awaitable[bytes]]
-"""A link and all that follow it: takes a call, returns the serialized reply."""
+"""A link and all that follow it: takes a call, returns the serialized reply (none for a stream, which sends them)."""
 
 log = structlog.get_logger("rpc")
 
@@ -101,20 +107,56 @@ class InFlight:
         self.count -= 1
 
 
-def chain(method: MethodDescriptor, servicer: Servicer | None, policy: Policy, in_flight: InFlight) -> Handler:
-    """The handler of a method. Raises AccessUndeclared or KeyScopeUndeclared if its contract declares no such rule."""
+class ShapeMismatch(Exception):
+    """A handler does not fit its method, such as a coroutine for a stream, or the chain does not support the method."""
+
+
+def chain(
+    method: MethodDescriptor,
+    servicer: Servicer | StreamServicer | None,
+    policy: Policy,
+    in_flight: InFlight,
+    streams: Streams,
+) -> Handler:
+    """The handler of a method.
+
+    Raises AccessUndeclared or KeyScopeUndeclared if its contract declares no such rule, and ShapeMismatch.
+    """
     rule = access.rule_of(method)
-    handler = _serving(servicer) if servicer is not None else _unimplemented(method)
+    is_stream = method.server_streaming
+    handler = _last(method, servicer)
     if is_change(method):
         scope = key_scope_of(method) if rule == access_pb2.ACCESS_PUBLIC else None
         handler = _idempotency(handler, scope)
     handler = _validation(handler, method)
     handler = _parsing(handler, method)
+    if is_stream:
+        handler = streams.bounded(handler)
     handler = _access(handler, rule, access.peers_of(method))
     handler = _identity(handler, policy.tokens)
-    handler = _deadline(handler, policy.default_timeout)
-    handler = _errors(handler, in_flight)
+    handler = _deadline(handler, None if is_stream else policy.default_timeout)
+    handler = _errors(handler, nullcontext() if is_stream else in_flight)
     return _telemetry(handler)
+
+
+def _last(method: MethodDescriptor, servicer: Any) -> Handler:
+    """The link that runs the servicer. Raises ShapeMismatch.
+
+    gRPC discards the result of a coroutine that handles a stream, and sends nothing.
+    """
+    if method.client_streaming:
+        raise ShapeMismatch(f"{method.full_name} takes a stream of requests, which no chain handles")
+    if method.server_streaming and is_change(method):
+        raise ShapeMismatch(f"{method.full_name} is a stream and must declare NO_SIDE_EFFECTS: no reply can be stored")
+    if servicer is None:
+        return _unimplemented(method)
+    if method.server_streaming:
+        if not inspect.isasyncgenfunction(servicer):
+            raise ShapeMismatch(f"{method.full_name} is a stream: its handler must be an async generator, with `yield`")
+        return sending(servicer)
+    if not inspect.iscoroutinefunction(servicer):
+        raise ShapeMismatch(f"{method.full_name} has one reply: its handler must be a coroutine function")
+    return _serving(servicer)
 
 
 def is_change(method: MethodDescriptor) -> bool:
@@ -137,7 +179,7 @@ def _telemetry(behind: Handler) -> Handler:
     return telemetry
 
 
-def _errors(behind: Handler, in_flight: InFlight) -> Handler:
+def _errors(behind: Handler, in_flight: AbstractContextManager[None]) -> Handler:
     async def errors(incoming: Incoming) -> bytes:
         try:
             with in_flight:
@@ -164,15 +206,21 @@ LEVEL_OF = {Code.INTERNAL: logging.ERROR, Code.UNAVAILABLE: logging.WARNING, Cod
 """The log levels of rejections. All others are faults of the caller and have the level info."""
 
 
-def _deadline(behind: Handler, default_timeout: float) -> Handler:
-    """Give calls without a deadline one. gRPC itself ends a call at the deadline that its caller has set."""
+def _deadline(behind: Handler, default_timeout: float | None) -> Handler:
+    """Give calls without a deadline one, unless `default_timeout` is None.
+
+    gRPC itself ends a call at the deadline that its caller has set.
+    """
+    longest = 3600.0 if default_timeout is not None else 10 * 365 * 86_400.0
 
     async def wait_until(incoming: Incoming) -> bytes:
         remaining: float | None = incoming.context.time_remaining()  # None without a deadline, unlike in the stubs
         now = asyncio.get_running_loop().time()
         # An absent deadline is None or centuries away.
-        if remaining is not None and remaining <= 3600:
+        if remaining is not None and remaining <= longest:
             incoming.deadline = now + remaining
+            return await behind(incoming)
+        if default_timeout is None:
             return await behind(incoming)
         deadline = incoming.deadline = now + default_timeout
         try:
@@ -189,7 +237,7 @@ def _deadline(behind: Handler, default_timeout: float) -> Handler:
 def _identity(behind: Handler, tokens: Tokens) -> Handler:
     async def identity(incoming: Incoming) -> bytes:
         incoming.peer = peer_name(incoming.context)
-        incoming.caller = tokens.caller(incoming.metadata.get("authorization", ""))
+        incoming.caller, incoming.expires = tokens.verified(incoming.metadata.get("authorization", ""))
         if incoming.caller is ANYBODY and incoming.peer not in OUTSIDERS:
             incoming.caller = Caller(Kind.SERVICE, incoming.peer)
         return await behind(incoming)

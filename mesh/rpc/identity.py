@@ -28,6 +28,7 @@ OUTSIDERS = frozenset({"", GATEWAY, "operator"})
 """Peers that are not services. Their calls come from people."""
 
 _REMEMBERED = 20_000
+_NOBODY = (ANYBODY, None)
 
 
 class Tokens:
@@ -50,12 +51,17 @@ class Tokens:
         self._known: dict[str, tuple[Caller, float]] = {}
 
     def caller(self, authorization: str) -> Caller:
-        """The caller that an `authorization` header identifies; `ANYBODY` if it is empty.
+        """The caller that an `authorization` header identifies; `ANYBODY` if it is empty. Raises as `verified`."""
+        return self.verified(authorization)[0]
 
+    def verified(self, authorization: str) -> tuple[Caller, float | None]:
+        """The caller that an `authorization` header identifies, and when its token expires, in seconds since the epoch.
+
+        `ANYBODY` and None if the header is empty.
         Raises Unauthenticated / TOKEN_INVALID unless it contains a valid, unexpired bearer token.
         """
         if not authorization:
-            return ANYBODY
+            return _NOBODY
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthenticated("the authorization header must contain a bearer token")
@@ -63,16 +69,15 @@ class Tokens:
         token = credentials.strip()
         known = self._known.get(token)
         if known is None:
-            known = self._verified(token)
+            known = self._decoded(token)
             if len(self._known) >= _REMEMBERED:
                 self._forget()
             self._known[token] = known
-        caller, expires = known
-        if expires <= time.time():  # noqa: TID251  # see above
+        if known[1] <= time.time():  # noqa: TID251  # see above
             raise Unauthenticated("the access token has expired")
-        return caller
+        return known
 
-    def _verified(self, token: str) -> tuple[Caller, float]:
+    def _decoded(self, token: str) -> tuple[Caller, float]:
         try:
             claims: dict[str, Any] = jwt.decode(token, self._keys, algorithms=[ALGORITHM]).claims
             self._rules.validate(claims)

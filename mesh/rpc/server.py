@@ -18,6 +18,7 @@ from mesh.rpc.chain import InFlight, Policy, chain, entry
 from mesh.rpc.health import Health
 from mesh.rpc.identity import Tokens
 from mesh.rpc.sizes import MAX_TRANSPORT_BYTES
+from mesh.rpc.streams import Streams
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -55,7 +56,8 @@ class Server:
     def __init__(self, settings: ServiceSettings, servicers: Mapping[str, object], *, checks: Sequence[Check]) -> None:
         """`servicers` are listed by the full name of their service, such as `commerce.order.v1.OrderService`.
 
-        Raises AccessUndeclared, KeyScopeUndeclared or MethodUnknown if a contract is incomplete or does not match.
+        Raises AccessUndeclared, KeyScopeUndeclared, MethodUnknown or ShapeMismatch if a contract is incomplete or does
+        not match its servicer.
         Raises SettingsInvalid if a file with keys or certificates is not valid.
         """
         key_files.require_valid(settings)
@@ -64,6 +66,8 @@ class Server:
         self._settings = settings
         self._checks = checks
         self._in_flight = InFlight(settings.max_in_flight)
+        self.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
+        """The open streams."""
         policy = Policy(Tokens(settings.jwks), settings.default_timeout)
         pool = descriptor_pool.Default()
         self._handlers = {
@@ -100,16 +104,21 @@ class Server:
         log.info("listening", port=self.port, health_port=self.health.port)
 
     async def stop(self) -> None:
-        """Drain: report NOT_SERVING, accept no new calls, and give those in progress `drain_seconds` to finish."""
+        """Drain: report NOT_SERVING, accept no new calls, and give those in progress `drain_seconds` to finish.
+
+        Open streams end with UNAVAILABLE.
+        """
         if self._server is None:
             return
         await tasks.end(self._watch)
         await self.health.report(is_ready=False)
         if self._settings.drain_notice_seconds:
             await asyncio.sleep(self._settings.drain_notice_seconds)
-        log.info("draining", in_flight=self._in_flight.count)
+        log.info("draining", in_flight=self._in_flight.count, streams=self.streams.count)
+        # Both take effect in later turns of the loop, so clients get the GOAWAY before their streams end.
+        self.streams.drain()
         await self._server.stop(self._settings.drain_seconds)
-        log.info("drained", cut=self._in_flight.count)
+        log.info("drained", cut=self._in_flight.count + self.streams.count)
         await self.health.stop()
 
     def _handlers_of(
@@ -120,7 +129,7 @@ class Server:
             raise MethodUnknown(f"{service.full_name} has no {sorted(unknown)}")
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in service.methods:
-            served = chain(method, getattr(servicer, method.name, None), policy, self._in_flight)
+            served = chain(method, getattr(servicer, method.name, None), policy, self._in_flight, self.streams)
             make = (
                 grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
             )

@@ -16,6 +16,7 @@ from commerce.payment.v1 import payment_pb2
 from mesh.rpc.chain import InFlight, Policy, chain
 from mesh.rpc.identity import Tokens
 from mesh.rpc.key_scope import KeyScopeUndeclared, key_scope_of
+from mesh.rpc.streams import Streams
 from stack.pki import make_signing_key
 
 SIGN_UP = customer_pb2.DESCRIPTOR.services_by_name["CustomerService"].methods_by_name["CreateCustomer"]
@@ -79,13 +80,13 @@ def test_of_several_fields_all_belong_to_the_scope() -> None:
 
 def test_a_public_change_without_a_scope_keeps_the_server_from_starting(policy: Policy) -> None:
     with pytest.raises(KeyScopeUndeclared, match=r"Service\.Do declares no \(commerce\.access\.v1\.anonymous_key"):
-        chain(declared(), None, policy, InFlight(1))
-    chain(declared("email"), None, policy, InFlight(1))
+        chain(declared(), None, policy, InFlight(1), Streams(1, 1))
+    chain(declared("email"), None, policy, InFlight(1), Streams(1, 1))
 
 
 def test_what_no_stranger_changes_needs_no_scope(policy: Policy) -> None:
-    chain(declared(is_read=True), None, policy, InFlight(1))
-    chain(declared(access=access_pb2.ACCESS_CUSTOMER), None, policy, InFlight(1))
+    chain(declared(is_read=True), None, policy, InFlight(1), Streams(1, 1))
+    chain(declared(access=access_pb2.ACCESS_CUSTOMER), None, policy, InFlight(1), Streams(1, 1))
 
 
 @pytest.mark.parametrize("name", ["no_such_field", "age", "names"])

@@ -1,0 +1,131 @@
+"""The bound on open streams, and what ends a stream from outside: the expiry of its token, and the drain of its server.
+
+A handler of a server-streaming method is an async generator. It passes the links of `mesh.rpc.chain` like any other
+handler; `sending` is its last link and `Streams.bounded` the one before parsing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from mesh.errors import ResourceExhausted, Unauthenticated, Unavailable
+from mesh.rpc.call import ANYBODY, Kind
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from mesh.rpc.call import Call
+    from mesh.rpc.chain import Handler, Incoming
+
+StreamServicer = Callable[[Any, "Call"], AsyncGenerator["Message", None]]
+"""A server-streaming method of an `rpc.py`: a request and its call in; messages out."""
+
+RETRY_AFTER_S = 1.0
+"""The delay in `RetryInfo` for a stream that is rejected or drained."""
+
+
+class Streams:
+    """The open streams of a process."""
+
+    def __init__(self, most: int, most_per_caller: int) -> None:
+        """`most` streams may be open, and `most_per_caller` of one person or of one anonymous address."""
+        self.count = 0
+        """How many streams are open. A stream is open until its status is sent or its client is gone."""
+        self._most = most
+        self._most_per_caller = most_per_caller
+        self._of_caller: Counter[str] = Counter()
+        self._limits: set[asyncio.Timeout] = set()
+        self._is_draining = False
+
+    def bounded(self, behind: Handler) -> Handler:
+        """The link that admits a stream, and ends it when its token expires or the server drains.
+
+        Raises ResourceExhausted / OVERLOADED or RATE_LIMITED for a stream too many, Unauthenticated / TOKEN_INVALID
+        when the token expires, and Unavailable when the server drains.
+        """
+
+        async def bounded(incoming: Incoming) -> bytes:
+            self._admit(incoming)
+            limit = asyncio.timeout(_until_expiry(incoming))
+            try:
+                async with limit:
+                    self._limits.add(limit)
+                    return await behind(incoming)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+            finally:
+                self._limits.discard(limit)
+            raise _draining() if self._is_draining else Unauthenticated("the access token has expired")
+
+        return bounded
+
+    def drain(self) -> None:
+        """End all streams with UNAVAILABLE, and reject further ones, so that their clients reconnect elsewhere."""
+        self._is_draining = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(now)
+
+    def _admit(self, incoming: Incoming) -> None:
+        """Count a stream until its call is over. Its status may wait for a client that does not read."""
+        if self._is_draining:
+            raise _draining()
+        if self.count >= self._most:
+            raise ResourceExhausted(f"{self.count} streams are open", retry_after=RETRY_AFTER_S)
+        name = _name_for_bounds(incoming)
+        if name and self._of_caller[name] >= self._most_per_caller:
+            raise ResourceExhausted(
+                f"{self._of_caller[name]} streams of this caller are open",
+                reason="RATE_LIMITED",
+                retry_after=RETRY_AFTER_S,
+            )
+
+        def release(_: object) -> None:
+            self.count -= 1
+            self._of_caller[name] -= 1
+            if not self._of_caller[name]:
+                del self._of_caller[name]
+
+        call = asyncio.current_task()
+        assert call is not None
+        call.add_done_callback(release)
+        self.count += 1
+        self._of_caller[name] += 1
+
+
+def sending(servicer: StreamServicer) -> Handler:
+    """The last link: send each message when it is there. The generator is closed before the call ends."""
+
+    async def send_each(incoming: Incoming) -> bytes:
+        write = incoming.context.write
+        async with aclosing(servicer(incoming.request, incoming.call())) as messages:
+            async for message in messages:
+                await write(message.SerializeToString())
+        return b""
+
+    return send_each
+
+
+def _name_for_bounds(incoming: Incoming) -> str:
+    """Who shares the bound per caller; empty for services, which are bounded per process only."""
+    if incoming.caller is ANYBODY:
+        return incoming.call().client_network
+    return "" if incoming.caller.kind is Kind.SERVICE else str(incoming.caller)
+
+
+def _until_expiry(incoming: Incoming) -> float | None:
+    """Seconds until the token of the caller expires; none without a token."""
+    if incoming.expires is None:
+        return None
+    return max(0.0, incoming.expires - time.time())  # noqa: TID251  # as `Tokens` checks it
+
+
+def _draining() -> Unavailable:
+    return Unavailable("the server shuts down", retry_after=RETRY_AFTER_S)
