@@ -7,6 +7,7 @@ from commerce.customer.v1 import session_pb2 as session
 from customer_svc import wire
 from customer_svc.domain import Customer, PaymentMethod
 from customer_svc.usecases import Customers, PaymentMethods, Sessions
+from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
 
@@ -47,6 +48,22 @@ class CustomerService:
         )
         return customer.ListPaymentMethodsResponse(
             payment_methods=[wire.payment_method(each) for each in found], next_page_token=token
+        )
+
+    async def DeletePaymentMethod(self, request: customer.DeletePaymentMethodRequest, call: Call) -> Reply[None]:
+        change: Change[None] = Change(call, lambda _: customer.DeletePaymentMethodResponse())
+        return await self._payment_methods.delete_payment_method(
+            change, wire.named(request.customer_id), parse_id(request.payment_method_id)
+        )
+
+    async def SetDefaultPaymentMethod(
+        self, request: customer.SetDefaultPaymentMethodRequest, call: Call
+    ) -> Reply[PaymentMethod]:
+        change: Change[PaymentMethod] = Change(
+            call, lambda made: customer.SetDefaultPaymentMethodResponse(payment_method=wire.payment_method(made))
+        )
+        return await self._payment_methods.set_default_payment_method(
+            change, wire.named(request.customer_id), parse_id(request.payment_method_id)
         )
 
     async def SelectPaymentMethods(

@@ -13,6 +13,7 @@ from customer_svc.domain import (
     CustomerNotFound,
     EmailTaken,
     PaymentMethod,
+    PaymentMethodNotFound,
     PaymentMethodQuery,
     PaymentMethodSecret,
     Wallet,
@@ -95,6 +96,13 @@ HAS_DEFAULT = Statement(
 CLEAR_DEFAULT = Statement(
     sa.update(payment_methods).where(payment_methods.c.customer_id == _customer_id, _default).values(is_default=False)
 )
+_method_id = sa.bindparam("method", type_=sa.Uuid)
+_named = (payment_methods.c.id == _method_id) & (payment_methods.c.customer_id == _customer_id)
+PAYMENT_METHOD = Statement(sa.select(*PAYMENT_METHODS.columns).where(_named), name="read payment method")
+DELETE_PAYMENT_METHOD = Statement(sa.delete(payment_methods).where(_named).returning(*PAYMENT_METHODS.columns))
+MAKE_DEFAULT = Statement(
+    sa.update(payment_methods).where(_named).values(is_default=True), name="make payment method default"
+)
 _customer_ids = sa.any_(sa.bindparam("customer_ids", type_=sa.ARRAY(sa.Uuid)))
 _method_ids = sa.any_(sa.bindparam("method_ids", type_=sa.ARRAY(sa.Uuid)))
 LIST_PAYMENT_METHODS = Statement(
@@ -167,6 +175,20 @@ class CustomerStore:
         """Write a new payment method with its token."""
         await work.transaction.insert(ADD_PAYMENT_METHOD, [(*PAYMENT_METHODS.values(method), token)])
 
+    async def read_payment_method(self, work: UnitOfWork, customer_id: UUID, method_id: UUID) -> PaymentMethod:
+        """A payment method of a loaded customer. Raises PaymentMethodNotFound."""
+        row = await work.transaction.fetch_one(PAYMENT_METHOD, customer=customer_id, method=method_id)
+        return _found_method(row, method_id)
+
+    async def delete_payment_method(self, work: UnitOfWork, customer_id: UUID, method_id: UUID) -> PaymentMethod:
+        """Delete a payment method of a loaded customer, and its token; what it was. Raises PaymentMethodNotFound."""
+        row = await work.transaction.fetch_one(DELETE_PAYMENT_METHOD, customer=customer_id, method=method_id)
+        return _found_method(row, method_id)
+
+    async def make_default(self, work: UnitOfWork, method: PaymentMethod) -> None:
+        """Make a payment method of a loaded customer, who has no default one, the default."""
+        await work.transaction.execute(MAKE_DEFAULT, customer=method.customer_id, method=method.id)
+
     async def list_payment_methods(
         self, reading: Transaction, customer_id: UUID, *, before: UUID | None, most: int
     ) -> list[PaymentMethod]:
@@ -192,6 +214,12 @@ def _found(row: Row | None, customer_id: UUID) -> Customer:
     if row is None:
         raise CustomerNotFound(customer_id)
     return CUSTOMERS.read(row)
+
+
+def _found_method(row: Row | None, method_id: UUID) -> PaymentMethod:
+    if row is None:
+        raise PaymentMethodNotFound(method_id)
+    return PAYMENT_METHODS.read(row)
 
 
 def _as_wallet(owner_id: UUID, rows: Sequence[Row]) -> Wallet:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from customer_svc.domain import (
+    Customer,
     CustomerNotFound,
     CustomerUpdated,
     PaymentMethod,
@@ -21,7 +23,7 @@ from mesh.ids import new_id, parse_id
 if TYPE_CHECKING:
     from customer_svc.store import CustomerStore
     from mesh.db.paging import Pages
-    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.rpc.call import Caller
     from mesh.rpc.replies import Change, Reply
 
@@ -51,10 +53,40 @@ class PaymentMethods:
             is_default = make_default or not await self._customers.has_default(work, customer_id)
             method = PaymentMethod.of(card, new_id(), customer_id, is_default=is_default, now=now)
             await self._customers.add_payment_method(work, method, token)
-            changed = customer.changed(now)
-            self._customers.save(work, customer, changed)
-            work.publish(CustomerUpdated(changed), change.trace)
+            self._record(work, customer, change)
             return work.reply(method)
+
+    async def delete_payment_method(
+        self, change: Change[None], named: UUID | None, payment_method_id: UUID
+    ) -> Reply[None]:
+        """Delete a payment method; when it was the default one, the newest that is left takes its place.
+
+        Raises CustomerNotFound or PaymentMethodNotFound.
+        """
+        customer_id = whose(change.caller, named)
+        async with self._units.once(change) as work:
+            customer = await self._customers.load(work, customer_id)
+            deleted = await self._customers.delete_payment_method(work, customer_id, payment_method_id)
+            if deleted.is_default:
+                newest = await self._customers.list_payment_methods(work.transaction, customer_id, before=None, most=1)
+                for method in newest:
+                    await self._customers.make_default(work, method)
+            self._record(work, customer, change)
+            return work.reply(None)
+
+    async def set_default_payment_method(
+        self, change: Change[PaymentMethod], named: UUID | None, payment_method_id: UUID
+    ) -> Reply[PaymentMethod]:
+        """Make a payment method the default one. Raises CustomerNotFound or PaymentMethodNotFound."""
+        customer_id = whose(change.caller, named)
+        async with self._units.once(change) as work:
+            customer = await self._customers.load(work, customer_id)
+            method = await self._customers.read_payment_method(work, customer_id, payment_method_id)
+            if not method.is_default:
+                await self._customers.clear_default(work, customer_id)
+                await self._customers.make_default(work, method)
+                self._record(work, customer, change)
+            return work.reply(replace(method, is_default=True))
 
     async def list_payment_methods(
         self, caller: Caller, named: UUID | None, *, page_size: int, page_token: str
@@ -71,6 +103,12 @@ class PaymentMethods:
         if len(found) <= size:
             return found, ""
         return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+
+    def _record(self, work: UnitOfWork, customer: Customer, change: Change[Any]) -> None:
+        """Write and publish that a loaded customer's payment methods have changed."""
+        changed = customer.changed(self._units.now())
+        self._customers.save(work, customer, changed)
+        work.publish(CustomerUpdated(changed), change.trace)
 
     async def resolve(self, queries: Sequence[PaymentMethodQuery]) -> list[PaymentMethodSecret | MeshError]:
         """The payment method of each query, one result each, with one statement for all.

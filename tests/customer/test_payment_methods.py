@@ -86,6 +86,25 @@ async def add(
     return method
 
 
+async def delete(client: Client, method_id: str, *, customer: str = "me", key: str | None = None) -> None:
+    request = customer_pb2.DeletePaymentMethodRequest(customer_id=customer, payment_method_id=method_id)
+    await client(Stub(client.channel).DeletePaymentMethod, request, key=key)
+
+
+async def make_default(
+    client: Client, method_id: str, *, customer: str = "me", key: str | None = None
+) -> customer_pb2.PaymentMethod:
+    request = customer_pb2.SetDefaultPaymentMethodRequest(customer_id=customer, payment_method_id=method_id)
+    reply = await client(Stub(client.channel).SetDefaultPaymentMethod, request, key=key)
+    method: customer_pb2.PaymentMethod = reply.payment_method
+    return method
+
+
+async def etag_of(client: Client) -> str:
+    reply = await client(Stub(client.channel).GetCustomer, customer_pb2.GetCustomerRequest(customer_id="me"))
+    return str(reply.customer.etag)
+
+
 async def methods_of(client: Client, customer: str = "me") -> list[customer_pb2.PaymentMethod]:
     request = customer_pb2.ListPaymentMethodsRequest(customer_id=customer)
     reply = await client(Stub(client.channel).ListPaymentMethods, request)
@@ -200,7 +219,124 @@ async def test_a_payment_method_changes_its_customer(ada: Client, customer: str,
     )
     assert row is not None
     assert row["type"] == "commerce.customer.updated"
-    assert events_pb2.CustomerUpdated.FromString(row["payload"]).customer == now.customer
+    assert events_pb2.CustomerUpdated.FromString(row["payload"]) == events_pb2.CustomerUpdated(
+        customer_id=customer, update_time=now.customer.update_time, etag="2"
+    )
+
+
+async def test_deleting_the_default_promotes_the_newest_one_left(ada: Client) -> None:
+    first, second, third = await add(ada), await add(ada, "tok_slow"), await add(ada, "tok_flaky")
+    await delete(ada, first.id)
+    assert [(each.id, each.is_default) for each in await methods_of(ada)] == [(third.id, True), (second.id, False)]
+    await delete(ada, third.id)
+    assert [(each.id, each.is_default) for each in await methods_of(ada)] == [(second.id, True)]
+    await delete(ada, second.id)
+    assert await methods_of(ada) == []
+    assert (await add(ada)).is_default
+
+
+async def test_deleting_another_one_leaves_the_default(ada: Client) -> None:
+    first, second = await add(ada), await add(ada)
+    await delete(ada, second.id)
+    assert await methods_of(ada) == [first]
+
+
+async def test_a_deleted_payment_method_leaves_no_token_and_pays_for_nothing(
+    ada: Client, orders: Client, payments: Client, customer: str, database: asyncpg.Connection
+) -> None:
+    method = await add(ada)
+    await delete(ada, method.id)
+    assert await database.fetchval("SELECT count(*) FROM payment_methods WHERE id = $1::text::uuid", method.id) == 0
+    reasons = [
+        status.from_status(result.error).reason
+        for ask, caller in ((select, orders), (resolve, payments))
+        for result in await ask(caller, (customer, ""), (customer, method.id))
+    ]
+    assert reasons == ["PAYMENT_METHOD_MISSING", "PAYMENT_METHOD_NOT_FOUND"] * 2
+
+
+async def test_a_payment_method_is_deleted_once_for_its_key(ada: Client) -> None:
+    first, second, key = await add(ada), await add(ada), new_key()
+    for _ in range(2):
+        await delete(ada, first.id, key=key)
+    assert [each.id for each in await methods_of(ada)] == [second.id]
+    assert await etag_of(ada) == "4"
+    assert (await refused(delete(ada, second.id, key=key))).reason == "IDEMPOTENCY_KEY_REUSED"
+    error = await refused(delete(ada, first.id))
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "PAYMENT_METHOD_NOT_FOUND")
+    assert error.metadata == {"paymentMethodId": first.id}
+
+
+async def test_a_payment_method_made_default_pays_for_what_names_none(
+    ada: Client, orders: Client, customer: str
+) -> None:
+    first, second = await add(ada), await add(ada, "tok_slow")
+    made = await make_default(ada, second.id)
+    assert (made.id, made.is_default) == (second.id, True)
+    assert [(each.id, each.is_default) for each in await methods_of(ada)] == [(second.id, True), (first.id, False)]
+    assert [each.payment_method.id for each in await select(orders, (customer, ""))] == [second.id]
+
+
+async def test_making_the_default_one_default_again_changes_nothing(
+    ada: Client, customer: str, database: asyncpg.Connection
+) -> None:
+    method = await add(ada)
+    assert await make_default(ada, method.id) == method
+    assert await etag_of(ada) == "2"
+    counted = "SELECT count(*) FROM mesh.outbox WHERE aggregate_id = $1::text::uuid"
+    assert await database.fetchval(counted, customer) == 2
+
+
+async def test_a_replayed_change_of_the_default_does_not_undo_a_later_one(ada: Client) -> None:
+    first, second, key = await add(ada), await add(ada), new_key()
+    made = await make_default(ada, second.id, key=key)
+    await make_default(ada, first.id)
+    assert await make_default(ada, second.id, key=key) == made
+    assert [(each.id, each.is_default) for each in await methods_of(ada)] == [(second.id, False), (first.id, True)]
+
+
+async def test_changes_of_the_default_at_once_leave_exactly_one(ada: Client) -> None:
+    methods = [await add(ada) for _ in range(6)]
+    changes = [make_default(ada, each.id) for each in methods[2:]] + [delete(ada, each.id) for each in methods[:2]]
+    await asyncio.gather(*changes)
+    listed = await methods_of(ada)
+    assert len(listed) == 4
+    assert sum(each.is_default for each in listed) == 1
+
+
+async def test_deleting_and_making_default_publish_that_the_customer_changed(
+    ada: Client, customer: str, database: asyncpg.Connection
+) -> None:
+    first, second = await add(ada), await add(ada)
+    await make_default(ada, second.id)
+    await delete(ada, first.id)
+    rows = await database.fetch(
+        "SELECT type, sequence FROM mesh.outbox WHERE aggregate_id = $1::text::uuid ORDER BY sequence", customer
+    )
+    assert [tuple(row) for row in rows] == [
+        ("commerce.customer.created", 1),
+        *(("commerce.customer.updated", version) for version in (2, 3, 4, 5)),
+    ]
+
+
+async def test_a_stranger_neither_deletes_nor_makes_default(
+    client: Client, keys: Keys, ada: Client, customer: str
+) -> None:
+    method, mallory = await add(ada), await sign_up(client)
+    stranger = client.as_(keys.token("customer", UUID(mallory)))
+    for change in (delete, make_default):
+        for who, reason in ((customer, "CUSTOMER_NOT_FOUND"), ("me", "PAYMENT_METHOD_NOT_FOUND")):
+            error = await refused(change(stranger, method.id, customer=who))
+            assert (error.code.name, error.reason) == ("NOT_FOUND", reason)
+        error = await refused(change(client, method.id, customer=customer))
+        assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "TOKEN_MISSING")
+        error = await refused(change(ada, "not an id"))
+        assert [each.field for each in error.violations] == ["payment_method_id"]
+    assert await methods_of(ada) == [method]
+    staff = client.as_(keys.token("staff", uuid4()))
+    assert await make_default(staff, method.id, customer=customer) == method
+    await delete(staff, method.id, customer=customer)
+    assert await methods_of(ada) == []
 
 
 async def test_staff_may_add_and_list_for_anyone(client: Client, keys: Keys, customer: str) -> None:

@@ -57,6 +57,7 @@ ListCustomerOrders     CUSTOMER  GET /v1/customers/{customer_id}/orders
 AddPaymentMethod       CUSTOMER  POST /v1/customers/{customer_id}/paymentMethods
 ListPaymentMethods     CUSTOMER  GET /v1/customers/{customer_id}/paymentMethods
 DeletePaymentMethod    CUSTOMER  DELETE /v1/customers/{customer_id}/paymentMethods/{payment_method_id}
+SetDefaultPaymentMethod CUSTOMER POST /v1/customers/{customer_id}/paymentMethods/{payment_method_id}:makeDefault
 AddAddress             CUSTOMER  POST /v1/customers/{customer_id}/addresses
 ListAddresses          CUSTOMER  GET /v1/customers/{customer_id}/addresses
 DeleteAddress          CUSTOMER  DELETE /v1/customers/{customer_id}/addresses/{address_id}

@@ -88,6 +88,11 @@ class CustomerServiceStub:
                 request_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeletePaymentMethodRequest.SerializeToString,
                 response_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeletePaymentMethodResponse.FromString,
                 _registered_method=True)
+        self.SetDefaultPaymentMethod = channel.unary_unary(
+                '/commerce.customer.v1.CustomerService/SetDefaultPaymentMethod',
+                request_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SetDefaultPaymentMethodRequest.SerializeToString,
+                response_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SetDefaultPaymentMethodResponse.FromString,
+                _registered_method=True)
         self.AddAddress = channel.unary_unary(
                 '/commerce.customer.v1.CustomerService/AddAddress',
                 request_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.AddAddressRequest.SerializeToString,
@@ -217,6 +222,16 @@ class CustomerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDefaultPaymentMethod(self, request, context):
+        """Makes a payment method the default one, which pays for orders that name none. If it is the default already, nothing
+        changes.
+
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddAddress(self, request, context):
         """Adds a postal address.
 
@@ -318,6 +333,11 @@ def add_CustomerServiceServicer_to_server(servicer, server):
                     servicer.DeletePaymentMethod,
                     request_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeletePaymentMethodRequest.FromString,
                     response_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.DeletePaymentMethodResponse.SerializeToString,
+            ),
+            'SetDefaultPaymentMethod': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDefaultPaymentMethod,
+                    request_deserializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SetDefaultPaymentMethodRequest.FromString,
+                    response_serializer=commerce_dot_customer_dot_v1_dot_customer__pb2.SetDefaultPaymentMethodResponse.SerializeToString,
             ),
             'AddAddress': grpc.unary_unary_rpc_method_handler(
                     servicer.AddAddress,
@@ -619,6 +639,33 @@ class CustomerService:
             '/commerce.customer.v1.CustomerService/DeletePaymentMethod',
             commerce_dot_customer_dot_v1_dot_customer__pb2.DeletePaymentMethodRequest.SerializeToString,
             commerce_dot_customer_dot_v1_dot_customer__pb2.DeletePaymentMethodResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDefaultPaymentMethod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.customer.v1.CustomerService/SetDefaultPaymentMethod',
+            commerce_dot_customer_dot_v1_dot_customer__pb2.SetDefaultPaymentMethodRequest.SerializeToString,
+            commerce_dot_customer_dot_v1_dot_customer__pb2.SetDefaultPaymentMethodResponse.FromString,
             options,
             channel_credentials,
             insecure,

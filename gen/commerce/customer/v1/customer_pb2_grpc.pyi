@@ -92,6 +92,12 @@ class CustomerServiceStub:
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
     """
+    SetDefaultPaymentMethod: _grpc.UnaryUnaryMultiCallable[_customer_pb2.SetDefaultPaymentMethodRequest, _customer_pb2.SetDefaultPaymentMethodResponse]
+    """Makes a payment method the default one, which pays for orders that name none. If it is the default already, nothing
+    changes.
+
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
+    """
     AddAddress: _grpc.UnaryUnaryMultiCallable[_customer_pb2.AddAddressRequest, _customer_pb2.AddAddressResponse]
     """Adds a postal address.
 
@@ -183,6 +189,12 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     """
     DeletePaymentMethod: _aio.UnaryUnaryMultiCallable[_customer_pb2.DeletePaymentMethodRequest, _customer_pb2.DeletePaymentMethodResponse]  # type: ignore[assignment]
     """Deletes a payment method. If it was the default, the newest remaining one becomes the default.
+
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
+    """
+    SetDefaultPaymentMethod: _aio.UnaryUnaryMultiCallable[_customer_pb2.SetDefaultPaymentMethodRequest, _customer_pb2.SetDefaultPaymentMethodResponse]  # type: ignore[assignment]
+    """Makes a payment method the default one, which pays for orders that name none. If it is the default already, nothing
+    changes.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
     """
@@ -334,6 +346,18 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.DeletePaymentMethodResponse, _abc.Awaitable[_customer_pb2.DeletePaymentMethodResponse]]:
         """Deletes a payment method. If it was the default, the newest remaining one becomes the default.
+
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
+        """
+
+    @_abc_1.abstractmethod
+    def SetDefaultPaymentMethod(
+        self,
+        request: _customer_pb2.SetDefaultPaymentMethodRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customer_pb2.SetDefaultPaymentMethodResponse, _abc.Awaitable[_customer_pb2.SetDefaultPaymentMethodResponse]]:
+        """Makes a payment method the default one, which pays for orders that name none. If it is the default already, nothing
+        changes.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
         """

@@ -26,17 +26,21 @@ from commerce.customer.v1 import customer_pb2 as commerce_dot_customer_dot_v1_do
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!commerce/customer/v1/events.proto\x12\x14\x63ommerce.customer.v1\x1a#commerce/customer/v1/customer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\x0f\x43ustomerCreated\x12\x30\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.Customer\"C\n\x0f\x43ustomerUpdated\x12\x30\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.Customer\"U\n\x0e\x43ustomerErased\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!commerce/customer/v1/events.proto\x12\x14\x63ommerce.customer.v1\x1a#commerce/customer/v1/customer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x01\n\x0f\x43ustomerCreated\x12\x34\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.CustomerB\x02\x18\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9b\x01\n\x0f\x43ustomerUpdated\x12\x34\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.CustomerB\x02\x18\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"U\n\x0e\x43ustomerErased\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.customer.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CUSTOMERCREATED']._serialized_start=129
-  _globals['_CUSTOMERCREATED']._serialized_end=196
-  _globals['_CUSTOMERUPDATED']._serialized_start=198
-  _globals['_CUSTOMERUPDATED']._serialized_end=265
-  _globals['_CUSTOMERERASED']._serialized_start=267
-  _globals['_CUSTOMERERASED']._serialized_end=352
+  _globals['_CUSTOMERCREATED'].fields_by_name['customer']._loaded_options = None
+  _globals['_CUSTOMERCREATED'].fields_by_name['customer']._serialized_options = b'\030\001'
+  _globals['_CUSTOMERUPDATED'].fields_by_name['customer']._loaded_options = None
+  _globals['_CUSTOMERUPDATED'].fields_by_name['customer']._serialized_options = b'\030\001'
+  _globals['_CUSTOMERCREATED']._serialized_start=130
+  _globals['_CUSTOMERCREATED']._serialized_end=271
+  _globals['_CUSTOMERUPDATED']._serialized_start=274
+  _globals['_CUSTOMERUPDATED']._serialized_end=429
+  _globals['_CUSTOMERERASED']._serialized_start=431
+  _globals['_CUSTOMERERASED']._serialized_end=516
 # @@protoc_insertion_point(module_scope)

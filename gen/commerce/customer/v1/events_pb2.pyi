@@ -16,27 +16,45 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CustomerCreated(_message.Message):
-    """CustomerCreated is published when a customer is created. Its event type is `commerce.customer.created`."""
+    """CustomerCreated is published when a customer is created. Its event type is `commerce.customer.created`.
+    The event contains no personal data, since streams keep events after a customer is erased.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The UUID of the new customer."""
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def customer(self) -> _customer_pb2.Customer:
-        """The new customer."""
+        """Not set any more: it contained personal data."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer was created."""
 
     def __init__(
         self,
         *,
         customer: _customer_pb2.Customer | None = ...,
+        customer_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "customer", b"customer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "customer", b"customer", "customer_id", b"customer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -44,23 +62,40 @@ Global___CustomerCreated: _TypeAlias = CustomerCreated  # noqa: Y015
 
 @_typing.final
 class CustomerUpdated(_message.Message):
-    """CustomerUpdated is published when a customer changes. Its event type is `commerce.customer.updated`."""
+    """CustomerUpdated is published when a customer, a payment method or an address of theirs changes. Its event type is `commerce.customer.updated`.
+    The event contains no personal data, since streams keep events after a customer is erased.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The UUID of the changed customer."""
+    etag: _builtins.str
+    """The version of the customer after the change."""
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def customer(self) -> _customer_pb2.Customer:
-        """The customer after the change."""
+        """Not set any more: it contained personal data."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer changed."""
 
     def __init__(
         self,
         *,
         customer: _customer_pb2.Customer | None = ...,
+        customer_id: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "customer_id", b"customer_id", "etag", b"etag", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
