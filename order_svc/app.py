@@ -24,7 +24,7 @@ from order_svc.consumers import payment_events
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.rpc import OrderService
 from order_svc.store import OrderStore
-from order_svc.usecases import Cancellation, Holds, Payments, Placement, Reading, UnusedHolds
+from order_svc.usecases import Cancellation, Fulfilment, Holds, Payments, Placement, Reading, UnusedHolds
 
 
 class Settings(ServiceSettings):
@@ -67,6 +67,7 @@ def build(settings: Settings) -> Service:
     )
     reading = Reading(units, orders, Pages(secret_bytes(settings.page_secret)))
     cancellation = Cancellation(units, orders)
+    fulfilment = Fulfilment(units, orders)
     payments = Payments(units, orders)
     holds = Holds(units, orders)
     timeout = timedelta(seconds=settings.cancelling_timeout)
@@ -86,7 +87,7 @@ def build(settings: Settings) -> Service:
             unused_holds,
             Server(
                 settings,
-                {"commerce.order.v1.OrderService": OrderService(placement, reading, cancellation, holds)},
+                {"commerce.order.v1.OrderService": OrderService(placement, reading, cancellation, fulfilment, holds)},
                 checks=[database.check],
             ),
         ],

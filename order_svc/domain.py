@@ -107,6 +107,8 @@ class Cause(StrEnum):
     """What moves an order."""
 
     CANCEL = "cancel"
+    SHIP = "ship"
+    DELIVER = "deliver"
     CAPTURED = "payment captured"
     DECLINED = "payment declined"
     VOIDED = "payment voided"
@@ -118,6 +120,8 @@ TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
     (Status.PENDING, Cause.DECLINED): Status.CANCELLED,
     (Status.PENDING, Cause.CANCEL): Status.CANCELLING,
     (Status.CONFIRMED, Cause.CANCEL): Status.CANCELLING,
+    (Status.CONFIRMED, Cause.SHIP): Status.SHIPPED,
+    (Status.SHIPPED, Cause.DELIVER): Status.DELIVERED,
     (Status.CANCELLING, Cause.DECLINED): Status.CANCELLED,
     (Status.CANCELLING, Cause.VOIDED): Status.CANCELLED,
     (Status.CANCELLING, Cause.REFUNDED): Status.CANCELLED,
@@ -161,6 +165,17 @@ class Item(NamedTuple):
         return self.quantity * self.unit_price
 
 
+class Shipment(NamedTuple):
+    """The delivery of an order to the customer."""
+
+    carrier: str
+    tracking_number: str
+    ship_time: datetime
+    """When the order was handed over to the carrier."""
+    deliver_time: datetime | None
+    """None until the order is delivered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """An order. `version` grows with every change and is its etag."""
@@ -180,6 +195,8 @@ class Order:
     cancel_note: str
     update_time: datetime
     version: int
+    shipment: Shipment | None = None
+    """None until the order is shipped."""
 
     @property
     def size(self) -> int:
@@ -199,6 +216,15 @@ class Order:
     def cancel(self, reason: CancelReason, note: str, now: datetime) -> Order:
         """Ask for the end of it; asked again, nothing changes. Raises OrderState once it is shipped."""
         return self.moved(Cause.CANCEL, now, cancel_reason=reason, cancel_note=note)
+
+    def ship(self, carrier: str, tracking_number: str, now: datetime) -> Order:
+        """The order, handed over to a carrier. Raises OrderState unless it is confirmed."""
+        return self.moved(Cause.SHIP, now, shipment=Shipment(carrier, tracking_number, now, None))
+
+    def deliver(self, now: datetime) -> Order:
+        """The order, delivered. Raises OrderState unless it is shipped."""
+        shipment = self.shipment and self.shipment._replace(deliver_time=now)
+        return self.moved(Cause.DELIVER, now, shipment=shipment)
 
     def still_cancelling(self, now: datetime) -> Order:
         """A newer version of an order that is being cancelled, to ask for the end of it once more."""

@@ -12,7 +12,7 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.domain import Order
-from order_svc.usecases import Cancellation, Holds, Placement, Reading
+from order_svc.usecases import Cancellation, Fulfilment, Holds, Placement, Reading
 
 _PORTION = 256
 """Orders and items of a reply that are converted without letting other calls run."""
@@ -21,10 +21,18 @@ _PORTION = 256
 class OrderService:
     """`commerce.order.v1.OrderService`."""
 
-    def __init__(self, placement: Placement, reading: Reading, cancellation: Cancellation, holds: Holds) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        reading: Reading,
+        cancellation: Cancellation,
+        fulfilment: Fulfilment,
+        holds: Holds,
+    ) -> None:
         self._placement = placement
         self._reading = reading
         self._cancellation = cancellation
+        self._fulfilment = fulfilment
         self._holds = holds
 
     async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[Order]:
@@ -59,6 +67,20 @@ class OrderService:
         return await self._cancellation.cancel_order(
             change, parse_id(request.order_id), note=request.reason, etag=request.etag
         )
+
+    async def ShipOrder(self, request: order.ShipOrderRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda shipped: order.ShipOrderResponse(order=wire.order(shipped)))
+        return await self._fulfilment.ship_order(
+            change,
+            parse_id(request.order_id),
+            carrier=request.carrier,
+            tracking_number=request.tracking_number,
+            etag=request.etag,
+        )
+
+    async def DeliverOrder(self, request: order.DeliverOrderRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda delivered: order.DeliverOrderResponse(order=wire.order(delivered)))
+        return await self._fulfilment.deliver_order(change, parse_id(request.order_id), etag=request.etag)
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
         ids = [parse_id(each) for each in request.order_ids]

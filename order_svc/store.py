@@ -16,7 +16,7 @@ from mesh.db.database import BulkInsert, Row, Statement, Transaction
 from mesh.db.recent import Recent
 from mesh.db.rows import Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
-from order_svc.domain import HoldLost, Item, Order, OrderNotFound, Status
+from order_svc.domain import HoldLost, Item, Order, OrderNotFound, Shipment, Status
 
 metadata = sa.MetaData()
 NOBODY = UUID(int=0)
@@ -57,15 +57,36 @@ items = sa.Table(
     sa.CheckConstraint("quantity > 0", name="quantity_positive"),
 )
 
-ORDERS = Rows(Order, orders, elsewhere=["items"])
+# A table of its own, so that placing an order writes nothing of it.
+shipments = sa.Table(
+    "shipments",
+    metadata,
+    sa.Column("order_id", sa.Uuid, primary_key=True),
+    sa.Column("carrier", sa.String, nullable=False),
+    sa.Column("tracking_number", sa.String, nullable=False),
+    sa.Column("ship_time", TIME, nullable=False),
+    sa.Column("deliver_time", TIME, comment="null until the order is delivered"),
+)
+
+ORDERS = Rows(Order, orders, elsewhere=["items", "shipment"])
+SHIPMENTS = Rows(Shipment, shipments, apart=["order_id"])
 ITEMS = Rows(Item, items, apart=["order_id"])
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 _most = sa.bindparam("most", type_=sa.Integer)
+_SHIPPED = {Status.SHIPPED.value, Status.DELIVERED.value}
 _placed = orders.c.status != Status.ABANDONED.value
 
 ADD_ORDERS = ORDERS.insertion(refusals={"orders_pkey": HoldLost})
 ADD_ITEMS = BulkInsert(items.c.order_id, *ITEMS.columns)
 ABANDON = ORDERS.insertion(skip_existing=True, name="abandon orders")
+ADD_SHIPMENTS = BulkInsert(shipments.c.order_id, *SHIPMENTS.columns)
+DELIVER = Statement(
+    sa.update(shipments)
+    .where(shipments.c.order_id == sa.bindparam("id", type_=sa.Uuid))
+    .values(deliver_time=sa.bindparam("time", type_=TIME)),
+    name="deliver a shipment",
+)
+READ_SHIPMENTS = Statement(sa.select(*shipments.c).where(shipments.c.order_id == sa.any_(_ids)), name="read shipments")
 READ = Statement(sa.select(*ORDERS.columns).where(orders.c.id == sa.any_(_ids), _placed))
 LOCK = Statement(
     sa.select(*ORDERS.columns).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update()
@@ -165,7 +186,14 @@ class OrderStore:
 
         The transaction fails with StaleWrite if an order has another version than the loaded one.
         """
-        NEW_VERSIONS.write(work.transaction, changes)
+        changed = [(known, new) for known, new in changes if new is not known]
+        NEW_VERSIONS.write(work.transaction, changed)
+        for known, new in changed:
+            if new.shipment is not None and new.shipment is not known.shipment:
+                if known.shipment is None:
+                    work.transaction.add(ADD_SHIPMENTS, [(new.id, *SHIPMENTS.values(new.shipment))])
+                else:
+                    work.transaction.write(DELIVER, id=new.id, time=new.shipment.deliver_time)
 
     async def abandon_unknown(self, work: UnitOfWork, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
         """The statuses of orders. An id without an order becomes ABANDONED, and no order will ever have it.
@@ -210,7 +238,7 @@ class OrderStore:
             last = lines[-1]["order_id"]
             page = [row for row in page if row["id"] > last]
             lines = [line for line in lines if line["order_id"] > last]
-        return _assembled(page, reversed(lines)), len(page) < len(rows)
+        return await _assembled(reading, page, reversed(lines)), len(page) < len(rows)
 
 
 def _abandoned(order_id: UUID, now: datetime) -> Order:
@@ -234,12 +262,17 @@ def _abandoned(order_id: UUID, now: datetime) -> Order:
 
 
 async def _with_items(reading: Transaction, rows: Sequence[Row]) -> list[Order]:
-    return _assembled(rows, await reading.fetch(READ_ITEMS, ids=[row["id"] for row in rows])) if rows else []
+    if not rows:
+        return []
+    return await _assembled(reading, rows, await reading.fetch(READ_ITEMS, ids=[row["id"] for row in rows]))
 
 
-def _assembled(rows: Sequence[Row], lines: Iterable[Row]) -> list[Order]:
-    """Orders of these rows, each with its items in the order of these lines."""
+async def _assembled(reading: Transaction, rows: Sequence[Row], lines: Iterable[Row]) -> list[Order]:
+    """Orders of these rows, each with its items in the order of these lines, and with its shipment."""
     by_order: dict[UUID, list[Item]] = {row["id"]: [] for row in rows}
     for line in lines:
         by_order[line["order_id"]].append(ITEMS.read(line))
-    return [ORDERS.read(row, items=tuple(by_order[row["id"]])) for row in rows]
+    shipped: dict[UUID, Shipment] = {}
+    if ids := [row["id"] for row in rows if row["status"] in _SHIPPED]:
+        shipped = {row["order_id"]: SHIPMENTS.read(row) for row in await reading.fetch(READ_SHIPMENTS, ids=ids)}
+    return [ORDERS.read(row, items=tuple(by_order[row["id"]]), shipment=shipped.get(row["id"])) for row in rows]

@@ -61,6 +61,12 @@ def order(value: Order) -> order_pb2.Order:
     wire.put_time(message.order_date, value.order_date)
     wire.put_time(message.payment_deadline, value.payment_deadline)
     wire.put_time(message.update_time, value.update_time)
+    if value.shipment:
+        message.shipment.carrier = value.shipment.carrier
+        message.shipment.tracking_number = value.shipment.tracking_number
+        wire.put_time(message.shipment.ship_time, value.shipment.ship_time)
+        if value.shipment.deliver_time:
+            wire.put_time(message.shipment.deliver_time, value.shipment.deliver_time)
     for item in value.items:
         line = message.items.add(
             id=str(item.id),
@@ -107,6 +113,8 @@ def event(fact: OrderPlaced | OrderMoved) -> Event:
 
 _MOVES: dict[Status, tuple[str, Callable[..., Message]]] = {
     Status.CONFIRMED: ("commerce.order.confirmed", events_pb2.OrderConfirmed),
+    Status.SHIPPED: ("commerce.order.shipped", events_pb2.OrderShipped),
+    Status.DELIVERED: ("commerce.order.delivered", events_pb2.OrderDelivered),
     Status.CANCELLING: ("commerce.order.cancelling", events_pb2.OrderCancelling),
     Status.CANCELLED: ("commerce.order.cancelled", events_pb2.OrderCancelled),
 }

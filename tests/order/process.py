@@ -26,7 +26,7 @@ from order_svc import wire
 from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, Order, PaymentMethod, PaymentResult
 from order_svc.peers import CustomerPeer, StockPeer
 from order_svc.store import OrderStore
-from order_svc.usecases import Cancellation, Holds, Payments, Placement, Placing, Reading, UnusedHolds
+from order_svc.usecases import Cancellation, Fulfilment, Holds, Payments, Placement, Placing, Reading, UnusedHolds
 from tests.services import new_key
 
 Reserved = list[Hold | MeshError]
@@ -109,6 +109,7 @@ class OrderProcess:
     placement: Placement
     payments: Payments
     cancellation: Cancellation
+    fulfilment: Fulfilment
     holds: Holds
     reading: Reading
 
@@ -163,6 +164,7 @@ def process_of(
         placement,
         Payments(units, orders),
         Cancellation(units, orders),
+        Fulfilment(units, orders),
         Holds(units, orders),
         Reading(units, orders, Pages(b"a secret of the tests")),
     )

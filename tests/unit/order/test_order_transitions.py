@@ -1,0 +1,89 @@
+"""What each cause makes of an order in each status."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+
+from order_svc.domain import Cause, Item, Order, OrderState, Shipment, Status
+
+PLACED = datetime(2030, 1, 1, tzinfo=UTC)
+NOW = PLACED + timedelta(days=1)
+
+SAME = "unchanged"
+REFUSED = "refused"
+
+# One row for each status. The columns are the causes, in the order of `CAUSES`.
+CAUSES = (
+    Cause.CANCEL,
+    Cause.SHIP,
+    Cause.DELIVER,
+    Cause.CAPTURED,
+    Cause.DECLINED,
+    Cause.VOIDED,
+    Cause.REFUNDED,
+)
+OUTCOMES = {
+    Status.DRAFT: (REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED),
+    Status.PENDING: ("CANCELLING", REFUSED, REFUSED, "CONFIRMED", "CANCELLED", REFUSED, REFUSED),
+    Status.CONFIRMED: ("CANCELLING", "SHIPPED", REFUSED, REFUSED, REFUSED, REFUSED, SAME),
+    Status.SHIPPED: (REFUSED, REFUSED, "DELIVERED", REFUSED, REFUSED, REFUSED, SAME),
+    Status.DELIVERED: (REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, SAME),
+    Status.CANCELLING: (SAME, REFUSED, REFUSED, SAME, "CANCELLED", "CANCELLED", "CANCELLED"),
+    Status.CANCELLED: (SAME, REFUSED, REFUSED, SAME, SAME, SAME, SAME),
+    Status.ABANDONED: (REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED),
+}
+PAIRS = [
+    (status, cause, outcome)
+    for status, outcomes in OUTCOMES.items()
+    for cause, outcome in zip(CAUSES, outcomes, strict=True)
+]
+
+
+def order(status: Status) -> Order:
+    """An order in this status."""
+    return Order(
+        id=uuid4(),
+        customer_id=uuid4(),
+        status=status,
+        items=(Item(uuid4(), uuid4(), "SKU", "A thing", 1, Decimal(10)),),
+        total=Decimal(10),
+        currency="EUR",
+        payment_method_id=uuid4(),
+        payment_id=None,
+        order_date=PLACED,
+        payment_deadline=PLACED + timedelta(minutes=15),
+        cancel_reason=None,
+        cancel_note="",
+        update_time=PLACED,
+        version=7,
+    )
+
+
+def test_the_table_of_outcomes_names_every_status_and_every_cause() -> None:
+    assert set(OUTCOMES) == set(Status)
+    assert set(CAUSES) == set(Cause)
+
+
+@pytest.mark.parametrize(("status", "cause", "outcome"), PAIRS)
+def test_cause_moves_an_order_leaves_it_unchanged_or_is_refused(status: Status, cause: Cause, outcome: str) -> None:
+    before = order(status)
+    if outcome == REFUSED:
+        with pytest.raises(OrderState) as refusal:
+            before.moved(cause, NOW)
+        assert refusal.value.metadata == {"orderId": str(before.id), "status": f"ORDER_STATUS_{status}"}
+    elif outcome == SAME:
+        assert before.moved(cause, NOW) is before
+    else:
+        after = before.moved(cause, NOW)
+        assert (after.status, after.version, after.update_time) == (Status(outcome), 8, NOW)
+
+
+def test_shipment_has_the_times_at_which_the_order_was_shipped_and_delivered() -> None:
+    shipped = order(Status.CONFIRMED).ship("DHL", "JD 0146", NOW)
+    assert shipped.shipment == Shipment("DHL", "JD 0146", NOW, None)
+    later = NOW + timedelta(days=2)
+    assert shipped.deliver(later).shipment == Shipment("DHL", "JD 0146", NOW, later)
