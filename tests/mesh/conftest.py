@@ -6,7 +6,12 @@ import pytest
 
 from stack.servers import Servers
 from tests.mesh.house import House, house
-from tests.services import Keys
+from tests.services import Keys, empty_bus
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def _empty_bus(servers: Servers) -> None:
+    await empty_bus(servers)
 
 
 @pytest.fixture

@@ -79,5 +79,5 @@ async def test_a_placed_order_that_cannot_be_charged_is_a_dead_letter_without_a_
     await client.close()
     told = f"{letter.data!r} {letter.headers} {logs}"
     assert told.count(poison.order.id) > 1
-    assert "event parked" in told
+    assert "event moved to dead letters" in told
     assert "tok_" not in told

@@ -36,7 +36,7 @@ def state(tmp_path: Path) -> State:
 
 @pytest.fixture
 def starting(state: State) -> Iterator[subprocess.Popen[str]]:
-    """A process that has the lock of the folder, and says that it is the mesh when it is told to."""
+    """A process that has the lock of the folder, and writes the record of the run on a line of input."""
     script = HOLD.format(path=sys.path, folder=str(state.folder))
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
