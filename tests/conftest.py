@@ -1,4 +1,4 @@
-"""What all tests share: the real servers, started once a run in a temporary folder, and the mesh's keys."""
+"""Fixtures for all tests: the real servers, started once for each run in a temporary folder, and the keys."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +9,8 @@ import structlog
 from stack.servers import Servers
 from tests.services import Keys, migrated
 
-# A traceback as Python prints it. The default draws one with all local variables, for so long that a batch of failing
-# events keeps a service of these tests from answering in time.
+# Tracebacks as Python prints them. The default includes all local variables, which takes so long that a service with a
+# batch of failing events does not reply in time.
 structlog.configure(
     processors=[
         structlog.contextvars.merge_contextvars,
@@ -37,5 +37,5 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of the test's own."""
+    """A folder for one test."""
     return tmp_path

@@ -28,7 +28,7 @@ from stack.servers import DATABASES, Servers
 
 PEERS = ("customer", "order", "product", "payment", "gateway", "operator")
 NOWHERE = ("127.0.0.1:1",)
-"""The address of a service that is not there."""
+"""An address without a service."""
 
 S = TypeVar("S", bound=ServiceSettings)
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Keys:
 
     @classmethod
     def made(cls, folder: Path) -> Keys:
-        """New ones, in `folder`."""
+        """New keys, in `folder`."""
         return cls(pki.issue(folder / "tls", PEERS), pki.make_signing_key(folder / "jwt"))
 
     def token(self, role: str, subject: UUID) -> str:
@@ -52,14 +52,14 @@ class Keys:
 
 
 async def migrated(servers: Servers) -> None:
-    """Bring all four databases up to date."""
+    """Migrate all four databases."""
     for role in DATABASES:
         if (Path(__file__).parent.parent / role / "migrations" / "env.py").exists():
             await asyncio.to_thread(migrations.upgrade, role, servers.postgres.url_for(role))
 
 
 def settings_for(kind: type[S], name: str, servers: Servers, keys: Keys, **more: Any) -> S:
-    """The settings of a service under test; `more` are its own."""
+    """The settings of a service under test. `more` are additional settings."""
     peer = keys.peers[name]
     return kind.model_validate(
         {
@@ -80,7 +80,7 @@ def settings_for(kind: type[S], name: str, servers: Servers, keys: Keys, **more:
 
 @asynccontextmanager
 async def running(service: Service) -> AsyncIterator[str]:
-    """Start a service, give its address, stop it."""
+    """Start a service, yield its address, and stop it."""
     await service.start()
     try:
         yield f"127.0.0.1:{port_of(service)}"
@@ -94,7 +94,7 @@ def port_of(service: Service) -> int:
 
 
 class Client:
-    """Calls a service as some peer and some person."""
+    """Calls a service with the certificate of a peer and the token of a person."""
 
     def __init__(self, address: str, service: str, keys: Keys, *, peer: str = "gateway", token: str = "") -> None:
         credentials = keys.peers[peer]
@@ -108,7 +108,7 @@ class Client:
         self._token = token
 
     def as_(self, token: str) -> Client:
-        """The same connection for another person."""
+        """A client with another token on the same connection."""
         other = Client.__new__(Client)
         other.channel = self.channel
         other._token = token
@@ -123,7 +123,7 @@ class Client:
         timeout: float = 20,
         metadata: tuple[tuple[str, str], ...] = (),
     ) -> Any:
-        """Call a stub's method; what the service answers with as an error is raised as ours."""
+        """Call a stub's method. Raises the error of the service as a MeshError."""
         sent = list(metadata)
         if self._token:
             sent.append(("authorization", f"Bearer {self._token}"))
@@ -140,7 +140,7 @@ class Client:
 
 
 async def empty_bus(servers: Servers) -> None:
-    """Delete all streams with their consumers, so that no order and no payment of earlier tests is left."""
+    """Delete all streams and their consumers, so that no events of earlier tests are left."""
     client = await nats.connect(servers.nats.url)
     try:
         context = client.jetstream()
@@ -152,7 +152,7 @@ async def empty_bus(servers: Servers) -> None:
 
 
 async def refused(call: Awaitable[object]) -> MeshError:
-    """The error that a call is refused with; the test fails when it is not."""
+    """The error of a refused call. The test fails if the call succeeds."""
     try:
         reply = await call
     except MeshError as error:
@@ -161,23 +161,23 @@ async def refused(call: Awaitable[object]) -> MeshError:
 
 
 async def eventually(condition: Callable[[], Awaitable[T | None]], *, within: float = 20.0) -> T:
-    """The first true value of `condition`, asked again and again; the test fails after `within` seconds."""
+    """Poll `condition` and return its first true value. The test fails after `within` seconds."""
     loop = asyncio.get_running_loop()
     end = loop.time() + within
     while True:
         if value := await condition():
             return value
-        assert loop.time() < end, f"not so within {within} s"
+        assert loop.time() < end, f"the condition is not true after {within} s"
         await asyncio.sleep(0.02)
 
 
 def signal(servers: Servers, name: str, sent: Signals) -> None:
-    """Send a server a signal: SIGKILL ends it as a crash does, SIGSTOP makes it silent until SIGCONT."""
+    """Send a signal to a server: SIGKILL is like a crash, and SIGSTOP makes it silent until SIGCONT."""
     identity = servers.supervisor[name].identity
     assert identity is not None
     os.kill(identity.pid, sent)
 
 
 def new_key() -> str:
-    """An idempotency key never used before."""
+    """A new idempotency key."""
     return str(uuid4())

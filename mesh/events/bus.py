@@ -108,6 +108,10 @@ class Bus:
                 log.warning("nats not flushed at stop")
             await self._client.close()
 
+    async def flush(self) -> None:
+        """Wait until the server has processed everything that was sent before."""
+        await self._connection.flush()
+
     async def connected(self) -> None:
         """Wait until the connection has been established for the first time."""
         await self._ready.wait()

@@ -138,6 +138,11 @@ class Consumer:
         await self._deliveries.hand_back()
 
     @property
+    def buffered(self) -> int:
+        """The number of events that have arrived and wait for the next batch."""
+        return self._deliveries.in_hand
+
+    @property
     def was_cancelled(self) -> bool:
         """Whether the last batch was cancelled because it did not finish in time."""
         return self._background.was_cancelled

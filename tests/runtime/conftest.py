@@ -1,4 +1,4 @@
-"""What the tests of the runtime share: a database with its tables, a process over it, and an empty bus."""
+"""Fixtures for the tests of the runtime: a database with its tables, a process that uses it, and an empty bus."""
 
 from collections.abc import AsyncIterator
 
@@ -25,7 +25,7 @@ async def scratch(servers: Servers) -> AsyncIterator[Scratch]:
 
 @pytest.fixture(scope="module")
 async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
-    """A process over that database, whose relay does not run; a module may have one of its own kind."""
+    """A process that uses that database. Its relay does not run. A module may define its own."""
     async with process(scratch, servers) as started:
         await started.bus.connected()
         yield started
@@ -33,13 +33,13 @@ async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
 
 @pytest.fixture
 async def nothing_yet(scratch: Scratch) -> None:
-    """Nothing of the tests before is in the database."""
+    """Delete all rows of earlier tests."""
     await scratch.empty()
 
 
 @pytest.fixture
 async def publish(here: Process, servers: Servers) -> AsyncIterator[Publisher]:
-    """Publishes events of an area of the test's own; `here` is where they are consumed."""
+    """Publishes events of an area that only this test uses."""
     area = new_area()
     await here.bus.ensure_stream_of(area)
     client = await nats.connect(servers.nats.url)

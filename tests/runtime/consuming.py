@@ -1,4 +1,4 @@
-"""Consumers on the real servers: who publishes, who consumes, and what came of it."""
+"""Consumers on the real servers: publishing, consuming, and the effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]
 
 
 class Publisher:
-    """Publishes events of one area as its relay would."""
+    """Publishes events of one area like its relay."""
 
     def __init__(self, client: Client, area: str) -> None:
         self.area = area
@@ -48,7 +48,7 @@ class Publisher:
         return event_id
 
     async def numbers(self, numbers: range) -> None:
-        """Publish each, as text, one after the other."""
+        """Publish each number as text, in order."""
         for number in numbers:
             await self(str(number))
 
@@ -57,7 +57,7 @@ class Publisher:
 
 
 async def record(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
-    """The plainest consumer: what it got, in its order."""
+    """Store the texts of the events in their order."""
     await do(work, *(event.payload.value for event in events))
 
 
@@ -73,7 +73,7 @@ async def consuming(
     linger: float = consumers.LINGER_S,
 ) -> AsyncIterator[Consumer]:
     def applying() -> Apply:
-        # One of its own for each type, so that the types do not come together.
+        # A function for each type, so that the types are not passed together.
         return partial(apply) if apart else apply
 
     handlers = {f"commerce.{area}.{kind}": Handler(StringValue, applying()) for kind in kinds}
@@ -86,7 +86,7 @@ async def consuming(
 
 
 async def applied(scratch: Scratch, count: int, *, within: float = 20) -> list[str]:
-    """The effects, once there are so many."""
+    """The effects, once there are at least `count`."""
 
     async def enough() -> bool:
         return await scratch.count("effects") >= count
@@ -95,18 +95,18 @@ async def applied(scratch: Scratch, count: int, *, within: float = 20) -> list[s
     return await scratch.notes()
 
 
-async def settled(here: Process, area: str, service: str = "test") -> None:
-    """Until the consumer owes no acknowledgement."""
+async def acknowledged(here: Process, area: str, service: str = "test") -> None:
+    """Wait until all events of the stream are acknowledged."""
 
-    async def look() -> bool:
+    async def is_done() -> bool:
         info = await here.bus.jetstream.consumer_info(stream_of(f"commerce.{area}."), f"{service}-{area}")
         return bool(info.num_ack_pending == 0 and info.num_pending == 0)
 
-    await eventually(look)
+    await eventually(is_done)
 
 
 class Gate:
-    """Keeps the first batch from ending, so that all later events linger behind it."""
+    """Blocks the first batch, so that all later events wait behind it."""
 
     def __init__(self) -> None:
         self._entered, self._opened = asyncio.Event(), asyncio.Event()
@@ -124,9 +124,11 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
-    @staticmethod
-    def gathered(consumer: Consumer, count: int) -> Callable[[], Awaitable[bool]]:
-        async def look() -> bool:
-            return consumer._deliveries.in_hand == count
 
-        return look
+def buffered(consumer: Consumer, count: int) -> Callable[[], Awaitable[bool]]:
+    """The condition that so many events have arrived at a consumer and wait for its next batch."""
+
+    async def is_so() -> bool:
+        return consumer.buffered == count
+
+    return is_so

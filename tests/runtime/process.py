@@ -1,4 +1,4 @@
-"""The runtime alone: a database that holds its tables and one for effects, on the real servers."""
+"""The runtime alone, on the real servers: a database with its tables and a table of effects."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ METHOD = "/commerce.test.v1.TestService/Change"
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """A database of one test module, seen as a superuser sees it."""
+    """The database of one test module, with a connection of a superuser."""
 
     url: str
     admin: asyncpg.Connection
 
     async def notes(self) -> list[str]:
-        """The effects that took, in order."""
+        """The committed effects, in order."""
         return [row["note"] for row in await self.admin.fetch("SELECT note FROM effects ORDER BY seq")]
 
     async def count(self, table: str) -> int:
-        """The rows of a table."""
+        """The number of rows of a table."""
         return int(await self.admin.fetchval(f"SELECT count(*) FROM {table}"))
 
     async def end_backend(self, pid: int) -> None:
@@ -67,30 +67,30 @@ class Scratch:
         assert await self.admin.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
 
     async def somebody_waits(self) -> int:
-        """The backend that waits for another transaction; comes back once there is one."""
+        """Wait until a backend waits for another transaction. Returns its process id."""
 
-        async def look() -> int | None:
+        async def waiting() -> int | None:
             pid: int | None = await self.admin.fetchval(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             )
             return pid
 
-        return await eventually(look)
+        return await eventually(waiting)
 
     async def empty(self) -> None:
-        """Forget everything."""
+        """Delete all rows."""
         await self.admin.execute("TRUNCATE effects, mesh.idempotency, mesh.inbox, mesh.outbox")
 
 
 MIGRATIONS = (migrations.create_runtime_tables, migrations.index_ages, migrations.publish_by_position)
-"""What the services' migrations do for the runtime, in order."""
+"""The steps of the services' migrations for the runtime, in order."""
 
 
 @asynccontextmanager
 async def scratch_database(
     servers: Servers, made_by: Sequence[Callable[[], None]] = MIGRATIONS
 ) -> AsyncIterator[Scratch]:
-    """A database with the runtime's tables, made by the code of the services' migrations."""
+    """A database with the runtime's tables, created by the code of the services' migrations."""
     async with new_database(servers) as url:
         await migrate(url, *made_by, _make_what_tests_need)
         admin = await asyncpg.connect(url)
@@ -102,7 +102,7 @@ async def scratch_database(
 
 @asynccontextmanager
 async def new_database(servers: Servers) -> AsyncIterator[str]:
-    """The URL of an empty database, as a superuser opens it; it is dropped afterwards."""
+    """The URL of an empty database, for a superuser. The database is dropped afterwards."""
     name = f"scratch_{uuid4().hex}"
     await _as_superuser(servers, f"CREATE DATABASE {name}")
     try:
@@ -112,7 +112,7 @@ async def new_database(servers: Servers) -> AsyncIterator[str]:
 
 
 async def kept_plan(connection: asyncpg.Connection, statement: Statement) -> list[str]:
-    """The plan that a session keeps for a statement, whatever its parameters are."""
+    """The generic plan that a session caches for a statement."""
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     await connection.execute(f"PREPARE this AS {statement.sql}")
     parameters = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", statement.sql))))
@@ -136,7 +136,7 @@ def _make_what_tests_need() -> None:
 
 
 async def migrate(url: str, *steps: Callable[[], None]) -> None:
-    """Carry out these steps of migrations, in one transaction."""
+    """Run these steps of migrations in one transaction."""
 
     def run(connection: sa.Connection) -> None:
         with Operations.context(MigrationContext.configure(connection)):
@@ -151,7 +151,7 @@ async def migrate(url: str, *steps: Callable[[], None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What one process of a service has of the runtime."""
+    """The parts of the runtime in one process of a service."""
 
     database: Database
     bus: Bus
@@ -169,7 +169,7 @@ async def process(
     linger: float = LINGER_S,
     poll: float = 0.05,
 ) -> AsyncIterator[Process]:
-    """A process: its own pool, its own connection to NATS; its relay runs when it is `relaying`."""
+    """A process with its own pool and its own connection to NATS. Its relay runs if it is `relaying`."""
     database = Database(scratch.url, max_connections=4)
     bus = Bus(servers.nats.url, name=area)
     relay = Relay(area, database, bus, linger=linger, poll=poll)
@@ -181,8 +181,8 @@ async def process(
         yield Process(database, bus, relay, UnitsOfWork(database, relay))
 
 
-class Rests:
-    """Rests of `seconds`, each of which lasts until it is ended here."""
+class Lingers:
+    """Makes each wait of exactly `seconds` last until `end` is called. Other waits are only counted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.begun = 0
@@ -200,12 +200,12 @@ class Rests:
 
         monkeypatch.setattr(tasks, "is_set_within", is_set_within)
 
-    async def is_under_way(self) -> bool:
-        """Whether there is one, or was."""
+    async def has_begun(self) -> bool:
+        """Whether such a wait has begun."""
         return self.begun > 0
 
     def end(self) -> None:
-        """The one under way, and all that follow."""
+        """End the current wait and all later ones."""
         self._over.set()
 
 
@@ -215,14 +215,14 @@ def new_area() -> str:
 
 
 def event(area: str, aggregate: UUID, sequence: int, text: str = "") -> Event:
-    """Something that happened."""
+    """An event of an aggregate."""
     return Event(f"commerce.{area}.happened", aggregate, sequence, StringValue(value=text or str(sequence)))
 
 
 def change(
     key: str | None = None, request: str = "request", *, caller: str = "ada", method: str = METHOD
 ) -> Change[str]:
-    """A change that somebody asks for; what it answers with is a text."""
+    """A change whose reply is a text."""
     who = Caller(Kind.CUSTOMER, caller)
     stored_under = IdempotencyKey.of(key, who, method, StringValue(value=request)) if key is not None else None
     return Change(Call(method, caller=who, key=stored_under), lambda result: StringValue(value=result))
@@ -234,12 +234,12 @@ def text_of(reply: bytes) -> str:
 
 
 async def do(work: UnitOfWork, *notes: str) -> None:
-    """Have an effect."""
+    """Write effects."""
     await work.transaction.insert(ADD_EFFECTS, [(note,) for note in notes])
 
 
 async def fail_as(work: UnitOfWork, state: str) -> None:
-    """Fail in the database, with this SQLSTATE."""
+    """Raise an error with this SQLSTATE in the database."""
     await work.transaction.fetch(FAIL, state=state)
 
 

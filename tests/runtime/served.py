@@ -1,4 +1,4 @@
-"""A product service that does what a test says, behind the real server."""
+"""A product service with the behaviour that a test defines, behind the real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Behaviour = Callable[[Any, Call], Awaitable[Any]]
 
 
 class Products:
-    """A product service that does what the test says."""
+    """A product service with the behaviour that the test defines."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour

@@ -1,4 +1,4 @@
-"""Every method of every contract, found from the descriptors, on the real services: who is let in and who is not."""
+"""Access to every method of every contract, from the descriptors, on the real services."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ BY_RULE = {
     )
 }
 Callers = Mapping[tuple[str, str], Client]
-"""By area and peer."""
+"""The clients by area and peer."""
 
 
 def services(servers: Servers, keys: Keys) -> dict[str, Service]:
-    """All four, each without the others."""
+    """All four services, each without the others."""
     nowhere = {f"{name}_target": NOWHERE for name in ("customer", "order", "product", "payment")}
     redis = {"redis_url": servers.redis.url, "signing_key": keys.signing.private}
     return {
@@ -79,7 +79,7 @@ async def clients(servers: Servers, keys: Keys) -> AsyncIterator[Callers]:
 
 
 async def answer(clients: Callers, method: MethodDescriptor, peer: str, token: str = "") -> tuple[str, str]:
-    """The code and reason of an empty request to the method."""
+    """The code and the reason of the reply to an empty request."""
     channel = clients[method.full_name.split(".")[1], peer].channel
     path = f"/{method.containing_service.full_name}/{method.name}"
     make = channel.unary_stream if method.server_streaming else channel.unary_unary
@@ -116,26 +116,26 @@ def test_all_four_contracts_are_here() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=name)
-async def test_a_bad_token_is_refused(clients: Callers, method: MethodDescriptor) -> None:
+async def test_invalid_token_is_refused(clients: Callers, method: MethodDescriptor) -> None:
     assert await answer(clients, method, "gateway", "junk") == BAD_TOKEN
 
 
 @pytest.mark.parametrize("method", BY_RULE[access_pb2.ACCESS_PUBLIC], ids=name)
-async def test_a_public_method_lets_everybody_in(clients: Callers, keys: Keys, method: MethodDescriptor) -> None:
+async def test_public_method_accepts_every_caller(clients: Callers, keys: Keys, method: MethodDescriptor) -> None:
     for token in ("", keys.token("customer", uuid4()), keys.token("staff", uuid4())):
         assert (await answer(clients, method, "gateway", token))[1] not in REFUSED
 
 
 @pytest.mark.parametrize("method", BY_RULE[access_pb2.ACCESS_CUSTOMER], ids=name)
-async def test_a_customers_method_needs_a_token(clients: Callers, keys: Keys, method: MethodDescriptor) -> None:
+async def test_customer_method_requires_a_token(clients: Callers, keys: Keys, method: MethodDescriptor) -> None:
     assert await answer(clients, method, "gateway") == NO_TOKEN
-    assert await answer(clients, method, "order") == NO_TOKEN, "a service is no customer"
+    assert await answer(clients, method, "order") == NO_TOKEN, "a service is not a customer"
     for role in ("customer", "staff"):
         assert (await answer(clients, method, "gateway", keys.token(role, uuid4())))[1] not in REFUSED
 
 
 @pytest.mark.parametrize("method", BY_RULE[access_pb2.ACCESS_STAFF], ids=name)
-async def test_a_staff_method_needs_that_role(clients: Callers, keys: Keys, method: MethodDescriptor) -> None:
+async def test_staff_method_requires_the_role_staff(clients: Callers, keys: Keys, method: MethodDescriptor) -> None:
     assert await answer(clients, method, "gateway") == NO_TOKEN
     assert await answer(clients, method, "gateway", keys.token("customer", uuid4())) == NO_ROLE
     assert await answer(clients, method, "gateway", keys.token("admin", uuid4())) == BAD_TOKEN
@@ -143,7 +143,7 @@ async def test_a_staff_method_needs_that_role(clients: Callers, keys: Keys, meth
 
 
 @pytest.mark.parametrize("method", BY_RULE[access_pb2.ACCESS_SERVICE], ids=name)
-async def test_a_service_method_lets_no_person_in_and_no_gateway(
+async def test_service_method_refuses_people_and_the_gateway(
     clients: Callers, keys: Keys, method: MethodDescriptor
 ) -> None:
     for peer in ("gateway", "operator"):
@@ -155,7 +155,7 @@ async def test_a_service_method_lets_no_person_in_and_no_gateway(
         assert told[1] not in REFUSED - {NO_ROLE[1]}
 
 
-def test_a_method_that_tells_a_secret_of_a_payment_method_is_for_the_payment_service() -> None:
+def test_method_that_returns_a_payment_method_secret_is_for_the_payment_service() -> None:
     for method in METHODS:
         if "commerce.customer.v1.PaymentMethodSecret" in held_by(method.output_type):
             assert (rule_of(method), peers_of(method)) == (
@@ -165,7 +165,7 @@ def test_a_method_that_tells_a_secret_of_a_payment_method_is_for_the_payment_ser
 
 
 def held_by(message: Descriptor) -> set[str]:
-    """The full names of a message type and of all that it may hold."""
+    """The full names of a message type and of all types inside it."""
     names, left = set[str](), [message]
     while left:
         kind = left.pop()

@@ -76,7 +76,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, *lost: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 512])
-async def test_all_are_stored_in_their_order(bus: Bus, count: int) -> None:
+async def test_messages_are_stored_in_their_order(bus: Bus, count: int) -> None:
     area = new_area()
     await bus.ensure_stream_of(area)
     assert await bus.publish(messages(area, count)) == count
@@ -89,12 +89,12 @@ async def test_nothing_is_stored_behind_a_message_that_is_lost(bus: Bus, monkeyp
     batch = messages(area, 8)
     lose(monkeypatch, 3)
     assert await answered(bus, batch) == 3
-    assert await stored(bus, area) == [0, 1, 2], "and those behind it have not stale_write it"
-    assert await bus.publish(batch) == 8, "what is there counts"
-    assert await stored(bus, area) == list(range(8)), "and is not stored again"
+    assert await stored(bus, area) == [0, 1, 2], "no later message overtakes it"
+    assert await bus.publish(batch) == 8, "stored messages count"
+    assert await stored(bus, area) == list(range(8)), "they are not stored again"
 
 
-async def test_a_batch_whose_beginning_is_lost_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_without_its_first_message_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     area = new_area()
     await bus.ensure_stream_of(area)
     lose(monkeypatch, 0)
@@ -102,21 +102,21 @@ async def test_a_batch_whose_beginning_is_lost_is_refused(bus: Bus, monkeypatch:
     assert await stored(bus, area) == []
 
 
-async def test_a_batch_whose_end_is_lost_is_not_waited_for_for_ever(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_without_its_last_message_times_out(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     area = new_area()
     await bus.ensure_stream_of(area)
     batch = messages(area, 4)
     lose(monkeypatch, 3)
-    assert await bus.publish(batch, timeout=0.2) == 0, "nobody knows"
+    assert await bus.publish(batch, timeout=0.2) == 0, "the outcome is unknown"
     assert await bus.publish(batch) == 4
     assert await stored(bus, area) == list(range(4))
 
 
-async def test_where_no_stream_listens_nothing_is_stored(bus: Bus) -> None:
+async def test_messages_without_a_stream_are_not_stored(bus: Bus) -> None:
     assert await answered(bus, messages(new_area(), 3)) == 0
 
 
-async def test_a_stream_from_before_takes_batches_once_it_is_made_sure_of(bus: Bus) -> None:
+async def test_older_stream_accepts_batches_after_ensure_stream(bus: Bus) -> None:
     area = new_area()
     name, subjects = stream_of(f"commerce.{area}."), [f"commerce.{area}.>"]
     await bus.jetstream.add_stream(js.StreamConfig(name=name, subjects=subjects))
@@ -125,7 +125,7 @@ async def test_a_stream_from_before_takes_batches_once_it_is_made_sure_of(bus: B
     assert await bus.publish(messages(area, 2)) == 2
 
 
-async def test_two_processes_that_publish_at_once_do_not_get_in_each_others_way(bus: Bus, servers: Servers) -> None:
+async def test_two_processes_can_publish_at_the_same_time(bus: Bus, servers: Servers) -> None:
     area = new_area()
     await bus.ensure_stream_of(area)
     async with _started(servers) as other:
@@ -146,7 +146,7 @@ async def test_two_processes_that_publish_at_once_do_not_get_in_each_others_way(
         ("happened\r\nPUB", {}, b"", nats.errors.BadSubjectError),
     ],
 )
-async def test_what_would_break_the_connection_is_refused_before_it_is_sent(
+async def test_message_that_would_break_the_connection_is_refused_before_it_is_sent(
     bus: Bus, kind: str, header: dict[str, str], payload: bytes, refusal: type[Exception]
 ) -> None:
     area = new_area()
@@ -158,7 +158,7 @@ async def test_what_would_break_the_connection_is_refused_before_it_is_sent(
     assert await stored(bus, area) == [0, 1]
 
 
-async def test_a_connection_on_which_acknowledgements_cannot_be_heard_is_made_anew(
+async def test_connection_without_a_subscription_for_replies_is_replaced(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscribe, refusals = Client.subscribe, [OSError("reset"), nats.errors.ConnectionClosedError()]
@@ -176,7 +176,7 @@ async def test_a_connection_on_which_acknowledgements_cannot_be_heard_is_made_an
     assert not refusals
 
 
-async def test_a_bus_that_is_stopped_publishes_nothing(servers: Servers) -> None:
+async def test_stopped_bus_publishes_nothing(servers: Servers) -> None:
     async with _started(servers) as bus:
         pass
     with pytest.raises(nats.errors.ConnectionClosedError):
@@ -190,7 +190,7 @@ async def test_a_bus_that_is_stopped_publishes_nothing(servers: Servers) -> None
         ("of our own", "of our own is not a valid Semantic Version"),
     ],
 )
-async def test_a_server_that_does_not_know_batches_is_not_used_and_named(
+async def test_server_without_batches_is_not_used_and_named_in_the_log(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, version: str, said: str
 ) -> None:
     monkeypatch.setattr(Client, "connected_server_version", ServerVersion(version))

@@ -1,4 +1,4 @@
-"""Clients of other services: retries that are safe, deadlines that are bounded, and whom they talk to."""
+"""Clients of other services: safe retries, bounded deadlines, and verified peers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def ask(peer: Peer, **more: Any) -> Any:
     return await peer.ask(product_pb2_grpc.ProductServiceStub(peer.channel).GetProduct, GET, **more)
 
 
-async def test_unavailable_is_tried_again_with_the_same_idempotency_key(keys: Keys) -> None:
+async def test_unavailable_call_is_retried_with_the_same_idempotency_key(keys: Keys) -> None:
     seen: list[bytes] = []
 
     async def flaky(_: Any, call: Call) -> product_pb2.CreateProductResponse:
@@ -50,7 +50,7 @@ async def test_unavailable_is_tried_again_with_the_same_idempotency_key(keys: Ke
         await peer.stop()
 
 
-async def test_what_is_not_unavailable_is_not_tried_again_and_comes_as_its_own_error(keys: Keys) -> None:
+async def test_other_error_of_a_call_is_raised_and_not_retried(keys: Keys) -> None:
     calls = 0
 
     async def missing(_: Any, __: Call) -> None:
@@ -71,7 +71,7 @@ async def test_what_is_not_unavailable_is_not_tried_again_and_comes_as_its_own_e
     ("waits", "timeout", "least", "most"),
     [((), 3.0, 0, 3), ((2.0,), 60.0, 0, 2), ((1.0, 4.0), 60.0, 1, 4), ((50.0,), 3.0, 0, 3), ((None, 2.0), 60.0, 0, 2)],
 )
-async def test_the_deadline_is_the_latest_of_those_who_wait_and_never_above_the_limit(
+async def test_deadline_is_the_latest_of_the_waiting_calls_within_the_limit(
     keys: Keys, waits: Sequence[float | None], timeout: float, least: float, most: float
 ) -> None:
     left: list[float | None] = []
@@ -90,7 +90,7 @@ async def test_the_deadline_is_the_latest_of_those_who_wait_and_never_above_the_
     assert least < left[0] <= most
 
 
-async def test_nobody_waits_longer_than_the_deadline(keys: Keys) -> None:
+async def test_call_ends_at_the_deadline(keys: Keys) -> None:
     async def slow(_: Any, __: Call) -> None:
         await asyncio.Event().wait()
 
@@ -101,7 +101,7 @@ async def test_nobody_waits_longer_than_the_deadline(keys: Keys) -> None:
         await peer.stop()
 
 
-async def test_calls_go_round_robin_over_all_addresses_and_past_one_that_is_gone(keys: Keys) -> None:
+async def test_calls_go_round_robin_over_all_addresses_that_answer(keys: Keys) -> None:
     served: Counter[str] = Counter()
 
     def counting(name: str) -> Any:
@@ -132,7 +132,7 @@ async def test_calls_go_round_robin_over_all_addresses_and_past_one_that_is_gone
         await peer.stop()
 
 
-async def test_a_server_that_is_somebody_else_is_not_talked_to(keys: Keys) -> None:
+async def test_server_with_the_certificate_of_another_service_gets_no_call(keys: Keys) -> None:
     async def never(_: Any, __: Call) -> None:
         raise AssertionError("was asked")
 
@@ -143,7 +143,7 @@ async def test_a_server_that_is_somebody_else_is_not_talked_to(keys: Keys) -> No
         await peer.stop()
 
 
-async def test_a_service_that_is_not_there_is_unavailable_and_named(keys: Keys) -> None:
+async def test_missing_service_is_unavailable_and_named(keys: Keys) -> None:
     peer = Peer("product", NOWHERE, settings(keys, "order"))
     with pytest.raises(Unavailable) as refusal:
         await ask(peer)

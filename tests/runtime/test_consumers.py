@@ -1,4 +1,4 @@
-"""Consumers: each event is applied exactly once, a bad one is parked, and nothing is dropped."""
+"""Consumers: each event is applied exactly once, a poison message becomes a dead letter, and none is lost."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mesh.events.bus import DEAD_LETTERS, MAX_AGE_S
 from mesh.events.cloudevents import Received, stream_of
 from mesh.events.consumers import Consumer, Handler
 from stack.servers import Servers
-from tests.runtime.consuming import Gate, Publisher, applied, consuming, record, settled
-from tests.runtime.process import Process, Rests, Scratch, do, fail_as, process, scratch_database
+from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming, record
+from tests.runtime.process import Lingers, Process, Scratch, do, fail_as, process, scratch_database
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
 
-async def parked(here: Process, area: str, count: int, service: str = "test") -> list[Msg]:
-    """The dead letters of a consumer, once there are so many."""
+async def dead_letters(here: Process, area: str, count: int, service: str = "test") -> list[Msg]:
+    """The dead letters of a consumer, once there are at least `count`."""
     js = here.bus.jetstream
     subject = f"mesh.dead.{service}-{area}.>"
 
@@ -42,16 +42,14 @@ async def parked(here: Process, area: str, count: int, service: str = "test") ->
     return messages
 
 
-async def test_an_event_that_is_delivered_twice_is_applied_once(
-    scratch: Scratch, here: Process, publish: Publisher
-) -> None:
+async def test_redelivered_event_is_applied_once(scratch: Scratch, here: Process, publish: Publisher) -> None:
     twice = await publish("twice", message_id="first copy")
     async with consuming(here, publish.area):
         await applied(scratch, 1)
         await publish("twice", event_id=twice, message_id="second copy")
         await publish("last")
         assert await applied(scratch, 2) == ["twice", "last"]
-        await settled(here, publish.area)
+        await acknowledged(here, publish.area)
     assert await scratch.count("mesh.inbox") == 2
 
 
@@ -72,33 +70,35 @@ async def test_use_case_gets_the_value_that_an_event_is_translated_to(
     await consumer.stop()
 
 
-async def test_two_copies_in_one_batch_are_applied_once(scratch: Scratch, here: Process, publish: Publisher) -> None:
+async def test_two_copies_of_an_event_in_one_batch_are_applied_once(
+    scratch: Scratch, here: Process, publish: Publisher
+) -> None:
     gate = Gate()
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
         twice = await publish("twice", message_id="first copy")
         await publish("twice", event_id=twice, message_id="second copy")
-        await eventually(gate.gathered(consumer, 2))
+        await eventually(buffered(consumer, 2))
         gate.open()
         assert await applied(scratch, 2) == ["gate", "twice"]
-        await settled(here, publish.area)
+        await acknowledged(here, publish.area)
         assert consumer.batches == 2
 
 
-async def test_each_consumer_applies_an_event_for_itself(scratch: Scratch, here: Process, publish: Publisher) -> None:
+async def test_event_is_applied_once_by_each_consumer(scratch: Scratch, here: Process, publish: Publisher) -> None:
     async with consuming(here, publish.area, service="one"), consuming(here, publish.area, service="two"):
         await publish("for both")
         assert await applied(scratch, 2) == ["for both", "for both"]
 
 
-async def test_what_arrives_during_a_batch_is_applied_in_the_next_one_in_one_transaction(
+async def test_events_that_arrive_during_a_batch_form_the_next_batch_in_one_transaction(
     scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
     gate = Gate()
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(100))
-        await eventually(gate.gathered(consumer, 100))
+        await eventually(buffered(consumer, 100))
         gate.open()
         assert await applied(scratch, 101) == ["gate", *(str(number) for number in range(100))]
         assert await scratch.admin.fetchval("SELECT count(DISTINCT xmin::text) FROM effects") == 2
@@ -106,53 +106,51 @@ async def test_what_arrives_during_a_batch_is_applied_in_the_next_one_in_one_tra
         assert (consumer.batches, consumer.applied) == (2, 101)
 
 
-async def test_events_that_come_within_some_time_are_applied_together(
+async def test_events_that_arrive_while_a_batch_lingers_are_applied_together(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gathering = Rests(monkeypatch, 12.5)
+    lingers = Lingers(monkeypatch, 12.5)
     async with consuming(here, publish.area, linger=12.5) as consumer:
         await publish("first")
-        await eventually(gathering.is_under_way)
+        await eventually(lingers.has_begun)
         await publish.numbers(range(20))
-        await eventually(Gate().gathered(consumer, 21))
+        await eventually(buffered(consumer, 21))
         assert consumer.batches == 0
-        gathering.end()
+        lingers.end()
         assert await applied(scratch, 21) == ["first", *(str(number) for number in range(20))]
         assert consumer.batches == 1
 
 
-async def test_a_consumer_does_not_wait_for_others_when_it_is_stopped(
-    scratch: Scratch, here: Process, publish: Publisher
-) -> None:
+async def test_consumer_that_is_stopped_does_not_linger(scratch: Scratch, here: Process, publish: Publisher) -> None:
     async with consuming(here, publish.area, linger=3600) as consumer:
         await publish("first")
         await publish("second")
-        await eventually(Gate().gathered(consumer, 2))
-    assert not consumer.was_cancelled, "it was not waited for until it had to be cut off"
+        await eventually(buffered(consumer, 2))
+    assert not consumer.was_cancelled, "it stops before its timeout"
     async with consuming(here, publish.area):
         assert {*await applied(scratch, 2)} == {"first", "second"}
 
 
-async def test_a_batch_that_is_full_begins_at_once(
+async def test_full_batch_does_not_linger(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_BATCH", 10)
     gate = Gate()
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
-        gathering = Rests(monkeypatch, consumers.LINGER_S)
+        lingers = Lingers(monkeypatch, consumers.LINGER_S)
         await publish.numbers(range(19))
-        await eventually(gate.gathered(consumer, 19))
+        await eventually(buffered(consumer, 19))
         gate.open()
         await applied(scratch, 11)
-        await eventually(gate.gathered(consumer, 9))
-        assert (gathering.begun, consumer.batches) == (1, 2)
-        gathering.end()
+        await eventually(buffered(consumer, 9))
+        assert (lingers.begun, consumer.batches) == (1, 2)
+        lingers.end()
         await applied(scratch, 20)
 
 
-@pytest.mark.parametrize("apart", [True, False], ids=["each type by itself", "types with one apply"])
-async def test_within_a_batch_causes_are_applied_before_their_effects(
+@pytest.mark.parametrize("apart", [True, False], ids=["each type alone", "types with one apply"])
+async def test_causes_in_a_batch_are_applied_before_their_effects(
     scratch: Scratch, here: Process, publish: Publisher, apart: bool
 ) -> None:
     gate = Gate()
@@ -168,14 +166,14 @@ async def test_within_a_batch_causes_are_applied_before_their_effects(
         for number in range(5):
             await publish(f"effect {number}", kind="effect")
             await publish(f"cause {number}", kind="cause")
-        await eventually(gate.gathered(consumer, 10))
+        await eventually(buffered(consumer, 10))
         gate.open()
         expected = ["gate", *(f"cause {number}" for number in range(5)), *(f"effect {number}" for number in range(5))]
         assert await applied(scratch, 11) == expected
         assert sizes == ([1, 5, 5] if apart else [1, 10])
 
 
-async def test_a_poison_event_is_tried_again_then_parked_and_the_others_of_its_batch_go_through(
+async def test_poison_message_is_retried_then_dead_lettered_and_its_batch_is_applied(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 3)
@@ -194,11 +192,11 @@ async def test_a_poison_event_is_tried_again_then_parked_and_the_others_of_its_b
         await publish.numbers(range(10))
         poison = await publish("poison")
         await publish.numbers(range(10, 20))
-        await eventually(gate.gathered(consumer, 21))
+        await eventually(buffered(consumer, 21))
         gate.open()
-        message = (await parked(here, publish.area, 1))[0]
+        message = (await dead_letters(here, publish.area, 1))[0]
         assert sorted(await applied(scratch, 21)) == sorted(["gate", *(str(number) for number in range(20))])
-        await settled(here, publish.area)
+        await acknowledged(here, publish.area)
     assert attempts == 3
     assert message.headers is not None
     assert message.headers["ce-id"] == str(poison)
@@ -213,7 +211,7 @@ async def test_a_poison_event_is_tried_again_then_parked_and_the_others_of_its_b
 
 
 @pytest.mark.parametrize("what", ["no headers", "headers of no event", "a payload of no message"])
-async def test_a_message_that_is_no_event_is_parked(
+async def test_message_that_is_no_event_becomes_a_dead_letter(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
@@ -228,7 +226,7 @@ async def test_a_message_that_is_no_event_is_parked(
                 known = await publish("good")
                 good = {"ce-id": str(uuid4()), "ce-subject": str(known), "ce-sequence": "1"}
                 await publish.raw(subject, b"\xff", {**good, "ce-type": f"commerce.{publish.area}.happened"})
-        assert (await parked(here, publish.area, 1))[0].data in {b"junk", b"", b"\xff"}
+        assert (await dead_letters(here, publish.area, 1))[0].data in {b"junk", b"", b"\xff"}
         await publish("after")
         await eventually(lambda: _holds(scratch, "after"))
 
@@ -236,7 +234,7 @@ async def test_a_message_that_is_no_event_is_parked(
 @pytest.mark.parametrize(
     "passing", [Unavailable("gone"), DeadlineExceeded("slow"), ResourceExhausted("busy")], ids=lambda e: e.reason
 )
-async def test_what_is_not_the_events_fault_never_parks_it(
+async def test_transient_error_never_makes_a_dead_letter(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, passing: MeshError
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
@@ -252,13 +250,13 @@ async def test_what_is_not_the_events_fault_never_parks_it(
     async with consuming(here, publish.area, apply):
         await publish("waits")
         assert await applied(scratch, 1) == ["waits"]
-        await settled(here, publish.area)
+        await acknowledged(here, publish.area)
     info = await here.bus.jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"mesh.dead.test-{publish.area}.>")
     assert not info.state.subjects
 
 
 @pytest.mark.parametrize("state", ["53100", "25006", "28P01"], ids=["disk full", "read only", "password changed"])
-async def test_a_database_that_ails_while_an_event_is_applied_never_parks_it(
+async def test_failing_database_never_makes_a_dead_letter(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
@@ -274,12 +272,12 @@ async def test_a_database_that_ails_while_an_event_is_applied_never_parks_it(
     async with consuming(here, publish.area, apply):
         await publish("waits")
         assert await applied(scratch, 1) == ["waits"]
-        await settled(here, publish.area)
+        await acknowledged(here, publish.area)
     info = await here.bus.jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"mesh.dead.test-{publish.area}.>")
     assert not info.state.subjects
 
 
-async def test_while_the_database_is_down_nothing_is_parked_and_all_is_applied_when_it_is_back(
+async def test_events_are_applied_after_an_outage_of_the_database_without_dead_letters(
     here: Process, servers: Servers, publish: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
@@ -304,12 +302,14 @@ async def test_while_the_database_is_down_nothing_is_parked_and_all_is_applied_w
                 return count if count >= 21 else None
 
             assert await eventually(back, within=30) == 21
-            await settled(there, publish.area)
+            await acknowledged(there, publish.area)
     info = await here.bus.jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"mesh.dead.test-{publish.area}.>")
     assert not info.state.subjects
 
 
-async def test_dead_letters_are_kept_for_ever_also_where_they_once_were_not(here: Process, publish: Publisher) -> None:
+async def test_dead_letters_never_expire_even_in_a_stream_created_with_an_age_limit(
+    here: Process, publish: Publisher
+) -> None:
     await here.bus.ensure_stream(DEAD_LETTERS, "mesh.dead.>")
     async with consuming(here, publish.area):
 

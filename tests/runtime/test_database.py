@@ -1,4 +1,4 @@
-"""The database as a part that can be lost: nothing is half written, callers are told, and the next call works."""
+"""A database that is lost: nothing is written in part, callers get an error, and later calls succeed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
 
 
 @pytest.mark.parametrize("when", ["between two statements", "before the commit"])
-async def test_a_database_lost_in_mid_batch_is_told_to_all_its_callers_and_leaves_nothing(
+async def test_database_lost_during_a_batch_fails_all_its_calls_and_leaves_no_rows(
     scratch: Scratch, here: Process, when: str
 ) -> None:
     attempts = []
@@ -62,7 +62,7 @@ async def test_a_database_lost_in_mid_batch_is_told_to_all_its_callers_and_leave
 
     group = GroupCommit("test", work)
     results = await asyncio.gather(*(group.submit(str(item)) for item in range(20)), return_exceptions=True)
-    assert attempts == [20], "it is no item's fault: the batch is not split"
+    assert attempts == [20], "a transient error does not split the batch"
     for result in results:
         assert isinstance(result, Unavailable)
         assert (result.code, result.reason) == (Code.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
@@ -75,7 +75,9 @@ async def test_a_database_lost_in_mid_batch_is_told_to_all_its_callers_and_leave
     assert await scratch.count("mesh.outbox") == 1
 
 
-async def test_all_connections_lost_at_once_are_mended_by_the_next_calls(scratch: Scratch, here: Process) -> None:
+async def test_connections_that_are_all_lost_at_once_are_replaced_by_later_calls(
+    scratch: Scratch, here: Process
+) -> None:
     await here.database.check()
     await scratch.admin.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
@@ -93,13 +95,13 @@ async def test_all_connections_lost_at_once_are_mended_by_the_next_calls(scratch
 
 AILMENTS = (
     "53100 53200 53300 57014 57P01 57P04 58030 28000 28P01 3D000 25006 25P04 40P01"
-    # disk full, out of memory, too many connections, cancelled, shut down, dropped, I/O, not authorised, bad password,
-    # no such database, read only, transaction time-out, deadlock
+    # disk full, out of memory, too many connections, cancelled, shut down, dropped, I/O, not authorized, bad password,
+    # no such database, read only, transaction timeout, deadlock
 )
 
 
 @pytest.mark.parametrize("state", AILMENTS.split())
-async def test_what_ails_the_database_is_told_as_such_and_never_as_a_fault_of_the_statement(
+async def test_error_of_the_database_is_unavailable_and_error_of_a_statement_is_raised(
     here: Process, state: str
 ) -> None:
     with pytest.raises(Unavailable):
@@ -110,7 +112,7 @@ async def test_what_ails_the_database_is_told_as_such_and_never_as_a_fault_of_th
             await fail_as(work, "23514")
 
 
-async def test_a_cancelled_call_rolls_back_and_gives_its_connection_back_clean(scratch: Scratch, here: Process) -> None:
+async def test_cancelled_call_rolls_back_and_releases_a_usable_connection(scratch: Scratch, here: Process) -> None:
     begun = asyncio.Event()
 
     async def change() -> None:
@@ -132,7 +134,7 @@ async def test_a_cancelled_call_rolls_back_and_gives_its_connection_back_clean(s
     assert await scratch.notes() == ["after"]
 
 
-async def test_a_value_that_does_not_fit_is_a_fault_of_the_statement_and_not_of_the_database(here: Process) -> None:
+async def test_value_out_of_range_is_an_error_of_the_statement(here: Process) -> None:
     async with here.database.reading() as reading:
         assert await reading.fetch_one(ECHO, number=1)
     async with here.database.reading() as reading:
@@ -140,20 +142,20 @@ async def test_a_value_that_does_not_fit_is_a_fault_of_the_statement_and_not_of_
             await reading.fetch_one(ECHO, number=2**40)
 
 
-async def test_text_that_postgresql_cannot_hold_is_the_callers_fault(here: Process) -> None:
+async def test_text_that_postgresql_cannot_store_is_an_invalid_argument(here: Process) -> None:
     with pytest.raises(InvalidArgument):
         async with here.units.begin() as work:
             await do(work, "nul \0 in it")
 
 
-async def test_a_statement_says_which_parameters_it_takes(here: Process) -> None:
+async def test_statement_rejects_missing_and_unknown_parameters(here: Process) -> None:
     async with here.database.reading() as reading:
         for wrong in ({}, {"number": 1, "other": 2}):
             with pytest.raises(TypeError, match="number"):
                 await reading.fetch_one(ECHO, **wrong)
 
 
-async def test_what_waits_for_the_commit_happens_after_it_and_only_then(scratch: Scratch, here: Process) -> None:
+async def test_action_on_commit_runs_after_the_commit_and_not_after_a_rollback(scratch: Scratch, here: Process) -> None:
     seen: list[int] = []
 
     async with here.database.transaction() as transaction:
@@ -172,7 +174,7 @@ async def test_what_waits_for_the_commit_happens_after_it_and_only_then(scratch:
     assert await scratch.count("effects") == 0
 
 
-async def test_what_only_writes_is_sent_in_one_and_before_what_reads(scratch: Scratch, here: Process) -> None:
+async def test_buffered_writes_are_sent_together_before_the_next_read(scratch: Scratch, here: Process) -> None:
     happened = row(event("test", uuid4(), 1), "")
     async with here.database.transaction() as transaction:
         before = here.database.statements
@@ -181,7 +183,7 @@ async def test_what_only_writes_is_sent_in_one_and_before_what_reads(scratch: Sc
         transaction.add(ADD_EFFECTS, [])
         assert here.database.statements == before
         assert await transaction.fetch_one(ECHO, number=1)
-        assert here.database.statements == before + 2, "both inserts in one, and the one that reads"
+        assert here.database.statements == before + 2, "both inserts in one statement, and the read"
         transaction.add(ADD_EFFECTS, [("third",)])
         assert await scratch.notes() == []
     assert here.database.statements == before + 3
@@ -189,9 +191,9 @@ async def test_what_only_writes_is_sent_in_one_and_before_what_reads(scratch: Sc
     assert await scratch.count("mesh.outbox") == 1
 
 
-async def test_of_writes_that_are_sent_in_one_none_is_done_when_one_fails(scratch: Scratch, here: Process) -> None:
+async def test_buffered_writes_that_are_sent_together_all_fail_when_one_fails(scratch: Scratch, here: Process) -> None:
     class Taken(Exception):
-        """The event id is there already."""
+        """The event id exists already."""
 
     async def fail(meaning: str) -> None:
         twice = (uuid4(), "test")
@@ -206,7 +208,7 @@ async def test_of_writes_that_are_sent_in_one_none_is_done_when_one_fails(scratc
     assert await scratch.notes() == []
 
 
-async def test_a_database_that_cannot_be_opened_is_unavailable(here: Process) -> None:
+async def test_database_that_cannot_be_opened_is_unavailable(here: Process) -> None:
     from mesh.db.database import Database
 
     with pytest.raises(Unavailable):
@@ -215,7 +217,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(here: Process) ->
         await Database(here.database.url).check()
 
 
-async def test_an_error_about_a_row_does_not_show_the_row_to_whoever_logs_it(here: Process) -> None:
+async def test_error_about_a_row_does_not_contain_the_row(here: Process) -> None:
     secret = str(uuid4())
     row = (uuid4(), secret)
     with pytest.raises(asyncpg.UniqueViolationError) as failure:

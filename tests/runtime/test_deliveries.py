@@ -18,14 +18,14 @@ from mesh.events.bus import Bus
 from mesh.events.cloudevents import stream_of
 from mesh.events.consumers import ACK_WAIT_S
 from stack.servers import Servers
-from tests.runtime.consuming import Gate, Publisher, applied, consuming, settled
+from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming
 from tests.runtime.process import Process, Scratch, new_area, process
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
 
-async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
+async def test_stop_returns_events_that_are_not_applied_for_immediate_redelivery(
     scratch: Scratch, here: Process, publish: Publisher, servers: Servers
 ) -> None:
     gate = Gate()
@@ -33,19 +33,19 @@ async def test_stop_hands_what_it_has_not_applied_to_another_consumer_at_once(
     async with process(scratch, servers) as there, consuming(here, publish.area, gate.record) as first:
         await gate.shut(publish)
         await publish.numbers(range(500))
-        await eventually(gate.gathered(first, 500))
+        await eventually(buffered(first, 500))
         stopping = asyncio.create_task(first.stop())
         await asyncio.sleep(0)
         gate.open()
         await stopping
-        assert first.applied == 1, "the batch under way is finished, and no other one begun"
+        assert first.applied == 1, "the current batch is finished, and no other one begun"
         began = loop.time()
         async with consuming(there, publish.area):
             assert sorted(await applied(scratch, 501)) == sorted(["gate", *(str(n) for n in range(500))])
-        assert loop.time() - began < ACK_WAIT_S / 2, "without waiting for the time of an acknowledgement to pass"
+        assert loop.time() - began < ACK_WAIT_S / 2, "before the acknowledgement timeout"
 
 
-async def test_what_is_on_its_way_to_a_consumer_that_stops_is_handed_back_too(
+async def test_stop_also_returns_events_in_transit_to_the_consumer(
     scratch: Scratch, here: Process, publish: Publisher, servers: Servers
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -61,7 +61,7 @@ async def test_what_is_on_its_way_to_a_consumer_that_stops_is_handed_back_too(
         assert loop.time() - began < ACK_WAIT_S / 2
 
 
-async def test_a_consumer_that_cannot_hand_back_stops_all_the_same_and_nothing_is_lost(
+async def test_consumer_that_cannot_return_events_still_stops_and_loses_none(
     scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumers, "ACK_WAIT_S", 1.0)
@@ -75,7 +75,7 @@ async def test_a_consumer_that_cannot_hand_back_stops_all_the_same_and_nothing_i
         async with consuming(there, area, gate.record) as first:
             await gate.shut(publish)
             await publish.numbers(range(20))
-            await eventually(gate.gathered(first, 20))
+            await eventually(buffered(first, 20))
             signal(frozen, "nats", SIGSTOP)
             try:
                 gate.open()
@@ -86,11 +86,11 @@ async def test_a_consumer_that_cannot_hand_back_stops_all_the_same_and_nothing_i
             assert [entry["count"] for entry in logs if entry["event"] == "events not handed back"] == [20]
         async with consuming(there, area):
             assert sorted(await applied(scratch, 21)) == sorted(["gate", *(str(number) for number in range(20))])
-            await settled(there, area)
+            await acknowledged(there, area)
         await client.close()
 
 
-async def test_a_flush_is_sent_after_what_was_sent_before_it() -> None:
+async def test_flush_is_sent_after_earlier_data() -> None:
     wire: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,12 +106,12 @@ async def test_a_flush_is_sent_after_what_was_sent_before_it() -> None:
         await bus.start()
         await bus.connected()
         await bus.signal("topic")
-        await bus._connection.flush()
+        await bus.flush()
         assert wire[-3:] == [b"PUB topic  0", b"", b"PING"]
         await bus.stop()
 
 
-async def test_a_request_for_events_that_ends_or_is_lost_is_made_again(
+async def test_pull_request_that_expires_or_is_lost_is_sent_again(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests: list[str] = []
@@ -130,7 +130,7 @@ async def test_a_request_for_events_that_ends_or_is_lost_is_made_again(
         assert await applied(scratch, 1) == ["late"]
 
 
-async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
+async def test_pull_request_that_cannot_be_sent_is_sent_later_and_loses_no_batch(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -147,7 +147,7 @@ async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
     async with consuming(here, publish.area, gate.record) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(15))
-        await eventually(gate.gathered(consumer, 15))
+        await eventually(buffered(consumer, 15))
         gate.open()
         assert sorted(await applied(scratch, 16)) == sorted(["gate", *(str(number) for number in range(15))])
         assert len(requests) >= 2
@@ -156,7 +156,7 @@ async def test_a_request_that_cannot_be_sent_loses_no_batch_and_is_made_again(
 
 
 @pytest.mark.parametrize("idle", [True, False], ids=["while it waits", "while it works"])
-async def test_a_consumer_whose_place_at_the_server_was_deleted_makes_it_again(
+async def test_consumer_that_was_deleted_on_the_server_is_created_again(
     scratch: Scratch, here: Process, publish: Publisher, idle: bool
 ) -> None:
     gate = Gate()
@@ -164,14 +164,14 @@ async def test_a_consumer_whose_place_at_the_server_was_deleted_makes_it_again(
         await gate.shut(publish)
         if idle:
             gate.open()
-            await settled(here, publish.area)
+            await acknowledged(here, publish.area)
         await here.bus.jetstream.delete_consumer(stream_of(f"commerce.{publish.area}."), consumer.name)
         gate.open()
         await publish("after")
         assert await applied(scratch, 2) == ["gate", "after"]
 
 
-async def test_a_consumer_that_pushed_goes_on_where_it_was_as_one_that_is_asked(
+async def test_push_consumer_is_replaced_by_a_pull_consumer_at_the_same_position(
     scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
     stream, name = stream_of(f"commerce.{publish.area}."), f"test-{publish.area}"
@@ -188,11 +188,11 @@ async def test_a_consumer_that_pushed_goes_on_where_it_was_as_one_that_is_asked(
         # Once to replace the consumer, and once when it exists.
         async with consuming(here, publish.area):
             assert await applied(scratch, 1) == ["not done"]
-            await settled(here, publish.area)
+            await acknowledged(here, publish.area)
     assert await scratch.count("mesh.inbox") == 1
 
 
-async def test_a_consumer_goes_on_after_nats_was_killed_and_after_it_lost_its_store(
+async def test_consumer_continues_after_nats_was_killed_and_after_it_lost_its_store(
     scratch: Scratch, tmp_path: Path
 ) -> None:
     area = new_area()
@@ -219,7 +219,7 @@ async def test_a_consumer_goes_on_after_nats_was_killed_and_after_it_lost_its_st
         await client.close()
 
 
-async def test_what_is_to_be_done_after_a_reconnection_is_tried_until_it_succeeds(tmp_path: Path) -> None:
+async def test_action_after_a_reconnection_is_retried_until_it_succeeds(tmp_path: Path) -> None:
     outcomes: list[Exception | None] = [nats.errors.TimeoutError(), OSError("not yet"), None]
     done = asyncio.Event()
 
@@ -236,7 +236,7 @@ async def test_what_is_to_be_done_after_a_reconnection_is_tried_until_it_succeed
         signal(mortal, "nats", SIGKILL)
         async with asyncio.timeout(20):
             await done.wait()
-        assert bus._connection.stats["reconnects"] == 1, "and the connection is not given up for it"
+        assert bus._connection.stats["reconnects"] == 1, "the failures do not close the connection"
         await bus.stop()
 
 

@@ -1,4 +1,4 @@
-"""A service as a real process: health that follows its database, and an end that cuts nobody off."""
+"""A service as a real process: its health follows its database, and its stop interrupts no call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.processes import environment, says, spawned
 from tests.services import NOWHERE, Client, Keys, eventually, new_key, running, settings_for, signal
 
 
-async def test_sigterm_lets_the_call_in_flight_end_refuses_new_ones_and_exits_with_0(
+async def test_sigterm_finishes_the_call_in_progress_refuses_new_ones_and_exits_with_0(
     servers: Servers, keys: Keys
 ) -> None:
     (port,) = free_ports(1)
@@ -39,7 +39,7 @@ async def test_sigterm_lets_the_call_in_flight_end_refuses_new_ones_and_exits_wi
             ),
             key=new_key(),
         )
-        # The row is locked here, so the call stays in flight until the test lets it go.
+        # The row is locked here, so the call stays in progress until the test releases it.
         locked = lock.transaction()
         await locked.start()
         await lock.execute("SELECT FROM stocks WHERE product_id = $1 FOR UPDATE", made.product.id)
@@ -80,7 +80,7 @@ async def test_sigterm_lets_the_call_in_flight_end_refuses_new_ones_and_exits_wi
     await lock.close()
 
 
-async def test_bad_settings_end_a_service_with_code_2_and_every_fault_named(servers: Servers, keys: Keys) -> None:
+async def test_invalid_settings_exit_with_code_2_and_name_every_fault(servers: Servers, keys: Keys) -> None:
     variables = environment("product", servers, keys, MESH_LOG_LEVEL="loud", MESH_MAX_IN_FLIGHT="0")
     async with spawned("product", variables) as process, asyncio.timeout(20):
         _, said = await process.communicate()
@@ -91,7 +91,9 @@ async def test_bad_settings_end_a_service_with_code_2_and_every_fault_named(serv
 
 
 @pytest.mark.parametrize("what", ["database", "port"])
-async def test_a_service_that_cannot_start_says_why_and_exits_with_1(servers: Servers, keys: Keys, what: str) -> None:
+async def test_service_that_cannot_start_reports_the_reason_and_exits_with_1(
+    servers: Servers, keys: Keys, what: str
+) -> None:
     taken = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
     more = {"MESH_DATABASE_URL": "postgresql://nobody@/nowhere?host=/no/such/folder"} if what == "database" else {}
@@ -112,7 +114,7 @@ async def test_health_follows_the_database(keys: Keys, servers: Servers, tmp_pat
             client = Client(address, "product", keys)
             serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
             assert await says(client, serving)
-            # Nobody may come in, as when a server is shut down; then it is gone, and comes back.
+            # The server refuses connections, as during a shutdown. Then it is down, and starts again.
             superuser = await asyncpg.connect(mortal.postgres.superuser_url)
             await superuser.execute("ALTER DATABASE product CONNECTION LIMIT 0")
             await superuser.execute(

@@ -21,7 +21,7 @@ from tests.runtime.served import GET, found, serving, settings
 from tests.services import Keys, eventually, refused
 
 LONG_S = 15.0
-"""More than the breaker needs, and less than a test may take."""
+"""Seconds: longer than the breaker needs, and shorter than the limit of a test."""
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def test_hanging_worker_fails_no_call_while_another_one_answers(servers: S
         processes = [await stack.enter_async_context(serving_process("product", servers, keys, port)) for port in ports]
         peer = await stack.enter_async_context(peer_of(keys, *ports, suspect_after=0.2))
         for process in processes:
-            # Both are connected, so the other one has to be found among the two.
+            # Both are connected, so round robin must find the other one.
             await list_products(peer)
             with stopped(process):
                 for _ in range(4):
@@ -118,7 +118,7 @@ async def test_slow_peer_is_not_cut_off_before_its_deadline(keys: Keys) -> None:
 
 @pytest.mark.parametrize("drain_seconds", [0, 5], ids=["at once", "with time"])
 async def test_drained_worker_fails_no_call_that_another_worker_can_take(keys: Keys, drain_seconds: int) -> None:
-    """Also not the calls in progress that the drain cuts off."""
+    """This includes the calls in progress that the drain interrupts."""
     cut_off = asyncio.Event()
 
     async def until_cut_off(request: Any, call: Call) -> Any:
@@ -167,4 +167,4 @@ async def test_failing_peer_gets_few_more_attempts_than_calls(keys: Keys) -> Non
         assert peer.retries.over_budget > 0
         assert attempts == calls + peer.retries.retried
         assert attempts <= calls * 1.1 + 50
-        assert peer.breaker.opened == 0, "it answers"
+        assert peer.breaker.opened == 0, "the peer answers"

@@ -26,7 +26,7 @@ from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received
 from mesh.rpc.call import Call
 from stack.servers import Servers
-from tests.runtime.consuming import Gate, Publisher, applied, consuming, settled
+from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming
 from tests.runtime.process import BACKEND, Process, Scratch, do, process, scratch_database
 from tests.runtime.served import client_of, serving
 from tests.services import Keys, eventually, signal
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("nothing_yet")
 
 
 class Record(sa.types.UserDefinedType[object]):
-    """PostgreSQL's type of a row without a name, which the driver refuses as an argument."""
+    """PostgreSQL's anonymous row type, which the driver rejects as an argument."""
 
     cache_ok = True
 
@@ -100,7 +100,7 @@ def applying(gate: Gate, effect: Effect) -> Callable[[UnitOfWork, Sequence[Recei
 
 
 async def dead_letters(here: Process, area: str) -> list[str]:
-    """The texts of the events that the consumer has given up."""
+    """The texts of the dead letters of a consumer."""
     js, subject = here.bus.jetstream, f"mesh.dead.test-{area}.>"
     info = await js.stream_info(DEAD_LETTERS, subjects_filter=subject)
     subscription = await js.subscribe(subject, stream=DEAD_LETTERS, ordered_consumer=True)
@@ -120,11 +120,11 @@ async def test_one_bad_event_of_512_becomes_a_dead_letter(
         await publish.numbers(range(200))
         await publish(BAD)
         await publish.numbers(range(200, 511))
-        await eventually(gate.gathered(consumer, 512))
+        await eventually(buffered(consumer, 512))
         gate.open()
         expected = {"gate", *(str(number) for number in range(511))}
         assert set(await applied(scratch, len(expected))) == expected
-        await settled(here, publish.area)
+        await acknowledged(here, publish.area)
         assert await dead_letters(here, publish.area) == [BAD]
     assert await scratch.count("effects") == len(expected), "each once"
 
@@ -160,7 +160,7 @@ async def test_one_bad_call_of_a_batch_fails_alone(scratch: Scratch, here: Proce
 
 @pytest.fixture
 async def impatient(scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Process]:
-    """A process whose statements may take half a second."""
+    """A process with a statement timeout of half a second."""
     monkeypatch.setitem(database.SESSION, "statement_timeout", "500ms")
     async with process(scratch, servers) as started:
         await started.bus.connected()
@@ -177,7 +177,7 @@ async def test_slow_statement_raises_statement_timeout(impatient: Process) -> No
 async def test_reply_that_does_not_come_in_time_closes_the_connection(
     scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(database.SESSION, "statement_timeout", "0")  # as behind a proxy that drops it
+    monkeypatch.setitem(database.SESSION, "statement_timeout", "0")  # like a proxy that removes it
     opened = Database(scratch.url, max_connections=1, command_timeout=0.5)
     await opened.start()
     async with opened.reading() as reading:
@@ -231,10 +231,10 @@ async def test_batch_that_is_too_large_for_its_time_is_applied_in_halves(
     async with consuming(impatient, publish.area, applying(gate, takes_its_time)) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(128))
-        await eventually(gate.gathered(consumer, 128))
+        await eventually(buffered(consumer, 128))
         gate.open()
         await applied(scratch, 129)
-        await settled(impatient, publish.area)
+        await acknowledged(impatient, publish.area)
         assert sizes == [1, 128, 64, 64]
         assert await dead_letters(impatient, publish.area) == []
 
@@ -256,19 +256,19 @@ async def test_slow_event_becomes_a_dead_letter_and_the_others_are_applied(
         await publish.numbers(range(40))
         await publish(BAD)
         await publish.numbers(range(40, 63))
-        await eventually(gate.gathered(consumer, 64))
+        await eventually(buffered(consumer, 64))
         gate.open()
         await applied(scratch, 33)
         await publish("another")
         expected = {"gate", "another", *(str(number) for number in range(63))}
         assert set(await applied(scratch, len(expected))) == expected
         await eventually(lambda: _has_dead_letters(impatient, publish.area))
-        await settled(impatient, publish.area)
+        await acknowledged(impatient, publish.area)
         assert await dead_letters(impatient, publish.area) == [BAD]
         assert consumer.applied == len(expected)
     assert sizes[:2] == [64, 32]
     assert all(after <= max(1, before // 2) for before, after in pairwise(sizes)), sizes
-    assert sizes.count(1) == 2, "it has failed when it took too long alone"
+    assert sizes.count(1) == 2, "it failed when it took too long alone"
 
 
 async def _has_dead_letters(here: Process, area: str) -> bool:

@@ -1,4 +1,4 @@
-"""The server asks for calls ahead, loses none of them when it stops, and keeps nothing of them."""
+"""The server requests calls ahead, loses none of them when it stops, and leaves no reference cycles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METHOD = "/test.Echo/Say"
 async def echoing(
     handled: Counter[str], method: str = METHOD
 ) -> AsyncIterator[tuple[Any, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
-    """A server that answers in some turns of the loop, and a client that calls `method`."""
+    """A server that replies after some turns of the event loop, and a client that calls `method`."""
 
     async def say(request: bytes, _: Any) -> bytes:
         handled["begun"] += 1
@@ -45,22 +45,22 @@ async def echoing(
     await server.stop(None)
 
 
-async def test_as_many_calls_are_asked_for_ahead_before_and_after_calls_have_come() -> None:
+async def test_calls_are_requested_ahead_before_and_after_calls_have_arrived() -> None:
     async with echoing(Counter()) as (server, say):
         core = server._server
 
-        async def all_asked_for() -> bool:
+        async def all_are_requested() -> bool:
             return len(core._asked) == accepting.AHEAD - 1 and not any(call.done() for call in core._asked)
 
-        # Of the one that is missing gRPC waits for the answer.
-        await eventually(all_asked_for)
+        # gRPC's own loop awaits the missing one.
+        await eventually(all_are_requested)
         for _ in range(2):
             answers = await asyncio.gather(*(say(str(number).encode()) for number in range(3 * accepting.AHEAD)))
             assert answers == [str(number).encode() for number in range(3 * accepting.AHEAD)]
-            await eventually(all_asked_for)
+            await eventually(all_are_requested)
 
 
-async def test_a_server_that_stops_under_load_ends_every_call_that_it_has_taken() -> None:
+async def test_server_that_stops_under_load_finishes_every_accepted_call() -> None:
     handled: Counter[str] = Counter()
     ended: Counter[grpc.StatusCode] = Counter()
 
@@ -80,7 +80,7 @@ async def test_a_server_that_stops_under_load_ends_every_call_that_it_has_taken(
             return handled["ended"] > 10 * len(callers)
 
         await eventually(is_busy)
-        # A call that nobody handles would be waited for, for an hour.
+        # The server would wait an hour for a call without a handler.
         async with asyncio.timeout(60):
             await server.stop(3600)
             await asyncio.gather(*callers)
@@ -88,7 +88,7 @@ async def test_a_server_that_stops_under_load_ends_every_call_that_it_has_taken(
     assert ended.total() - ended[grpc.StatusCode.OK] == len(callers), "each was refused once, and then stopped"
 
 
-async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops() -> None:
+async def test_calls_that_were_accepted_ahead_are_handled_before_the_server_stops() -> None:
     async with echoing(Counter()) as (server, say):
         core = server._server
         take = core._request_call
@@ -100,7 +100,7 @@ async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops()
             return call
 
         core._request_call = take_slowly
-        # The first one is what gRPC waited for before.
+        # gRPC's loop has already requested the first call.
         calls = [asyncio.ensure_future(say(b"hello")) for _ in range(6)]
 
         async def are_taken() -> bool:
@@ -114,7 +114,7 @@ async def test_calls_that_were_taken_ahead_are_handled_before_the_server_stops()
         await stopping
 
 
-async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead() -> None:
+async def test_server_whose_loop_has_failed_stops_in_spite_of_calls_accepted_ahead() -> None:
     async with echoing(Counter()) as (server, say):
         core = server._server
         take = core._request_call
@@ -139,7 +139,7 @@ async def test_a_server_whose_loop_has_failed_ends_though_calls_were_taken_ahead
         await asyncio.wait(calls)
 
 
-async def test_calls_leave_nothing_for_the_collector() -> None:
+async def test_calls_leave_no_reference_cycles() -> None:
     async with echoing(Counter()) as (_, say):
         left = []
         gc.disable()
@@ -151,25 +151,25 @@ async def test_calls_leave_nothing_for_the_collector() -> None:
                 left.append(gc.collect())
         finally:
             gc.enable()
-    # What others in this process leave meanwhile is not left three times.
+    # Other code of this process may leave cycles, but not three times in a row.
     assert min(left) < 50
 
 
 @pytest.mark.parametrize("method", ["/test.Echo/Shout", "/test.Silence/Say"])
-async def test_a_method_that_nobody_has_is_not_implemented(method: str) -> None:
+async def test_unknown_method_is_unimplemented(method: str) -> None:
     async with echoing(Counter(), method) as (_, call):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(b"hello")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_server_that_was_not_started_can_be_stopped() -> None:
+async def test_server_that_was_not_started_can_be_stopped() -> None:
     await accepting.server([]).stop(1)
 
 
-async def test_grpc_alone_still_asks_for_one_call_at_a_time() -> None:
+async def test_grpc_alone_still_requests_one_call_at_a_time() -> None:
     class Core(cygrpc.AioServer):  # type: ignore[misc]
-        """The core of gRPC, which says how many calls are asked for at once."""
+        """The core of gRPC, which counts the concurrent requests for calls."""
 
         def __init__(self, *of_grpc: object) -> None:
             super().__init__(*of_grpc)

@@ -1,4 +1,4 @@
-"""Health checks without a certificate: what probes learn, and that nothing else is reachable there."""
+"""Health checks without a certificate: the replies to probes, and that nothing else is reachable on that port."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def address(server: Server) -> str:
 
 
 async def check(server: Server, service: str) -> Any:
-    """What a probe learns, which has no certificate."""
+    """The reply to a probe without a certificate."""
     async with grpc.aio.insecure_channel(address(server)) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
@@ -61,7 +61,7 @@ async def test_probe_without_a_certificate_learns_that_the_service_serves(keys: 
         assert await check(server, service) == SERVING
 
 
-async def test_probe_of_an_unknown_name_is_told_so(keys: Keys) -> None:
+async def test_probe_of_an_unknown_name_gets_not_found(keys: Keys) -> None:
     async with serving(keys, found) as server:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await check(server, "nothing")

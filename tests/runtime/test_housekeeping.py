@@ -1,4 +1,4 @@
-"""Housekeeping: what has had its time goes, a portion at a time, and what has not stays."""
+"""Housekeeping: expired rows are deleted in portions, and all others are kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def here(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
 
 @asynccontextmanager
 async def at_work(here: Process) -> AsyncIterator[None]:
-    """The jobs, which take ten rows at a time and would come back in an hour."""
+    """Run the jobs, in portions of ten rows. The next run would be in an hour."""
     async with AsyncExitStack() as stack:
         for job in housekeeping(here.database, portion=10):
             await job.start()
@@ -44,21 +44,21 @@ async def at_work(here: Process) -> AsyncIterator[None]:
         yield
 
 
-async def test_all_that_has_had_its_time_goes_in_portions_and_at_once(scratch: Scratch, here: Process) -> None:
+async def test_expired_rows_are_purged_immediately_in_portions(scratch: Scratch, here: Process) -> None:
     for statement, age in ((REPLIES, RETENTION), (EVENTS, inbox.RETENTION)):
         await scratch.admin.execute(statement, age + MINUTE, 25)
         await scratch.admin.execute(statement, age - MINUTE, 3)
 
-    async def only_the_young() -> bool:
+    async def only_recent_rows() -> bool:
         return [await scratch.count(table) for table in ("mesh.idempotency", "mesh.inbox")] == [3, 3]
 
     commits = here.database.commits
     async with at_work(here):
-        await eventually(only_the_young)
-    assert here.database.commits - commits == 6, "ten, ten and five of each"
+        await eventually(only_recent_rows)
+    assert here.database.commits - commits == 6, "portions of ten, ten and five rows in each table"
 
 
-async def test_one_purge_that_cannot_go_on_does_not_keep_the_other_from_it(scratch: Scratch, here: Process) -> None:
+async def test_purge_that_fails_does_not_stop_the_other_purge(scratch: Scratch, here: Process) -> None:
     await scratch.admin.execute(EVENTS, inbox.RETENTION + MINUTE, 25)
 
     async def none() -> bool:
@@ -74,5 +74,5 @@ async def test_one_purge_that_cannot_go_on_does_not_keep_the_other_from_it(scrat
             await locked.rollback()
 
 
-def test_inbox_remembers_an_event_longer_than_a_stream_keeps_it() -> None:
+def test_inbox_keeps_ids_longer_than_a_stream_keeps_events() -> None:
     assert inbox.RETENTION.total_seconds() > MAX_AGE_S

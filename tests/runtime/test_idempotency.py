@@ -36,7 +36,7 @@ async def there(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
 
 
 async def carried_out(units: UnitsOfWork, asked: Change[str], note: str = "done") -> str:
-    """The reply that the caller of a change gets: an effect, and its reply stored under the key."""
+    """Make a change once and return the reply that its caller gets."""
 
     async def use_case() -> Reply[str]:
         async with units.once(asked) as work:
@@ -49,17 +49,17 @@ async def carried_out(units: UnitsOfWork, asked: Change[str], note: str = "done"
         return text_of(replay.wire)
 
 
-async def test_the_same_key_and_request_get_the_stored_reply_and_the_effect_is_had_once(
+async def test_same_key_and_request_get_the_stored_reply_and_have_one_effect(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     key = new_key()
     assert await carried_out(here.units, change(key), "first") == "first"
     assert await carried_out(here.units, change(key), "second") == "first"
-    assert await carried_out(there.units, change(key), "third") == "first", "whichever process is asked"
+    assert await carried_out(there.units, change(key), "third") == "first", "in another process as well"
     assert await scratch.notes() == ["first"]
 
 
-async def test_while_the_first_is_under_way_the_second_waits_and_gets_its_reply(
+async def test_second_attempt_waits_for_the_first_and_gets_its_reply(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     key = new_key()
@@ -74,7 +74,7 @@ async def test_while_the_first_is_under_way_the_second_waits_and_gets_its_reply(
     assert await scratch.notes() == ["first"]
 
 
-async def test_when_the_first_fails_the_second_that_waited_for_it_is_carried_out(
+async def test_second_attempt_that_waits_for_a_failing_first_one_runs(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     key = new_key()
@@ -94,7 +94,7 @@ async def test_when_the_first_fails_the_second_that_waited_for_it_is_carried_out
     assert await scratch.notes() == ["second"]
 
 
-async def test_a_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -> None:
+async def test_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -> None:
     async def fail() -> None:
         async with here.units.once(change(new_key())) as work:
             await do(work, "never")
@@ -109,9 +109,7 @@ async def test_a_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -
 @pytest.mark.parametrize(
     "other", [{"request": "another"}, {"method": "/commerce.test.v1.TestService/Other"}], ids=["request", "method"]
 )
-async def test_a_key_that_stands_for_another_request_is_refused(
-    scratch: Scratch, here: Process, other: dict[str, str]
-) -> None:
+async def test_key_of_another_request_is_refused(scratch: Scratch, here: Process, other: dict[str, str]) -> None:
     key = new_key()
     await carried_out(here.units, change(key))
     with pytest.raises(IdempotencyKeyReused) as refusal:
@@ -120,14 +118,14 @@ async def test_a_key_that_stands_for_another_request_is_refused(
     assert await scratch.notes() == ["done"]
 
 
-async def test_the_same_key_of_another_caller_is_another_key(scratch: Scratch, here: Process) -> None:
+async def test_same_key_of_another_caller_is_another_key(scratch: Scratch, here: Process) -> None:
     key = new_key()
     assert await carried_out(here.units, change(key, caller="ada"), "hers") == "hers"
     assert await carried_out(here.units, change(key, caller="bob"), "his") == "his"
     assert await scratch.notes() == ["hers", "his"]
 
 
-async def test_a_change_without_a_key_is_made_each_time(scratch: Scratch, here: Process) -> None:
+async def test_change_without_a_key_is_made_each_time(scratch: Scratch, here: Process) -> None:
     for _ in range(2):
         await carried_out(here.units, change())
     assert await scratch.notes() == ["done", "done"]
@@ -135,7 +133,7 @@ async def test_a_change_without_a_key_is_made_each_time(scratch: Scratch, here: 
 
 
 async def place(units: UnitsOfWork, batch: Sequence[Change[str]]) -> list[str | Exception]:
-    """A use case over a batch, whose keys are not claimed beforehand."""
+    """A use case for a batch that does not claim its keys."""
     while True:
         taken = await idempotency.find(units.database, [each.key for each in batch])
         results: list[str | Exception] = [taken.get(each.key, "done") if each.key else "done" for each in batch]
@@ -161,7 +159,7 @@ async def test_duplicate_keys_in_one_batch_take_effect_once_and_both_get_the_rep
     assert await scratch.notes() == ["done", "done"]
 
 
-async def test_what_was_answered_before_is_found_in_one_statement(here: Process) -> None:
+async def test_stored_replies_are_read_in_one_statement(here: Process) -> None:
     known, fresh = new_key(), new_key()
     await carried_out(here.units, change(known))
     before = here.database.statements
@@ -173,12 +171,12 @@ async def test_what_was_answered_before_is_found_in_one_statement(here: Process)
         type(None),
         None,
         IdempotencyKeyReused,
-    ], "each by its own request, not by that of another with its key"
+    ], "each outcome depends on the request, not only on the key"
     assert await idempotency.find(here.database, [None]) == {}
-    assert here.database.statements == before + 1, "no key, no question"
+    assert here.database.statements == before + 1, "no keys, no statement"
 
 
-async def test_batches_with_the_same_keys_in_opposite_order_wait_for_each_other_and_never_deadlock(
+async def test_batches_with_the_same_keys_in_opposite_order_do_not_deadlock(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     for _ in range(10):
@@ -189,7 +187,7 @@ async def test_batches_with_the_same_keys_in_opposite_order_wait_for_each_other_
     assert len(await scratch.notes()) == 200
 
 
-async def test_replies_are_forgotten_after_a_day_and_not_before(scratch: Scratch, here: Process) -> None:
+async def test_stored_replies_are_purged_after_a_day(scratch: Scratch, here: Process) -> None:
     old, young = new_key(), new_key()
     for key in (old, young):
         await carried_out(here.units, change(key))
@@ -205,7 +203,7 @@ async def test_replies_are_forgotten_after_a_day_and_not_before(scratch: Scratch
     assert await carried_out(here.units, change(old), "again") == "again"
 
 
-async def test_a_reply_that_is_dropped_in_the_moment_it_is_asked_for_is_no_leave_to_go_on(
+async def test_reply_that_is_purged_while_it_is_read_makes_the_call_unavailable(
     scratch: Scratch, here: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, look = new_key(), idempotency._outcomes
@@ -221,7 +219,7 @@ async def test_a_reply_that_is_dropped_in_the_moment_it_is_asked_for_is_no_leave
     assert await scratch.notes() == ["first"]
 
 
-async def test_a_change_that_makes_no_reply_is_a_fault_and_changes_nothing(scratch: Scratch, here: Process) -> None:
+async def test_change_that_makes_no_reply_is_a_fault_and_changes_nothing(scratch: Scratch, here: Process) -> None:
     with pytest.raises(RuntimeError, match="made no reply"):
         async with here.units.once(change(new_key())) as work:
             await do(work, "never")

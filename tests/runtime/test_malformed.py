@@ -1,4 +1,4 @@
-"""Bytes that are no message, and faults: a caller is told a named error, and nothing of the inside."""
+"""Malformed requests and faults: callers get a named error without internal details."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ OF_THE_INSIDE = ("class", "Exception", "DecodeError", "Error parsing", "Tracebac
 
 @asynccontextmanager
 async def channel_to(server: Server, keys: Keys) -> AsyncIterator[Any]:
-    """A connection over which a test sends bytes of its own making."""
+    """A connection on which a test sends arbitrary bytes."""
     async with client_of(server, keys) as client:
         yield client.channel
 
 
 async def failure_of(call: Any) -> grpc.aio.AioRpcError:
-    """What a call fails with; the test fails when it does not."""
+    """The error of a call. The test fails if the call succeeds."""
 
     async def end() -> None:
         if not hasattr(call, "__aiter__"):
@@ -94,7 +94,7 @@ async def test_health_and_reflection_refuse_malformed_requests_like_the_others(k
         assert {named(await failure_of(call)) for call in calls} == {("INVALID_ARGUMENT", "REQUEST_MALFORMED")}
 
 
-async def test_a_fault_of_reflection_is_told_as_internal_without_its_text(
+async def test_fault_of_reflection_becomes_internal_without_its_text(
     keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object, __: str) -> None:
@@ -108,7 +108,7 @@ async def test_a_fault_of_reflection_is_told_as_internal_without_its_text(
 
 
 @pytest.mark.parametrize("reply", [None, "secret", product_pb2.GetProductResponse])
-async def test_a_reply_that_cannot_be_sent_is_told_as_internal(keys: Keys, reply: object) -> None:
+async def test_reply_that_cannot_be_sent_becomes_internal(keys: Keys, reply: object) -> None:
     async def behave(_: Any, __: Call) -> object:
         return reply
 
@@ -117,7 +117,7 @@ async def test_a_reply_that_cannot_be_sent_is_told_as_internal(keys: Keys, reply
     assert named(failure) == ("INTERNAL", "INTERNAL")
 
 
-async def test_what_a_peer_or_a_library_said_is_not_passed_on(keys: Keys) -> None:
+async def test_text_of_a_peer_or_library_is_not_sent_to_the_caller(keys: Keys) -> None:
     said = grpc.aio.AioRpcError(
         grpc.StatusCode.UNKNOWN, grpc.aio.Metadata(), grpc.aio.Metadata(), "Unexpected <class 'KeyError'>: 'secret'"
     )
@@ -139,7 +139,7 @@ async def test_what_a_peer_or_a_library_said_is_not_passed_on(keys: Keys) -> Non
         assert error_details_pb2.ErrorInfo.DESCRIPTOR.name in str(refused.trailing_metadata())
 
 
-async def test_an_aborted_call_leaves_nothing_to_the_garbage_collector(keys: Keys) -> None:
+async def test_aborted_call_leaves_no_reference_cycle(keys: Keys) -> None:
     async def behave(request: Any, _: Call) -> None:
         raise NotFound("no", reason="PRODUCT_NOT_FOUND") if request.product_id == GET.product_id else ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""Each patch of nats-py works, and nats-py alone still needs it."""
+"""Each patch of nats-py works, and unpatched nats-py still needs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADERS = b"Nats-Msg-Id: 0192\r\nce-id: 0192\r\nce-type: commerce.order.placed\r
 
 
 class Transport:
-    """Keeps what is written to the socket, in order."""
+    """Records the data written to the socket, in order."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -27,11 +27,11 @@ class Transport:
         self.written += data
 
     async def drain(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
 
 async def written_by(kind: type[Client]) -> bytes:
-    """What a connected client sends when it has buffered a command and then sends a PING."""
+    """The data that a connected client sends after it buffers a command and then sends a PING."""
     client: Any = kind()
     client._transport = transport = Transport()
     client._flush_queue = asyncio.Queue()
@@ -50,7 +50,7 @@ async def test_nats_py_alone_still_sends_the_ping_first() -> None:
 
 
 async def answered(kind: type[Client]) -> None:
-    """A PONG arrives whose PING was given up."""
+    """Process the PONG of an abandoned PING."""
     client: Any = kind()
     given_up = asyncio.get_running_loop().create_future()
     given_up.cancel()

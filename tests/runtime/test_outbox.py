@@ -1,4 +1,4 @@
-"""The outbox: events leave in the order of their commits, and none is lost, whatever goes down."""
+"""The outbox: events are published in the order of their commits, and no outage loses one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mesh.events.bus import Message
 from mesh.events.cloudevents import stream_of
 from mesh.observe.trace import Trace
 from stack.servers import Servers
-from tests.runtime.process import Rests, Scratch, event, kept_plan, new_area, process
+from tests.runtime.process import Lingers, Scratch, event, kept_plan, new_area, process
 from tests.services import eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
@@ -43,7 +43,7 @@ async def reader(servers: Servers) -> AsyncIterator[Client]:
 
 
 async def published(client: Client, area: str, count: int) -> list[Msg]:
-    """All events of the area's stream, once there are so many."""
+    """All events of the area's stream, once there are at least `count`. The test fails if there are more."""
     js, name = client.jetstream(), stream_of(f"commerce.{area}.")
 
     async def full() -> bool:
@@ -56,12 +56,12 @@ async def published(client: Client, area: str, count: int) -> list[Msg]:
     subscription = await js.subscribe(f"commerce.{area}.>", ordered_consumer=True)
     messages = [await subscription.next_msg(timeout=5) for _ in range(count)]
     await subscription.unsubscribe()
-    assert (await js.stream_info(name)).state.messages == count, "and no second copy"
+    assert (await js.stream_info(name)).state.messages == count, "no second copy"
     return messages
 
 
 def by_aggregate(messages: list[Msg]) -> dict[str, list[int]]:
-    """The sequences of each aggregate, as they were published."""
+    """The sequences of each aggregate, in the order of publication."""
     sequences: dict[str, list[int]] = {}
     for message in messages:
         assert message.headers is not None
@@ -69,7 +69,7 @@ def by_aggregate(messages: list[Msg]) -> dict[str, list[int]]:
     return sequences
 
 
-async def test_events_are_published_in_order_per_aggregate(scratch: Scratch, servers: Servers) -> None:
+async def test_events_of_an_aggregate_are_published_in_order(scratch: Scratch, servers: Servers) -> None:
     area, aggregates = new_area(), [uuid4() for _ in range(3)]
     async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
         for sequence in range(1, 21):
@@ -82,10 +82,10 @@ async def test_events_are_published_in_order_per_aggregate(scratch: Scratch, ser
         await eventually(_is(lambda: here.relay.published == 60))
 
 
-async def test_after_a_batch_events_gather_while_the_relay_rests(
+async def test_events_written_while_the_relay_lingers_form_one_batch(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    area, rests, batches = new_area(), Rests(monkeypatch, 12.5), list[int]()
+    area, lingers, batches = new_area(), Lingers(monkeypatch, 12.5), list[int]()
     async with process(scratch, servers, area=area, relaying=True, linger=12.5) as here, reader(servers) as client:
         publish = here.bus.publish
 
@@ -94,19 +94,19 @@ async def test_after_a_batch_events_gather_while_the_relay_rests(
             return await publish(messages)
 
         monkeypatch.setattr(here.bus, "publish", noted)
-        await eventually(_is(lambda: rests.other_waits > 3))
-        assert rests.begun == 0, "one that has nothing to do does not linger, for then it would be late"
+        await eventually(_is(lambda: lingers.other_waits > 3))
+        assert lingers.begun == 0, "an idle relay does not linger"
         for sequence in range(1, 7):
             async with here.units.begin() as work:
                 work.publish(event(area, uuid4(), sequence))
             if sequence == 1:
-                await eventually(_is(lambda: rests.begun == 1))
-        rests.end()
+                await eventually(_is(lambda: lingers.begun == 1))
+        lingers.end()
         await published(client, area, 6)
     assert batches == [1, 5]
 
 
-async def test_an_event_carries_its_cloudevents_context(scratch: Scratch, servers: Servers) -> None:
+async def test_event_carries_its_cloudevents_context(scratch: Scratch, servers: Servers) -> None:
     area, aggregate, trace = new_area(), uuid4(), Trace.new()
     async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
         async with here.units.begin() as work:
@@ -130,7 +130,7 @@ async def test_an_event_carries_its_cloudevents_context(scratch: Scratch, server
     }
 
 
-async def test_what_is_rolled_back_is_never_published(scratch: Scratch, servers: Servers) -> None:
+async def test_event_of_a_rolled_back_transaction_is_never_published(scratch: Scratch, servers: Servers) -> None:
     area = new_area()
 
     async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
@@ -147,7 +147,7 @@ async def test_what_is_rolled_back_is_never_published(scratch: Scratch, servers:
         assert [StringValue.FromString(message.data).value for message in await published(client, area, 1)] == ["this"]
 
 
-async def test_an_event_numbered_before_others_and_committed_after_them_is_published_too(
+async def test_event_numbered_before_others_and_committed_after_them_is_published(
     scratch: Scratch, servers: Servers
 ) -> None:
     area, late, early = new_area(), uuid4(), uuid4()
@@ -158,16 +158,14 @@ async def test_an_event_numbered_before_others_and_committed_after_them_is_publi
                 async with here.units.begin() as other:
                     other.publish(event(area, early, count))
                 assert by_aggregate(await published(client, area, count)) == {str(early): list(range(1, count + 1))}
-            # However often it has looked, it does not give up what may still come.
+            # The relay keeps the gap, because its transaction may still commit.
             assert len(await _gaps(scratch)) == 1
         assert by_aggregate(await published(client, area, 4)) == {str(early): [1, 2, 3], str(late): [1]}
         await eventually(lambda: _none_unpublished(scratch))
         await eventually(_is(lambda: here.relay.published == 4))
 
 
-async def test_what_was_rolled_back_is_waited_for_no_longer_than_others_may_still_come(
-    scratch: Scratch, servers: Servers
-) -> None:
+async def test_gap_of_a_rolled_back_transaction_closes(scratch: Scratch, servers: Servers) -> None:
     area, count = new_area(), 0
     async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
 
@@ -195,7 +193,7 @@ async def test_what_was_rolled_back_is_waited_for_no_longer_than_others_may_stil
         await eventually(closed)
 
 
-async def test_the_next_relay_goes_on_where_the_last_one_was(scratch: Scratch, servers: Servers) -> None:
+async def test_next_relay_continues_at_the_stored_position(scratch: Scratch, servers: Servers) -> None:
     area, late = new_area(), uuid4()
     async with process(scratch, servers, area=area) as here, reader(servers) as client:
         async with here.units.begin() as work:
@@ -212,7 +210,7 @@ async def test_the_next_relay_goes_on_where_the_last_one_was(scratch: Scratch, s
             await eventually(_is(lambda: relaying.relay.published == 1))
 
 
-async def test_what_a_stream_did_not_acknowledge_is_sent_again_and_nothing_else(
+async def test_relay_sends_again_only_unacknowledged_events(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     area, sent = new_area(), list[str]()
@@ -221,7 +219,7 @@ async def test_what_a_stream_did_not_acknowledge_is_sent_again_and_nothing_else(
         publish = here.bus.publish
 
         async def deaf(messages: list[Message]) -> int:
-            """Of the first batch it is heard of the first four only."""
+            """Report only four acknowledgements of the first batch."""
             is_first = not sent
             sent.extend(message.headers["ce-id"] for message in messages)
             return min(await publish(messages), 4 if is_first else len(messages))
@@ -235,22 +233,22 @@ async def test_what_a_stream_did_not_acknowledge_is_sent_again_and_nothing_else(
         assert sent[10:] == sent[4:10]
 
 
-async def test_a_transaction_has_its_id_before_it_draws_a_number(scratch: Scratch) -> None:
-    """The rule that `mesh.events.position` rests on."""
+async def test_transaction_obtains_its_id_before_it_draws_a_number(scratch: Scratch) -> None:
+    """`mesh.events.position` relies on this."""
     (drawing,) = await scratch.admin.fetchrow(
         "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum "
         "WHERE adrelid = 'mesh.outbox'::regclass AND attname = 'seq'"
     ) or ("",)
-    for _ in range(40):  # one in 32 draws takes an id anyway
+    for _ in range(40):  # one in 32 draws obtains an id anyway
         async with scratch.admin.transaction():
             await scratch.admin.fetchval(f"SELECT {drawing}")
             assert await scratch.admin.fetchval("SELECT pg_current_xact_id_if_assigned()") is not None
     assert drawing.index("pg_current_xact_id") < drawing.index("nextval")
 
 
-async def test_a_commit_in_another_process_wakes_the_active_relay(scratch: Scratch, servers: Servers) -> None:
+async def test_commit_in_another_process_wakes_the_active_relay(scratch: Scratch, servers: Servers) -> None:
     area = new_area()
-    # With this poll only the signal can be the cause within the time of the test.
+    # With this poll interval, only the signal can wake the relay during the test.
     async with (
         process(scratch, servers, area=area, relaying=True, poll=3600) as active,
         process(scratch, servers, area=area) as other,
@@ -258,18 +256,18 @@ async def test_a_commit_in_another_process_wakes_the_active_relay(scratch: Scrat
     ):
         await eventually(_is(lambda: active.relay.active))
         await other.bus.connected()
-        await active.bus._connection.flush()  # its interest in the signal is known
+        await active.bus.flush()  # the server knows its subscription
         async with other.units.begin() as work:
             work.publish(event(area, uuid4(), 1))
         await published(client, area, 1)
 
 
-async def test_of_two_relays_one_is_active_and_the_other_takes_over_when_its_connection_dies(
+async def test_second_relay_becomes_active_when_the_connection_of_the_first_is_lost(
     scratch: Scratch, servers: Servers
 ) -> None:
     area, aggregate = new_area(), uuid4()
     async with (
-        # The first would try again after an hour: whatever is published after its end, the second has published.
+        # The first relay would retry after an hour, so the second one publishes everything after that.
         process(scratch, servers, area=area, relaying=True, poll=3600) as first,
         reader(servers) as client,
     ):
@@ -278,7 +276,7 @@ async def test_of_two_relays_one_is_active_and_the_other_takes_over_when_its_con
             async with first.units.begin() as work:
                 work.publish(event(area, aggregate, 1))
             await published(client, area, 1)
-            # What is on the stream but not marked yet, the second would rightly send again, under the same id.
+            # Otherwise the second relay would send the event again, with the same id.
             await eventually(_is(lambda: first.relay.published == 1))
             assert (first.relay.active, second.relay.active) == (True, False)
 
@@ -297,7 +295,7 @@ async def test_of_two_relays_one_is_active_and_the_other_takes_over_when_its_con
             assert first.relay.published == 1
 
 
-async def test_stop_publishes_what_is_there(scratch: Scratch, servers: Servers) -> None:
+async def test_stop_publishes_the_remaining_events(scratch: Scratch, servers: Servers) -> None:
     area = new_area()
     async with process(scratch, servers, area=area, relaying=True, poll=3600) as here, reader(servers) as client:
         await eventually(_is(lambda: here.relay.active))
@@ -310,9 +308,7 @@ async def test_stop_publishes_what_is_there(scratch: Scratch, servers: Servers) 
         await published(client, area, 600)
 
 
-async def test_what_is_committed_while_nats_is_down_is_published_when_it_is_back(
-    scratch: Scratch, tmp_path: Path
-) -> None:
+async def test_events_committed_while_nats_is_down_are_published_later(scratch: Scratch, tmp_path: Path) -> None:
     area, aggregates = new_area(), [uuid4() for _ in range(3)]
     async with (
         Servers.started(tmp_path, only={"nats"}) as mortal,
@@ -335,10 +331,10 @@ async def test_what_is_committed_while_nats_is_down_is_published_when_it_is_back
         assert by_aggregate(messages) == {str(aggregate): list(range(1, 101)) for aggregate in aggregates}
 
 
-async def test_a_service_starts_while_nats_is_down_and_what_it_committed_then_is_published_later(
+async def test_service_starts_while_nats_is_down_and_publishes_its_events_later(
     scratch: Scratch, tmp_path: Path
 ) -> None:
-    """The rows of a first start, when no partition of the day is there yet, are published like all others."""
+    """At a first start there is no partition of the day, so the rows are in the default one."""
     area = new_area()
     for partition in await _partitions(scratch):
         await scratch.admin.execute(f"DROP TABLE mesh.{partition}")
@@ -359,7 +355,7 @@ async def test_a_service_starts_while_nats_is_down_and_what_it_committed_then_is
         await eventually(lambda: _none_unpublished(scratch))
 
 
-async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_in_them_is_unpublished(
+async def test_partitions_are_created_ahead_and_old_ones_dropped_if_all_is_published(
     scratch: Scratch,
 ) -> None:
     now = datetime.now(UTC)
@@ -386,7 +382,7 @@ async def test_partitions_are_made_ahead_and_old_ones_dropped_unless_something_i
     assert await scratch.count(f"mesh.{named(now)}") == 1
 
 
-async def test_a_table_too_busy_for_a_new_partition_keeps_no_event_waiting(
+async def test_table_too_busy_for_a_new_partition_delays_no_event(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "_MAINTENANCE_AGAIN", timedelta(0))
@@ -402,12 +398,12 @@ async def test_a_table_too_busy_for_a_new_partition_keeps_no_event_waiting(
                 work.publish(event(area, uuid4(), 1))
             await published(client, area, 1)
             await busy.rollback()
-            await eventually(lambda: _are_there(scratch, 2))  # today's row is in the default one
+            await eventually(lambda: _are_there(scratch, 2))  # today's row is in the default partition
     finally:
         await scratch.admin.execute("ROLLBACK")
 
 
-async def test_a_relay_that_is_paused_loses_its_lock_to_another(
+async def test_paused_relay_loses_its_lock_to_another(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(relay._SESSION, "idle_session_timeout", "500ms")
@@ -428,7 +424,7 @@ async def test_a_relay_that_is_paused_loses_its_lock_to_another(
             goes_on.set()
 
 
-async def test_a_relay_that_cannot_leave_its_signal_gives_its_lock_back_all_the_same(
+async def test_relay_that_cannot_unsubscribe_still_releases_its_lock(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     area = new_area()
@@ -444,7 +440,7 @@ async def test_a_relay_that_cannot_leave_its_signal_gives_its_lock_back_all_the_
             await eventually(_is(lambda: second.relay.active), within=5)
 
 
-async def test_a_plan_that_is_made_while_the_outbox_is_empty_does_not_read_all_of_it_later(scratch: Scratch) -> None:
+async def test_plan_made_for_an_empty_outbox_uses_the_index(scratch: Scratch) -> None:
     await maintain_partitions(scratch.admin, datetime.now(UTC))
     await scratch.admin.execute("VACUUM (ANALYZE) mesh.outbox")
     connection = await asyncpg.connect(scratch.url, server_settings=relay._SESSION)
@@ -453,12 +449,12 @@ async def test_a_plan_that_is_made_while_the_outbox_is_empty_does_not_read_all_o
     finally:
         await connection.close()
     scans = [line for line in plan if re.search(r" Scan .*on outbox_", line)]
-    assert len(scans) >= 8, "today, two days ahead and the default one, behind the position and in the gaps"
+    assert len(scans) >= 8, "today, two days ahead and the default partition, above the position and in the gaps"
     assert all("Index" in scan for scan in scans), scans
-    assert any("Merge Append" in line for line in plan), "a batch is taken from a backlog without sorting it"
+    assert any("Merge Append" in line for line in plan), "a batch is read from a backlog without sorting it"
 
 
-async def test_what_no_partition_of_a_day_took_goes_when_its_time_is_over(scratch: Scratch) -> None:
+async def test_old_published_rows_of_the_default_partition_are_deleted(scratch: Scratch) -> None:
     now = datetime.now(UTC)
     old = now - RETENTION - timedelta(days=40)
     await _row(scratch, old)
@@ -480,10 +476,10 @@ async def _are_there(scratch: Scratch, partitions: int) -> bool:
 
 
 def _is(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    async def look() -> bool:
+    async def is_so() -> bool:
         return condition()
 
-    return look
+    return is_so
 
 
 async def _partitions(scratch: Scratch) -> list[str]:
@@ -502,7 +498,7 @@ async def _partition(scratch: Scratch, moment: datetime) -> None:
 
 
 async def _row(scratch: Scratch, moment: datetime) -> int:
-    """An event of that moment; its number."""
+    """Insert an event of that time. Returns its number."""
     seq: int = await scratch.admin.fetchval(
         "INSERT INTO mesh.outbox (event_id, type, aggregate_id, sequence, payload, traceparent, create_time) "
         "VALUES ($1, 'commerce.test.happened', $1, 1, '', '', $2) RETURNING seq",

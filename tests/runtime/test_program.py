@@ -1,4 +1,4 @@
-"""A service as a program: what `--check` and `--help` print, and how bad files end a start."""
+"""A service as a program: the output of `--check` and `--help`, and the errors of invalid files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ every_service = pytest.mark.parametrize("service", SETTINGS)
 
 
 async def ended(service: str, variables: dict[str, str], *arguments: str) -> tuple[int | None, str, str]:
-    """The exit code of a service, what it printed, and what it printed as errors."""
+    """The exit code, the output and the error output of a service."""
     async with spawned(service, variables, *arguments) as process, asyncio.timeout(20):
         out, errors = await process.communicate()
     assert b"Traceback" not in errors, errors.decode()

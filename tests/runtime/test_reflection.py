@@ -18,7 +18,7 @@ LIST = reflection_pb2.ServerReflectionRequest(list_services="")
 
 
 class Stream:
-    """A stream of reflection that stays open until it is left."""
+    """A stream of reflection that stays open until it is closed."""
 
     def __init__(self, client: Client) -> None:
         self._left = asyncio.Event()
@@ -30,7 +30,7 @@ class Stream:
         await self._left.wait()
 
     async def reply(self) -> reflection_pb2.ServerReflectionResponse:
-        """The reply to the one request."""
+        """The reply to the request."""
         reply: reflection_pb2.ServerReflectionResponse = await self._call.read()
         return reply
 
@@ -41,7 +41,7 @@ class Stream:
         return failure.value
 
     async def leave(self) -> None:
-        """End the stream as a client that has no further questions."""
+        """End the stream like a client without further requests."""
         self._left.set()
         assert await self._call.read() is grpc.aio.EOF
 
@@ -52,7 +52,7 @@ async def test_reflection_is_not_served_when_it_is_off(keys: Keys) -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_an_idle_stream_of_reflection_ends(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_stream_of_reflection_ends(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reflection, "STREAM_SECONDS", 0.2)
     async with asyncio.timeout(20), serving(keys, found) as server, client_of(server, keys) as client:
         stream = Stream(client)

@@ -1,4 +1,4 @@
-"""What a refused request brings back over a real connection: few violations, in headers that every client accepts."""
+"""The error of a refused request over a real connection: few violations, in headers that every client accepts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_half_a_million_empty_ids_are_refused_with_one_violation(keys: Key
 
 async def test_fifty_violations_with_the_longest_paths_reach_the_client(keys: Keys) -> None:
     class Inventory:
-        """A service whose methods nobody has written: nothing gets past its validation here."""
+        """A service without implementations, because validation rejects every request."""
 
     line = inventory_pb2.ReservationLine(product_id=ID, quantity=1)
     hold = inventory_pb2.Reservation(
@@ -53,7 +53,7 @@ async def test_fifty_violations_with_the_longest_paths_reach_the_client(keys: Ke
     ]
 
 
-async def test_an_error_that_says_too_much_reaches_the_client_with_what_fits(keys: Keys) -> None:
+async def test_error_that_is_too_large_reaches_the_client_without_the_excess(keys: Keys) -> None:
     async def refuse(_: object, __: Call) -> None:
         raise InvalidArgument(
             "x" * 10_000, violations=[Violation(f"items[{number}].name", "no " * 50) for number in range(1_000)]

@@ -1,4 +1,4 @@
-"""The server and its chain over real mutual TLS: what is refused, how it is told, and what is never told."""
+"""The server and its chain over real mutual TLS: what is refused, with which error, and without which details."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.runtime.served import GET, Products, client_of, found, serving, setti
 from tests.services import Keys, eventually, new_key, refused
 
 
-async def test_a_call_is_answered_and_the_servicer_learns_who_asks(keys: Keys) -> None:
+async def test_servicer_gets_the_caller_of_a_call(keys: Keys) -> None:
     seen: list[Call] = []
     ada = uuid4()
 
@@ -47,7 +47,7 @@ async def test_a_call_is_answered_and_the_servicer_learns_who_asks(keys: Keys) -
     assert call.key is None, "a read takes no key"
 
 
-async def test_an_unexpected_exception_is_told_as_internal_with_a_trace_id_and_nothing_of_the_inside(
+async def test_unexpected_exception_becomes_internal_with_a_trace_id_and_no_details(
     keys: Keys,
 ) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
@@ -68,7 +68,7 @@ async def test_an_unexpected_exception_is_told_as_internal_with_a_trace_id_and_n
     assert len(error.metadata["traceId"]) == 32
 
 
-async def test_a_named_error_keeps_its_reason_its_values_and_when_to_come_back(keys: Keys) -> None:
+async def test_named_error_keeps_its_reason_metadata_and_retry_delay(keys: Keys) -> None:
     async def refuse(_: Any, __: Call) -> None:
         raise Unavailable("gone", metadata={"service": "x"}, retry_after=2.5)
 
@@ -83,7 +83,7 @@ async def test_a_named_error_keeps_its_reason_its_values_and_when_to_come_back(k
     )
 
 
-async def test_validation_names_every_bad_field_by_its_path(keys: Keys) -> None:
+async def test_validation_names_each_invalid_field_by_its_path(keys: Keys) -> None:
     async with serving(keys, found) as server, client_of(server, keys, peer="order") as client:
         products = product_pb2_grpc.ProductServiceStub(client.channel)
         error = await refused(client(products.GetProduct, product_pb2.GetProductRequest(product_id="no id")))
@@ -96,7 +96,7 @@ async def test_validation_names_every_bad_field_by_its_path(keys: Keys) -> None:
         assert all(violation.description for violation in error.violations)
 
 
-async def test_a_call_that_takes_too_long_is_ended_at_its_deadline(keys: Keys) -> None:
+async def test_call_that_takes_too_long_ends_at_its_deadline(keys: Keys) -> None:
     cancelled = asyncio.Event()
 
     async def slow(_: Any, __: Call) -> None:
@@ -119,7 +119,7 @@ async def test_a_call_that_takes_too_long_is_ended_at_its_deadline(keys: Keys) -
             await cancelled.wait()
 
 
-async def test_a_time_out_of_the_inside_is_not_told_as_the_callers_deadline(keys: Keys) -> None:
+async def test_timeout_inside_a_servicer_is_not_reported_as_the_deadline(keys: Keys) -> None:
     async def inner(_: Any, __: Call) -> None:
         raise TimeoutError
 
@@ -128,7 +128,7 @@ async def test_a_time_out_of_the_inside_is_not_told_as_the_callers_deadline(keys
         assert (await refused(client(stub.GetProduct, GET))).code.name == "INTERNAL"
 
 
-async def test_the_deadline_is_passed_on_to_the_next_service(keys: Keys) -> None:
+async def test_deadline_is_passed_to_the_next_service(keys: Keys) -> None:
     remaining: list[float] = []
 
     async def last(request: Any, call: Call) -> product_pb2.GetProductResponse:
@@ -152,7 +152,7 @@ async def test_the_deadline_is_passed_on_to_the_next_service(keys: Keys) -> None
     assert 0 < remaining[0] <= 3
 
 
-async def test_a_method_that_is_not_there_yet_says_so(keys: Keys) -> None:
+async def test_method_without_an_implementation_is_unimplemented(keys: Keys) -> None:
     async with serving(keys, found) as server:
         staff = keys.token("staff", uuid4())
         async with client_of(server, keys, token=staff) as client:
@@ -161,10 +161,10 @@ async def test_a_method_that_is_not_there_yet_says_so(keys: Keys) -> None:
             error = await refused(client(stub.ArchiveProduct, archive))
             assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")
             stranger = await refused(client.as_("")(stub.ArchiveProduct, archive))
-            assert stranger.reason == "TOKEN_MISSING", "and only to those who may call it"
+            assert stranger.reason == "TOKEN_MISSING", "only callers with access learn it"
 
 
-async def test_a_replayed_reply_says_that_it_is_one(keys: Keys) -> None:
+async def test_replayed_reply_has_a_header_that_says_so(keys: Keys) -> None:
     made = product_pb2.CreateProductResponse(product=product_pb2.Product(id="1"))
 
     async def replay(_: Any, call: Call) -> None:
@@ -182,7 +182,7 @@ async def test_a_replayed_reply_says_that_it_is_one(keys: Keys) -> None:
         assert await call == made
 
 
-async def test_a_bad_idempotency_key_is_refused(keys: Keys) -> None:
+async def test_invalid_idempotency_key_is_refused(keys: Keys) -> None:
     create = product_pb2.CreateProductRequest(sku="TEA", name="Tea")
     create.price.currency_code, create.price.units = "EUR", 1
     async with serving(keys, found) as server, client_of(server, keys, token=keys.token("staff", uuid4())) as client:
@@ -192,14 +192,14 @@ async def test_a_bad_idempotency_key_is_refused(keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("header", ["Bearer junk", "Basic dXNlcg==", "Bearer ", "junk"])
-async def test_a_bad_token_is_refused_even_where_none_is_needed(keys: Keys, header: str) -> None:
+async def test_invalid_token_is_refused_even_by_a_public_method(keys: Keys, header: str) -> None:
     async with serving(keys, found) as server, client_of(server, keys) as client:
         stub = product_pb2_grpc.ProductServiceStub(client.channel)
         error = await refused(client(stub.GetProduct, GET, metadata=(("authorization", header),)))
     assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")
 
 
-async def test_too_many_calls_in_flight_are_refused_and_the_others_served(keys: Keys) -> None:
+async def test_calls_above_the_limit_are_refused_and_the_others_served(keys: Keys) -> None:
     gate, entered = asyncio.Event(), asyncio.Semaphore(0)
 
     async def wait(request: Any, call: Call) -> product_pb2.GetProductResponse:
@@ -219,7 +219,7 @@ async def test_too_many_calls_in_flight_are_refused_and_the_others_served(keys: 
         await client(stub.GetProduct, GET)
 
 
-async def test_a_caller_that_goes_away_ends_its_call_and_frees_its_place(keys: Keys) -> None:
+async def test_call_whose_caller_disconnects_is_cancelled_and_no_longer_counted(keys: Keys) -> None:
     entered, left = asyncio.Event(), asyncio.Event()
 
     async def wait(_: Any, __: Call) -> None:
@@ -242,7 +242,7 @@ async def test_a_caller_that_goes_away_ends_its_call_and_frees_its_place(keys: K
         await eventually(free)
 
 
-async def test_a_connection_without_a_certificate_of_the_mesh_is_refused(keys: Keys, tmp_path: Path) -> None:
+async def test_connection_without_a_certificate_of_the_mesh_is_refused(keys: Keys, tmp_path: Path) -> None:
     stranger = pki.issue(tmp_path, ["gateway"])["gateway"]
     ca = keys.peers["gateway"].ca.read_bytes()
     async with serving(keys, found) as server:
@@ -264,14 +264,14 @@ async def test_a_connection_without_a_certificate_of_the_mesh_is_refused(keys: K
                 assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_server_with_a_hole_in_its_contract_does_not_start(keys: Keys) -> None:
+async def test_server_with_an_incomplete_contract_does_not_start(keys: Keys) -> None:
     class Extra(Products):
         async def MakeCoffee(self, _: Any, __: Call) -> None: ...
 
     with pytest.raises(MethodUnknown, match="MakeCoffee"):
         Server(settings(keys), {"commerce.product.v1.ProductService": Extra(found)}, checks=())
 
-    # The gRPC health service is a contract that declares no access rules of ours.
+    # The contract of the gRPC health service declares no access rules.
     class Health:
         async def Check(self, _: Any, __: Call) -> None: ...
 
@@ -279,7 +279,7 @@ async def test_a_server_with_a_hole_in_its_contract_does_not_start(keys: Keys) -
         Server(settings(keys), {"grpc.health.v1.Health": Health()}, checks=())
 
 
-async def test_health_says_not_serving_while_a_check_fails_and_serving_after(keys: Keys) -> None:
+async def test_health_reports_not_serving_while_a_check_fails(keys: Keys) -> None:
     failing: list[MeshError | Exception] = []
 
     async def check() -> None:
@@ -305,7 +305,7 @@ async def test_health_says_not_serving_while_a_check_fails_and_serving_after(key
             await eventually(lambda: says(serving_))
 
 
-async def test_a_check_that_hangs_is_one_that_fails(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_check_that_hangs_counts_as_failed(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "CHECKS_TIMEOUT_S", 0.1)
     gate = asyncio.Event()
     gate.set()
@@ -348,7 +348,7 @@ async def test_reflection_lists_the_public_services_of_the_whole_mesh(keys: Keys
     )
 
 
-async def test_stop_lets_a_call_in_flight_end_and_takes_no_new_one(keys: Keys) -> None:
+async def test_stop_finishes_the_call_in_progress_and_accepts_no_new_one(keys: Keys) -> None:
     gate, entered = asyncio.Event(), asyncio.Event()
 
     async def wait(request: Any, call: Call) -> product_pb2.GetProductResponse:
@@ -378,7 +378,7 @@ async def test_stop_lets_a_call_in_flight_end_and_takes_no_new_one(keys: Keys) -
             await stopping
 
 
-async def test_what_a_stub_sends_unasked_is_of_no_consequence(keys: Keys) -> None:
+async def test_unknown_metadata_of_a_stub_has_no_effect(keys: Keys) -> None:
     async def missing(_: Any, __: Call) -> None:
         raise NotFound("there is none", reason="PRODUCT_NOT_FOUND")
 

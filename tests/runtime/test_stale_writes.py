@@ -1,4 +1,4 @@
-"""What is written without a look: the database tells whether it still held, and it is done anew if not."""
+"""Optimistic writes: the database detects stale writes, and the effect runs again with locks."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ async def row_with(scratch: Scratch, note: str) -> int:
     return int(await scratch.admin.fetchval("INSERT INTO effects (note) VALUES ($1) RETURNING seq", note))
 
 
-async def test_a_row_that_is_as_it_is_known_is_written(scratch: Scratch, here: Process) -> None:
+async def test_row_with_the_remembered_value_is_written(scratch: Scratch, here: Process) -> None:
     number = await row_with(scratch, "old")
     async with here.units.begin() as work:
         work.transaction.write(CHANGE, number=number, known="old", new="new")
     assert await scratch.notes() == ["new"]
 
 
-async def test_a_row_that_has_changed_fails_the_transaction_as_a_whole(scratch: Scratch, here: Process) -> None:
+async def test_changed_row_fails_the_whole_transaction(scratch: Scratch, here: Process) -> None:
     number = await row_with(scratch, "newer")
 
     async def change() -> None:
@@ -63,7 +63,7 @@ async def test_a_row_that_has_changed_fails_the_transaction_as_a_whole(scratch: 
 
 
 @pytest.mark.parametrize("outcome", ["COMMIT", "ROLLBACK"])
-async def test_a_change_under_way_is_waited_for_and_counts_if_it_is_committed(
+async def test_concurrent_change_is_waited_for_and_makes_the_write_stale_if_committed(
     scratch: Scratch, here: Process, outcome: str
 ) -> None:
     number = await row_with(scratch, "old")
@@ -88,23 +88,21 @@ async def test_a_change_under_way_is_waited_for_and_counts_if_it_is_committed(
         assert await scratch.notes() == ["new"]
 
 
-async def test_what_was_overtaken_is_done_again_with_a_look(scratch: Scratch, here: Process) -> None:
-    number, looks = await row_with(scratch, "newer"), []
+async def test_stale_write_is_retried_pessimistically(scratch: Scratch, here: Process) -> None:
+    number, attempts = await row_with(scratch, "newer"), []
 
     async def effect(work: UnitOfWork) -> str:
-        looks.append(work.pessimistic)
+        attempts.append(work.pessimistic)
         work.transaction.add(ADD_EFFECTS, [("beside it",)])
         work.transaction.write(CHANGE, number=number, known="newer" if work.pessimistic else "old", new="new")
         return "done"
 
     assert await here.units.run_optimistically(effect) == "done"
-    assert looks == [False, True]
+    assert attempts == [False, True]
     assert await scratch.notes() == ["new", "beside it"]
 
 
-async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_granted(
-    scratch: Scratch, here: Process
-) -> None:
+async def test_any_failure_of_an_optimistic_attempt_is_retried_pessimistically(scratch: Scratch, here: Process) -> None:
     async def effect(work: UnitOfWork) -> None:
         await do(work, "again" if work.pessimistic else "at first")
         if not work.pessimistic:
@@ -116,33 +114,33 @@ async def test_whatever_it_fails_with_at_first_may_come_of_what_was_taken_for_gr
     assert [(line["event"], line["error"]) for line in lines] == [("run again with locks", "NotFound")]
 
 
-async def test_what_fails_with_a_look_has_failed(scratch: Scratch, here: Process) -> None:
-    looks = []
+async def test_failure_of_a_pessimistic_attempt_is_raised(scratch: Scratch, here: Process) -> None:
+    attempts = []
 
     async def effect(work: UnitOfWork) -> None:
-        looks.append(work.pessimistic)
+        attempts.append(work.pessimistic)
         await do(work, "never")
         raise NotFound("it is not there")
 
     with pytest.raises(NotFound):
         await here.units.run_optimistically(effect)
-    assert looks == [False, True]
+    assert attempts == [False, True]
     assert await scratch.notes() == []
 
 
-async def test_a_part_that_does_not_answer_is_not_asked_again_at_once(here: Process) -> None:
-    looks = []
+async def test_transient_error_of_an_optimistic_attempt_is_not_retried(here: Process) -> None:
+    attempts = []
 
     async def effect(work: UnitOfWork) -> None:
-        looks.append(work.pessimistic)
+        attempts.append(work.pessimistic)
         raise Unavailable("gone")
 
     with pytest.raises(Unavailable):
         await here.units.run_optimistically(effect)
-    assert looks == [False]
+    assert attempts == [False]
 
 
-async def test_who_is_overtaken_each_time_gives_up(scratch: Scratch, here: Process) -> None:
+async def test_effect_is_given_up_after_too_many_stale_writes(scratch: Scratch, here: Process) -> None:
     number, attempts = await row_with(scratch, "newer"), 0
 
     async def effect(work: UnitOfWork) -> None:

@@ -38,7 +38,7 @@ MISSING, ROLE = "TOKEN_MISSING", "ROLE_REQUIRED"
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
-def test_each_rule_lets_in_whom_it_names_and_nobody_else(peer: str, kind: Kind, expected: dict[int, str]) -> None:
+def test_access_rule_accepts_only_the_callers_it_names(peer: str, kind: Kind, expected: dict[int, str]) -> None:
     caller = ANYBODY if kind is Kind.ANONYMOUS else Caller(kind, str(uuid4()))
     got = {}
     for rule in (PUBLIC, CUSTOMER, STAFF, SERVICE):
@@ -51,7 +51,7 @@ def test_each_rule_lets_in_whom_it_names_and_nobody_else(peer: str, kind: Kind, 
 
 
 @pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.CUSTOMER, Kind.STAFF])
-def test_a_method_for_some_services_lets_no_other_in(kind: Kind) -> None:
+def test_method_for_some_services_refuses_other_services(kind: Kind) -> None:
     caller = Caller(kind, str(uuid4()))
     got = {}
     for peer in ("", "gateway", "operator", "customer", "order", "payment", "product"):
@@ -89,7 +89,7 @@ def test_a_method_without_a_rule_is_a_fault() -> None:
         rule_of(method)
 
 
-def test_what_is_not_yours_does_not_exist_and_staff_see_everything() -> None:
+def test_resource_of_another_customer_is_not_found_except_by_staff() -> None:
     ada, refusal = uuid4(), NotFound("there is no such thing")
     Caller(Kind.CUSTOMER, str(ada)).own(ada, refusal)
     Caller(Kind.STAFF, str(uuid4())).own(ada, refusal)

@@ -29,7 +29,7 @@ def test_a_client_is_its_ipv4_address_or_its_ipv6_network(address: str | None, n
 
 
 @pytest.mark.parametrize("peer", ["", "operator", "order"])
-def test_only_the_edge_is_believed_to_name_the_address_of_a_client(peer: str) -> None:
+def test_client_address_is_accepted_only_from_the_edge(peer: str) -> None:
     assert call("192.0.2.7", peer).client_address == ""
     assert call("192.0.2.7", peer).client_network == ""
     assert call("192.0.2.7").client_address == "192.0.2.7"

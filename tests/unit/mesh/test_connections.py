@@ -54,7 +54,7 @@ async def test_a_connection_is_used_again(server: Server) -> None:
     assert len(server.made) == 1
 
 
-async def test_who_finds_none_free_waits_for_one_and_not_for_ever(server: Server) -> None:
+async def test_caller_waits_for_a_connection_until_the_timeout(server: Server) -> None:
     connections = Connections(server.connect, most=1, wait=0.05)
     async with connections.one() as mine:
         with pytest.raises(Unavailable):
@@ -66,7 +66,7 @@ async def test_who_finds_none_free_waits_for_one_and_not_for_ever(server: Server
     assert len(server.made) == 1
 
 
-async def test_one_that_was_closed_meanwhile_is_replaced(server: Server) -> None:
+async def test_idle_connection_that_was_closed_is_replaced(server: Server) -> None:
     connections = Connections(server.connect, most=1, wait=1)
     await use(connections)
     server.made[0].closed = True
@@ -87,7 +87,7 @@ async def test_idle_connections_are_closed_when_one_in_use_is_lost(server: Serve
     assert not server.made[-1].closed
 
 
-async def test_a_server_that_was_down_costs_no_place(server: Server) -> None:
+async def test_failed_connection_attempt_takes_no_place_in_the_pool(server: Server) -> None:
     connections = Connections(server.connect, most=1, wait=1)
     server.is_down = True
     for _ in range(3):
@@ -97,7 +97,7 @@ async def test_a_server_that_was_down_costs_no_place(server: Server) -> None:
     await use(connections)
 
 
-async def test_one_who_gives_up_as_a_connection_comes_free_leaves_it_to_the_next(server: Server) -> None:
+async def test_cancelled_caller_leaves_a_released_connection_to_the_next(server: Server) -> None:
     connections = Connections(server.connect, most=1, wait=1)
     async with connections.one():
         first, second = (asyncio.create_task(use(connections)) for _ in range(2))
@@ -109,7 +109,7 @@ async def test_one_who_gives_up_as_a_connection_comes_free_leaves_it_to_the_next
         await first
 
 
-async def test_closing_waits_for_those_in_use_and_cuts_off_who_takes_too_long(server: Server) -> None:
+async def test_close_waits_for_connections_in_use_and_terminates_them_after_the_timeout(server: Server) -> None:
     connections = Connections(server.connect, most=2, wait=1)
     async with connections.one():
         closing = asyncio.create_task(connections.close(timeout=1))

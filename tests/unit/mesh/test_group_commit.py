@@ -55,7 +55,7 @@ async def results(tasks: Sequence[asyncio.Task[int]]) -> list[int | BaseExceptio
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_lone_call_runs_at_once_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_call_runs_immediately_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_timer(*_: object, **__: object) -> None:
         raise AssertionError("a timer was set")
 
@@ -65,7 +65,7 @@ async def test_a_lone_call_runs_at_once_and_alone(monkeypatch: pytest.MonkeyPatc
     call = submit(group, 1)[0]
     for _ in range(3):
         await asyncio.sleep(0)
-    assert ledger.batches == [[1]], "three turns of the loop are enough: nothing was waited for"
+    assert ledger.batches == [[1]], "three turns of the event loop are enough"
     assert await call == 10
 
 
@@ -77,7 +77,7 @@ async def test_calls_that_arrive_together_form_one_batch() -> None:
     assert (group.batches, group.items) == (1, 3)
 
 
-async def test_while_a_batch_is_committed_the_next_one_gathers() -> None:
+async def test_calls_during_a_commit_form_the_next_batch() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=1)
     ledger.gate.clear()
@@ -93,35 +93,35 @@ async def test_while_a_batch_is_committed_the_next_one_gathers() -> None:
     assert ledger.batches == [[1], [2, 3, 4]]
 
 
-async def test_a_lane_that_rests_takes_what_came_meanwhile_as_one_batch_and_then_is_idle(
+async def test_lane_that_lingers_runs_the_calls_that_arrived_as_one_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    turn, rested, rests = asyncio.sleep, asyncio.Event(), []
+    turn, may_end, lingers = asyncio.sleep, asyncio.Event(), []
 
     async def sleep(seconds: float) -> None:
         if seconds:
-            rests.append(seconds)
-            await rested.wait()
+            lingers.append(seconds)
+            await may_end.wait()
         await turn(0)
 
     monkeypatch.setattr("mesh.batch.group_commit.asyncio.sleep", sleep)
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, linger=0.005)
-    assert await results(submit(group, 1)) == [10], "the answer does not wait for the linger"
+    assert await results(submit(group, 1)) == [10], "the reply does not wait for the linger"
     later = submit(group, 2)
     await waiting(group, 1)
     later += submit(group, 3)
     await waiting(group, 2)
-    rested.set()
+    may_end.set()
     assert await results(later) == [20, 30]
     assert ledger.batches == [[1], [2, 3]]
-    assert all(0 < linger <= 0.005 for linger in rests)
+    assert all(0 < linger <= 0.005 for linger in lingers)
     await asyncio.gather(*group._running)
     await results(submit(group, 4))
     assert ledger.batches == [[1], [2, 3], [4]]
 
 
-async def test_two_lanes_commit_side_by_side_and_a_third_batch_waits() -> None:
+async def test_two_lanes_commit_concurrently_and_a_third_batch_waits() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=2)
     ledger.gate.clear()
@@ -137,7 +137,7 @@ async def test_two_lanes_commit_side_by_side_and_a_third_batch_waits() -> None:
     assert ledger.batches == [[1], [2], [3, 4]]
 
 
-async def test_a_batch_is_never_larger_than_allowed() -> None:
+async def test_batch_is_never_larger_than_its_limit() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, max_batch=4, lanes=1)
     assert await results(submit(group, *range(10))) == [item * 10 for item in range(10)]
@@ -145,7 +145,7 @@ async def test_a_batch_is_never_larger_than_allowed() -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
-async def test_a_call_that_comes_in_the_very_turn_in_which_a_lane_ends_is_run(lanes: int) -> None:
+async def test_call_that_arrives_in_the_turn_in_which_a_lane_ends_runs(lanes: int) -> None:
     group = GroupCommit("test", Ledger().work, lanes=lanes)
 
     async def caller(first: int) -> list[int]:
@@ -173,17 +173,17 @@ async def test_finding_the_bad_item_takes_a_logarithm_of_calls(size: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "nobodys_fault", [Unavailable("gone"), DeadlineExceeded("slow"), ResourceExhausted("busy")], ids=lambda e: e.reason
+    "transient", [Unavailable("gone"), DeadlineExceeded("slow"), ResourceExhausted("busy")], ids=lambda e: e.reason
 )
-async def test_what_is_no_items_fault_fails_the_batch_at_once_without_splitting_it(nobodys_fault: MeshError) -> None:
+async def test_transient_error_fails_the_batch_without_splitting_it(transient: MeshError) -> None:
     batches = []
 
     async def work(batch: Sequence[int]) -> list[int | Exception]:
         batches.append(list(batch))
-        raise nobodys_fault
+        raise transient
 
     got = await results(submit(GroupCommit("test", work), *range(64)))
-    assert got == [nobodys_fault] * 64
+    assert got == [transient] * 64
     assert len(batches) == 1
 
 
@@ -248,7 +248,7 @@ async def test_an_item_refused_by_a_rule_gets_its_error_and_the_batch_is_not_spl
     assert len(batches) == 1
 
 
-async def test_a_full_queue_refuses_and_never_grows() -> None:
+async def test_full_queue_refuses_calls_and_does_not_grow() -> None:
     ledger = Ledger()
     group = GroupCommit("stock holds", ledger.work, lanes=1, max_waiting=2)
     ledger.gate.clear()
@@ -263,13 +263,13 @@ async def test_a_full_queue_refuses_and_never_grows() -> None:
         assert (refusal.value.reason, refusal.value.retry_after) == ("OVERLOADED", 1.0)
         assert refusal.value.metadata == {"queue": "stock holds"}
         assert len(group._waiting) == 2
-    assert group._waiting is queue, "with nobody gone, a refusal does not go through all who wait"
+    assert group._waiting is queue, "without cancelled calls, a refusal does not scan the queue"
     ledger.gate.set()
     assert await results(calls) == [10, 20, 30]
     assert ledger.batches == [[1], [2, 3]]
 
 
-async def test_the_items_of_one_call_share_a_batch_and_each_has_its_result_in_its_place() -> None:
+async def test_items_of_one_call_share_a_batch_and_get_their_results_in_order() -> None:
     ledger = Ledger(bad=[3])
     group = GroupCommit("test", ledger.work, max_batch=4)
     assert await group.submit_all([]) == []
@@ -291,7 +291,7 @@ async def test_the_items_of_one_call_share_a_batch_and_each_has_its_result_in_it
     assert (group.batches, group.items) == (4, 10)
 
 
-async def test_a_queue_is_as_full_as_its_calls_have_items() -> None:
+async def test_queue_counts_the_items_of_its_calls() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, max_waiting=3)
     ledger.gate.clear()
@@ -313,7 +313,7 @@ async def test_a_queue_is_as_full_as_its_calls_have_items() -> None:
     assert ledger.batches == [[1], [5, 6, 7]]
 
 
-async def test_a_waiting_call_that_is_cancelled_is_never_run_and_leaves_its_place() -> None:
+async def test_cancelled_waiting_call_never_runs_and_leaves_the_queue() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=1, max_waiting=2)
     ledger.gate.clear()
@@ -345,7 +345,7 @@ async def test_cancelling_a_call_that_is_being_committed_leaves_the_others() -> 
     assert ledger.batches == [[1, 2, 3]], "what is on its way is committed as a whole"
 
 
-async def test_when_all_that_waited_are_cancelled_nothing_is_run_and_the_next_call_is() -> None:
+async def test_lane_with_only_cancelled_calls_runs_nothing_and_the_next_call_runs() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=1)
     ledger.gate.clear()
@@ -363,7 +363,7 @@ async def test_when_all_that_waited_are_cancelled_nothing_is_run_and_the_next_ca
 
 
 @pytest.mark.parametrize("too", ["few", "many"])
-async def test_work_that_answers_too_few_or_too_many_fails_its_batch_and_nobody_waits_for_ever(too: str) -> None:
+async def test_work_with_too_few_or_too_many_results_fails_its_batch(too: str) -> None:
     ledger = Ledger()
 
     async def work(batch: Sequence[int]) -> list[int | Exception]:
@@ -381,7 +381,7 @@ async def test_work_that_answers_too_few_or_too_many_fails_its_batch_and_nobody_
     assert await results(behind) == [20]
 
 
-async def test_when_a_lane_is_ended_from_outside_all_who_wait_are_told() -> None:
+async def test_waiting_calls_fail_when_their_lane_is_cancelled() -> None:
     ledger = Ledger()
     group = GroupCommit("test", ledger.work, lanes=1)
     ledger.gate.clear()
@@ -393,7 +393,7 @@ async def test_when_a_lane_is_ended_from_outside_all_who_wait_are_told() -> None
         lane.cancel()
     assert [type(result) for result in await results(calls)] == [Unavailable, Unavailable]
     ledger.gate.set()
-    assert await results(submit(group, 3)) == [30], "and the next call finds a lane"
+    assert await results(submit(group, 3)) == [30], "the next call gets a lane"
 
 
 @given(
@@ -403,7 +403,7 @@ async def test_when_a_lane_is_ended_from_outside_all_who_wait_are_told() -> None
     arrivals=st.randoms(use_true_random=False),
 )
 @settings(derandomize=True, deadline=None, max_examples=60)
-def test_whatever_the_mix_of_good_and_bad_items_each_gets_its_own_result(
+def test_each_item_gets_its_own_result_in_any_mix_of_good_and_bad_items(
     bad: list[bool], max_batch: int, lanes: int, arrivals: Random
 ) -> None:
     async def scenario() -> None:

@@ -45,7 +45,7 @@ def test_a_key_belongs_to_its_caller() -> None:
     assert len({key(caller=caller).digest for caller in others}) == len(others)
 
 
-def test_where_the_caller_ends_and_the_key_begins_cannot_be_shifted() -> None:
+def test_boundary_between_caller_and_key_cannot_be_shifted() -> None:
     assert key("bc", Caller(Kind.CUSTOMER, "a")).digest != key("c", Caller(Kind.CUSTOMER, "ab")).digest
 
 
@@ -71,7 +71,7 @@ def test_the_hash_of_a_request_differs_by_key_so_that_a_guess_at_its_content_nee
     assert key("one").request_hash != key("two").request_hash
 
 
-def test_a_call_is_a_retry_if_its_key_has_come_before_whatever_came_with_it() -> None:
+def test_call_is_a_retry_if_its_key_was_received_before() -> None:
     retries = Retries(most=3)
 
     def among(*texts: str) -> str:

@@ -51,14 +51,14 @@ def test_spellings_of_one_header_are_remembered_once(key: SigningKey) -> None:
     assert len(tokens._known) == 1
 
 
-def test_a_signer_whose_clock_is_a_little_ahead_is_believed(key: SigningKey) -> None:
+def test_token_of_an_issuer_whose_clock_is_slightly_ahead_is_accepted(key: SigningKey) -> None:
     now = int(time.time())
     assert Tokens(key.jwks).caller(header(key, iat=now + CLOCK_SKEW_S // 2)).kind is Kind.CUSTOMER
     with pytest.raises(Unauthenticated):
         Tokens(key.jwks).caller(header(key, iat=now + 10 * CLOCK_SKEW_S))
 
 
-def test_a_token_is_not_good_beyond_its_end_whatever_the_skew(key: SigningKey) -> None:
+def test_token_is_refused_after_its_expiry_without_tolerance(key: SigningKey) -> None:
     with pytest.raises(Unauthenticated, match="expired"):
         Tokens(key.jwks).caller(header(key, exp=int(time.time()) - 1))
 

@@ -63,7 +63,7 @@ async def test_only_true_means_that_there_is_more() -> None:
     assert turns.count == 1
 
 
-async def test_stop_lets_the_turn_under_way_end_and_does_no_other() -> None:
+async def test_stop_finishes_the_current_run_and_starts_no_other() -> None:
     entered, gate, ended = asyncio.Event(), asyncio.Event(), []
 
     async def work() -> bool:

@@ -84,7 +84,7 @@ def test_a_public_change_without_a_scope_keeps_the_server_from_starting(policy: 
     chain(declared("email"), None, policy, InFlight(1), Streams(1, 1))
 
 
-def test_what_no_stranger_changes_needs_no_scope(policy: Policy) -> None:
+def test_method_without_anonymous_callers_needs_no_scope(policy: Policy) -> None:
     chain(declared(is_read=True), None, policy, InFlight(1), Streams(1, 1))
     chain(declared(access=access_pb2.ACCESS_CUSTOMER), None, policy, InFlight(1), Streams(1, 1))
 

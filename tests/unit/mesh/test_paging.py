@@ -38,7 +38,7 @@ def test_a_changed_token_is_refused(position: list[str], at: int, bit: int) -> N
 
 
 @pytest.mark.parametrize("token", ["x", "!", "ü", "AAAA", "=", "A" * 1024, "\0", " "], ids=repr)
-def test_what_is_no_token_is_refused(token: str) -> None:
+def test_text_that_is_no_page_token_is_refused(token: str) -> None:
     refused("list", token)
 
 

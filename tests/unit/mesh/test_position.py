@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mesh.events.position import Gap, Position
 
 
-def test_a_number_that_is_missing_stays_a_gap_until_all_that_may_bring_it_have_ended() -> None:
+def test_missing_number_is_a_gap_until_all_transactions_that_may_fill_it_ended() -> None:
     position = Position(0).after([1, 3], [1, 3], ended=10, is_all=True)
     assert position == Position(3, (Gap(2, 2),))
     position = position.bounded(20).after([4], [4], ended=19, is_all=True)
@@ -17,13 +17,13 @@ def test_a_number_that_is_missing_stays_a_gap_until_all_that_may_bring_it_have_e
     assert position.after([2, 5], [2, 5], ended=19, is_all=True) == Position(5)
 
 
-def test_what_was_there_and_is_not_acknowledged_stays_whatever_has_ended() -> None:
+def test_unacknowledged_number_stays_in_a_gap() -> None:
     position = Position(0).after([1, 2, 3, 4], [2], ended=10, is_all=True).bounded(11)
     assert position == Position(4, (Gap(1, 1, 11), Gap(3, 4, 11)))
     assert position.after([1, 3, 4], [3], ended=30, is_all=True) == Position(4, (Gap(1, 1, 11), Gap(4, 4, 11)))
 
 
-def test_what_a_full_batch_left_unseen_is_not_taken_for_missing() -> None:
+def test_numbers_beyond_a_full_batch_are_not_taken_for_missing() -> None:
     position = Position(9, (Gap(2, 2, 5), Gap(5, 8, 5)))
     assert position.after([2], [2], ended=30, is_all=False) == Position(9, (Gap(5, 8, 5),))
     assert position.after([2], [2], ended=30, is_all=True) == Position(9)
@@ -82,7 +82,7 @@ def turn(position: Position, writers: Writers, published: list[int], most: int, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_each_event_that_is_committed_is_published_once_and_each_gap_closes(data: st.DataObject) -> None:
+def test_each_committed_event_is_published_once_and_each_gap_closes(data: st.DataObject) -> None:
     writers, position, published = Writers(), Position(0), list[int]()
     for _ in range(data.draw(st.integers(1, 60), label="steps")):
         match data.draw(st.sampled_from(["begin", "draw", "commit", "roll back", "look", "look", "restart"])):

@@ -3,14 +3,14 @@
 from mesh.db.recent import Recent
 
 
-def test_what_is_taken_is_there_no_more() -> None:
+def test_taken_value_is_removed() -> None:
     recent: Recent[str, int] = Recent()
     recent.put({"a": 1, "b": 2})
     assert recent.take(["a", "c"]) == {"a": 1}
     assert recent.take(["a", "b"]) == {"b": 2}
 
 
-def test_the_oldest_go_when_there_are_too_many() -> None:
+def test_oldest_values_are_dropped_when_there_are_too_many() -> None:
     recent: Recent[int, int] = Recent(most=3)
     for number in range(5):
         recent.put({number: number})
@@ -20,7 +20,7 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
     assert recent.take(range(5)) == {2: 2, 3: 3, 4: 4}
 
 
-def test_what_is_put_anew_is_the_newest_value() -> None:
+def test_value_that_is_put_again_is_the_newest() -> None:
     recent: Recent[str, int] = Recent()
     recent.put({"a": 1})
     recent.put({"a": 2})

@@ -37,17 +37,17 @@ def test_settings_are_read_from_the_environment(environment: pytest.MonkeyPatch)
     assert settings.drain_seconds == 20.0
 
 
-def test_they_cannot_be_changed(environment: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+def test_settings_cannot_be_changed(environment: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     with pytest.raises(ValidationError, match="frozen"):
         read(Some).listen = "elsewhere"
 
 
-def test_an_empty_variable_is_as_good_as_none(environment: pytest.MonkeyPatch) -> None:
+def test_empty_variable_counts_as_missing(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("MESH_MAX_IN_FLIGHT", "")
     assert read(Some).max_in_flight == 4096
 
 
-def test_all_faults_are_told_at_once_by_their_variables(environment: pytest.MonkeyPatch) -> None:
+def test_all_faults_of_the_settings_are_reported_by_their_variables(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("MESH_DATABASE_URL")
     environment.setenv("MESH_JWKS", "/no/such/file")
     environment.setenv("MESH_LOG_LEVEL", "loud")
@@ -65,7 +65,7 @@ def test_all_faults_are_told_at_once_by_their_variables(environment: pytest.Monk
     }
 
 
-def test_no_fault_and_no_print_shows_a_secret(environment: pytest.MonkeyPatch) -> None:
+def test_secrets_are_in_no_error_and_no_representation(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("MESH_NATS_URL", "nats://mesh:hunter2@127.0.0.1:4222")
     assert "hunter2" not in repr(read(Some))
     environment.setenv("MESH_PAGE_SECRET", "too short")
@@ -76,9 +76,7 @@ def test_no_fault_and_no_print_shows_a_secret(environment: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("url", ["nats://mesh:hun/ter2@127.0.0.1:4222", "nats://[", "hunter2"], ids=repr)
-def test_an_address_of_nats_that_is_none_is_refused_without_being_shown(
-    environment: pytest.MonkeyPatch, url: str
-) -> None:
+def test_invalid_nats_url_is_refused_without_being_shown(environment: pytest.MonkeyPatch, url: str) -> None:
     environment.setenv("MESH_NATS_URL", url)
     with pytest.raises(SettingsInvalid, match="MESH_NATS_URL") as refusal:
         read(Some)

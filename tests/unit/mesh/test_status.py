@@ -51,7 +51,7 @@ def test_every_code_has_its_branch_and_its_code_on_the_transport(code: Code) -> 
     assert status.grpc_code(status_pb2.Status(code=code)).name == code.name
 
 
-def test_a_cause_named_by_a_subclass_is_told_as_its_branch_with_the_reason() -> None:
+def test_subclass_of_a_branch_is_sent_as_the_branch_with_its_reason() -> None:
     class ThingNotFound(NotFound):
         reason = "THING_NOT_FOUND"
 
@@ -78,11 +78,11 @@ def test_a_code_that_the_mesh_does_not_use_is_a_fault(code: int) -> None:
         (grpc.StatusCode.UNKNOWN, Internal),
     ],
 )
-def test_a_failure_of_the_transport_has_an_error_of_ours(code: grpc.StatusCode, kind: type[MeshError]) -> None:
+def test_failure_of_the_transport_becomes_an_error_of_the_mesh(code: grpc.StatusCode, kind: type[MeshError]) -> None:
     assert type(status.from_rpc_error(AioRpcError(code, Metadata(), Metadata()), "order")) is kind
 
 
-def test_what_a_service_says_goes_before_what_the_transport_saw() -> None:
+def test_error_of_a_service_has_priority_over_the_error_of_the_transport() -> None:
     said = status.to_status(NotFound("there is no order", reason="ORDER_NOT_FOUND"))
     failure = AioRpcError(grpc.StatusCode.NOT_FOUND, Metadata(), Metadata(*status.trailers(said)))
     assert status.from_rpc_error(failure, "order").reason == "ORDER_NOT_FOUND"

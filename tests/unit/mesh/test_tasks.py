@@ -5,7 +5,7 @@ import asyncio
 from mesh import tasks
 
 
-async def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
+async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     lost = asyncio.Event()
 
     async def stubborn() -> None:
@@ -23,7 +23,7 @@ async def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
     assert task.cancelled()
 
 
-async def test_tasks_that_have_failed_or_ended_are_at_their_end() -> None:
+async def test_end_accepts_tasks_that_have_failed_or_ended() -> None:
     async def fail() -> None:
         raise RuntimeError
 
@@ -36,7 +36,7 @@ async def test_tasks_that_have_failed_or_ended_are_at_their_end() -> None:
     assert isinstance(failed.exception(), RuntimeError)
 
 
-async def test_an_event_is_waited_for_so_long_and_no_longer() -> None:
+async def test_event_is_waited_for_until_the_timeout() -> None:
     event = asyncio.Event()
     assert not await tasks.is_set_within(0, event)
     waiting = asyncio.create_task(tasks.is_set_within(3600, event))
@@ -46,7 +46,7 @@ async def test_an_event_is_waited_for_so_long_and_no_longer() -> None:
     assert await tasks.is_set_within(0, event)
 
 
-async def test_others_have_their_turns_after_each_portion_and_nothing_is_left_out() -> None:
+async def test_other_tasks_run_after_each_portion_and_no_item_is_lost() -> None:
     most = 2 * tasks.PORTION + 5
     seen: list[int] = []
     turns: list[int] = []
@@ -112,7 +112,7 @@ async def test_background_task_that_ignores_its_stop_is_cancelled_after_the_time
     assert background.was_cancelled
 
 
-async def test_background_task_finishes_what_it_is_at_before_it_stops() -> None:
+async def test_background_task_finishes_its_current_work_before_it_stops() -> None:
     turns: list[bool] = []
 
     async def run() -> None:

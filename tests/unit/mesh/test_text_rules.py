@@ -197,7 +197,7 @@ def test_prose_has_lines_and_no_other_controls() -> None:
         assert [refused_fields(request) for request, _ in proses(f"a{text}b")] == [{field} for _, field in proses("")]
 
 
-def test_what_is_trimmed_is_never_blank_afterwards() -> None:
+def test_trimmed_text_is_never_blank() -> None:
     searched = re.compile(compiled_class(validation_pb2.not_blank)).search
     spaces = [chr(number) for number in range(0x110000) if chr(number).isspace()]
     assert [space for space in spaces if searched(space)] == []

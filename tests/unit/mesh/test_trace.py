@@ -11,7 +11,7 @@ from mesh.observe.trace import Trace
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-def test_what_follows_a_trace_is_a_new_span_of_it() -> None:
+def test_following_a_trace_makes_a_new_span_of_it() -> None:
     trace = Trace.following(f"00-{TRACE_ID}-{SPAN_ID}-01")
     assert trace.trace_id == TRACE_ID
     assert trace.span_id != SPAN_ID
@@ -32,7 +32,7 @@ def test_what_follows_a_trace_is_a_new_span_of_it() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_trace_begins_a_new_one(header: str) -> None:
+def test_invalid_traceparent_begins_a_new_trace(header: str) -> None:
     trace = Trace.following(header)
     assert trace.trace_id != TRACE_ID
     assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", trace.traceparent)

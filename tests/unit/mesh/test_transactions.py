@@ -76,7 +76,7 @@ async def look(database: Database) -> None:
 
 
 @pytest.mark.parametrize("at", ["BEGIN", LOOK.sql, "COMMIT"])
-async def test_a_call_that_is_cancelled_at_any_moment_leaves_no_transaction_open(
+async def test_call_that_is_cancelled_at_any_point_leaves_no_transaction_open(
     database: Database, connection: Connection, at: str
 ) -> None:
     connection.at[at] = asyncio.CancelledError()
@@ -163,7 +163,7 @@ async def test_a_commit_that_the_server_turns_into_a_rollback_is_a_fault(
     assert (done, database.commits) == ([], 0)
 
 
-async def test_a_write_among_single_reads_is_a_fault_and_not_forgotten(database: Database) -> None:
+async def test_write_among_single_reads_is_a_fault(database: Database) -> None:
     async def write() -> None:
         async with database.reading() as reading:
             reading.write(LOOK)

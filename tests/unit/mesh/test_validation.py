@@ -75,14 +75,14 @@ NUMBERS = [-(2**31), -1, 0, 1, 2, 10, 500, 501, 10_000, 10_001, 2**31 - 1]
 
 
 @pytest.mark.parametrize("message", SOUND_AND_HOT, ids=lambda message: message.DESCRIPTOR.name)
-def test_what_is_asked_most_needs_no_other_check(message: Message) -> None:
+def test_frequent_requests_need_no_protovalidate(message: Message) -> None:
     check = compiled.check_of(type_of(message))
     assert check is not None
     assert check(message)
     assert protovalidate.collect_violations(message) == []
 
 
-def test_the_checks_say_what_protovalidate_says() -> None:
+def test_compiled_checks_agree_with_protovalidate() -> None:
     assert len(UNDERSTOOD) >= 20
 
     @given(st.sampled_from(UNDERSTOOD).flatmap(messages))
@@ -113,7 +113,7 @@ def test_holds_are_checked_as_protovalidate_does(products: list[UUID], key: int,
     assert_agreed(inventory_pb2.ReserveStockRequest(reservations=[hold]))
 
 
-def test_what_is_told_is_what_protovalidate_says() -> None:
+def test_violations_are_those_of_protovalidate() -> None:
     tellers = {request: validation.violations_of(request) for request in UNDERSTOOD}
     measures = {request: sizes.Sizes(request) for request in UNDERSTOOD}
 
@@ -167,7 +167,7 @@ def rules_of_scalars() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("kind", "rule"), list(rules_of_scalars()))
-def test_no_rule_is_passed_over(kind: str, rule: str) -> None:
+def test_no_rule_is_ignored(kind: str, rule: str) -> None:
     rules = Rules()
     own = getattr(rules, kind)
     field = own.DESCRIPTOR.fields_by_name[rule]
@@ -193,12 +193,12 @@ def test_no_rule_is_passed_over(kind: str, rule: str) -> None:
     ],
     ids=["cel", "cel_expression", "bounds the wrong way round"],
 )
-def test_what_is_not_understood_is_left_to_protovalidate(rules: validate_pb2.FieldRules) -> None:
+def test_unknown_rules_are_left_to_protovalidate(rules: validate_pb2.FieldRules) -> None:
     made = message_with(rules, Field.TYPE_STRING)
     assert compiled.check_of(type_of(made)) is None
 
 
-def test_a_rule_of_ones_own_is_not_understood_whatever_its_name() -> None:
+def test_custom_rules_are_left_to_protovalidate() -> None:
     file = descriptor_pb2.FileDescriptorProto(
         name="tests/validation/own.proto",
         package="tests.validation",
@@ -230,7 +230,7 @@ PRESENCE = list(
 
 
 @pytest.mark.parametrize(("rules", "ignore", "required", "optional"), PRESENCE)
-def test_what_is_not_set_is_judged_as_protovalidate_does(
+def test_unset_fields_are_checked_like_by_protovalidate(
     rules: validate_pb2.FieldRules, ignore: Any, required: bool, optional: bool
 ) -> None:
     asked = Rules()

@@ -26,12 +26,12 @@ from mesh.rpc.validation import MAX_VIOLATIONS, Unbounded, compiled
 MEGABYTE = 1_000_000
 ID = "0190f0a0-0000-7000-8000-000000000001"
 WORK_PER_VALUE = 5
-"""How often a value of a request may be looked at."""
-WORK_OF_THE_TOLD = 2_000
-"""The work that goes into the violations that are told, at most `MAX_VIOLATIONS`."""
+"""The maximum number of steps for each value of a request."""
+WORK_OF_VIOLATIONS = 2_000
+"""The number of steps for the reported violations, at most `MAX_VIOLATIONS`."""
 
 Fields = tuple[FieldDescriptor, ...]
-"""The way from a request to a field of it, at any depth."""
+"""The path from a request to one of its fields, at any depth."""
 
 
 def requests() -> Iterator[Descriptor]:
@@ -191,18 +191,18 @@ def test_a_text_that_is_too_long_is_refused_by_its_length_alone(fields: Fields, 
 
 
 @pytest.mark.parametrize("request_type", REQUESTS, ids=lambda request_type: request_type.name)
-def test_as_much_as_is_allowed_and_all_of_it_wrong_takes_bounded_work(request_type: Descriptor, work: Work) -> None:
+def test_largest_request_with_only_invalid_values_takes_bounded_work(request_type: Descriptor, work: Work) -> None:
     request = brimful(request_type)
     violations = work.of(validation.violations_of(request_type), request)
     assert len(violations) <= MAX_VIOLATIONS
-    assert work.steps + work.judged <= WORK_PER_VALUE * values_in(request) + WORK_OF_THE_TOLD
+    assert work.steps + work.judged <= WORK_PER_VALUE * values_in(request) + WORK_OF_VIOLATIONS
 
 
 def test_one_fault_at_the_end_of_many_sound_items_takes_bounded_work(work: Work) -> None:
     request = inventory_pb2.CommitStockRequest(order_ids=[*(f"{ID[:-4]}{number:04}" for number in range(999)), "x"])
     violations = work.of(validation.violations_of(inventory_pb2.CommitStockRequest.DESCRIPTOR), request)
     assert [violation.field for violation in violations] == ["order_ids[999]"]
-    assert work.judged == 2, "the faulty item, and one because there must be one"
+    assert work.judged == 2, "the faulty item, and one because the sample must not be empty"
     assert work.steps <= WORK_PER_VALUE * 1000
 
 
@@ -211,10 +211,10 @@ def test_two_items_that_are_alike_are_found_among_many(work: Work) -> None:
     request = inventory_pb2.CommitStockRequest(order_ids=[*ids, ids[500]])
     [violation] = work.of(validation.violations_of(inventory_pb2.CommitStockRequest.DESCRIPTOR), request)
     assert violation == Violation("order_ids", "repeated value must contain unique items")
-    assert work.judged == 3, "the two, and one because there must be one"
+    assert work.judged == 3, "the two equal items, and one because the sample must not be empty"
 
 
-def test_the_first_fifty_faults_are_told_by_their_places_in_the_request() -> None:
+def test_first_fifty_violations_have_their_paths_in_the_request() -> None:
     lines = [
         inventory_pb2.ReservationLine(product_id=f"{ID[:-4]}{number:04}" if number % 3 else f"x{number}", quantity=1)
         for number in range(100)
@@ -235,7 +235,7 @@ OWN = [fields for fields in (*LISTS, *TEXTS) if fields[-1].full_name.startswith(
 
 
 @pytest.mark.parametrize("fields", OWN, ids=name_of)
-def test_what_is_too_large_is_refused_in_the_words_of_protovalidate(fields: Fields) -> None:
+def test_size_violations_have_the_texts_of_protovalidate(fields: Fields) -> None:
     request = parsed(fields, b"", 1001) if fields[-1].is_repeated else parsed(fields, b"x" * 6000)
     [told] = validation.violations_of(type_of(fields))(request)
     assert told.description in {each.proto.message for each in protovalidate.collect_violations(request)}

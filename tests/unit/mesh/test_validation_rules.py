@@ -245,7 +245,7 @@ def test_a_card_number_is_refused_however_it_is_written() -> None:
     assert missed == []
 
 
-def test_what_is_no_card_number_is_not_taken_for_one() -> None:
+def test_other_numbers_are_not_taken_for_card_numbers() -> None:
     asked = [each for text in TEXTS for each in (*with_text(text), *about_goods(text))]
     asked += [each for text in ABOUT_GOODS for each in about_goods(text)]
     asked += [
