@@ -1,7 +1,8 @@
-"""The routes of the edge: two for each public method, and no others to the services.
+"""The routes of the edge: those of the public methods, and no others to the services.
 
-One route matches gRPC and gRPC-Web clients by the name of the method, the other matches JSON clients by HTTP verb and
-path. Envoy therefore knows the requirements of a route, such as a token, before it reads the body (ADR-0033).
+gRPC and gRPC-Web clients have a route for the name of each method, JSON clients have routes for each verb and path.
+Envoy therefore knows the requirements of a call, such as a token, before it reads the body (ADR-0033). The routes of
+JSON clients also name the script that a request needs (ADR-0036).
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ _SPEAKS_JSON = {**_SPEAKS_GRPC, "invert_match": True, "treat_missing_header_as_e
 
 _HAS_QUERY = {"name": ":path", "string_match": {"contains": "?"}}
 _HAS_NO_QUERY = {**_HAS_QUERY, "invert_match": True}
-
 
 # Routes to a cluster that does not exist, not direct responses: the CORS filter ignores direct responses.
 _NOWHERE = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
