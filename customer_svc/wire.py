@@ -103,8 +103,8 @@ def event(fact: CustomerCreated | CustomerUpdated) -> Event:
     # No name, email, phone or address: streams and outboxes keep events after a customer is erased.
     if isinstance(fact, CustomerCreated):
         created = events_pb2.CustomerCreated(customer_id=str(value.id), create_time=wire.timestamp(value.create_time))
-        return Event("commerce.customer.created", value.id, value.version, created)
+        return Event.of(value.id, value.version, created)
     updated = events_pb2.CustomerUpdated(
         customer_id=str(value.id), update_time=wire.timestamp(value.update_time), etag=str(value.version)
     )
-    return Event("commerce.customer.updated", value.id, value.version, updated)
+    return Event.of(value.id, value.version, updated)

@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ERROR_DETAILS = ("google/rpc/error_details.proto", "google/rpc/status.proto")
 """Nothing imports these, but Envoy can only print error details whose types it knows."""
 
+EVENTS = Path("docs", "events.md")
+"""The reference of events."""
+
 DESCRIPTORS = Path("commerce", "commerce.binpb")
 """The contracts as a descriptor set, in the package `commerce` so that it is installed with it."""
 
@@ -43,7 +46,7 @@ class NotCompared(Exception):
 
 
 def generate(root: Path = ROOT) -> list[Path]:
-    """Make `gen/` from `proto/`, and return the files that changed, relative to `root`.
+    """Make `gen/` and `docs/events.md` from `proto/`, and return the files that changed, relative to `root`.
 
     Files that are the same are left alone.
 
@@ -61,6 +64,12 @@ def generate(root: Path = ROOT) -> list[Path]:
                 shutil.copyfile(source, target)
             else:
                 target.unlink()
+    # Last, because it imports the generated code.
+    reference = _event_reference(root)
+    if not _is_current(root / EVENTS, reference):
+        (root / EVENTS).parent.mkdir(exist_ok=True)
+        (root / EVENTS).write_text(reference, "utf-8")
+        return [*(Path("gen") / relative for relative in changed), EVENTS]
     return [Path("gen") / relative for relative in changed]
 
 
@@ -94,14 +103,14 @@ def breaking(root: Path = ROOT, against: str | None = None) -> list[str]:
 
 
 def drift(root: Path = ROOT) -> list[str]:
-    """Return the files of `gen/` that are not what `generate` makes of `proto/`."""
+    """Return the generated files that are not what `generate` makes of `proto/`."""
     with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
         fresh = Path(scratch) / "gen"
         _compile(root / "proto", fresh)
-        return [
-            f"gen/{relative}: differs from what `mesh contracts generate` makes"
-            for relative in _differences(fresh, root / "gen")
-        ]
+        found = [Path("gen") / relative for relative in _differences(fresh, root / "gen")]
+    if not _is_current(root / EVENTS, _event_reference(root)):
+        found.append(EVENTS)
+    return [f"{path}: differs from what `mesh contracts generate` makes" for path in found]
 
 
 def image(protos: Path, into: Path) -> Path:
@@ -118,6 +127,22 @@ def image(protos: Path, into: Path) -> Path:
         *_contracts(protos),
     )
     return into
+
+
+def _event_reference(root: Path) -> str:
+    # Imported here, because they import generated code, which `generate` must be able to make anew.
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet  # noqa: PLC0415
+
+    from ops import event_reference  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
+        contracts = image(root / "proto", Path(scratch) / "image.binpb").read_bytes()
+    declared = event_reference.events(FileDescriptorSet.FromString(contracts))
+    return event_reference.reference(declared, event_reference.consumers())
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text("utf-8") == text
 
 
 def _compile(protos: Path, into: Path) -> None:
@@ -276,7 +301,7 @@ contracts_app = typer.Typer(help="Generate code from the contracts, and check th
 
 @contracts_app.command("generate")
 def generate_command() -> None:
-    """Make gen/ from proto/."""
+    """Make gen/ and docs/events.md from proto/."""
     try:
         changed = generate()
     except ContractsError as error:
@@ -284,12 +309,12 @@ def generate_command() -> None:
         raise typer.Exit(1) from None
     for path in changed:
         typer.echo(path)
-    typer.echo(f"gen/ is up to date, {len(changed)} files changed")
+    typer.echo(f"the generated files are up to date, {len(changed)} changed")
 
 
 @contracts_app.command("check")
 def check_command() -> None:
-    """Lint proto/, look for changes that break clients of main, and for drift of gen/."""
+    """Lint proto/, look for changes that break clients of main, and for drift of generated files."""
     findings = []
     try:
         findings += [*lint(), *drift()]

@@ -106,16 +106,15 @@ def event(fact: OrderPlaced | OrderMoved) -> Event:
         payload = events_pb2.OrderPlaced(
             order=message, provider=fact.provider, payment_deadline=message.payment_deadline
         )
-        return Event("commerce.order.placed", value.id, value.version, payload)
-    event_type, kind = _MOVES[value.status]
-    return Event(event_type, value.id, value.version, kind(order=message))
+        return Event.of(value.id, value.version, payload)
+    return Event.of(value.id, value.version, _MOVES[value.status](order=message))
 
 
-_MOVES: dict[Status, tuple[str, Callable[..., Message]]] = {
-    Status.CONFIRMED: ("commerce.order.confirmed", events_pb2.OrderConfirmed),
-    Status.SHIPPED: ("commerce.order.shipped", events_pb2.OrderShipped),
-    Status.DELIVERED: ("commerce.order.delivered", events_pb2.OrderDelivered),
-    Status.CANCELLING: ("commerce.order.cancelling", events_pb2.OrderCancelling),
-    Status.CANCELLED: ("commerce.order.cancelled", events_pb2.OrderCancelled),
+_MOVES: dict[Status, Callable[..., Message]] = {
+    Status.CONFIRMED: events_pb2.OrderConfirmed,
+    Status.SHIPPED: events_pb2.OrderShipped,
+    Status.DELIVERED: events_pb2.OrderDelivered,
+    Status.CANCELLING: events_pb2.OrderCancelling,
+    Status.CANCELLED: events_pb2.OrderCancelled,
 }
 """The events that tell of a new status."""

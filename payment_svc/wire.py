@@ -96,13 +96,12 @@ def event(fact: PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefun
     value, message = fact.payment, payment(fact.payment)
     if isinstance(fact, PaymentRefunded):
         payload: Message = events_pb2.PaymentRefunded(payment=message, amount=wire.money(fact.amount, value.currency))
-        return Event("commerce.payment.refunded", value.id, value.version, payload)
-    event_type, kind = _EVENTS[type(fact)]
-    return Event(event_type, value.id, value.version, kind(payment=message))
+        return Event.of(value.id, value.version, payload)
+    return Event.of(value.id, value.version, _EVENTS[type(fact)](payment=message))
 
 
-_EVENTS: dict[type, tuple[str, Callable[..., Message]]] = {
-    PaymentCaptured: ("commerce.payment.captured", events_pb2.PaymentCaptured),
-    PaymentDeclined: ("commerce.payment.declined", events_pb2.PaymentDeclined),
-    PaymentVoided: ("commerce.payment.voided", events_pb2.PaymentVoided),
+_EVENTS: dict[type, Callable[..., Message]] = {
+    PaymentCaptured: events_pb2.PaymentCaptured,
+    PaymentDeclined: events_pb2.PaymentDeclined,
+    PaymentVoided: events_pb2.PaymentVoided,
 }

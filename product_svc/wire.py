@@ -172,11 +172,11 @@ def event(fact: Fact) -> Event:
     """The event of a fact."""
     match fact:
         case ProductCreated(made):
-            return Event("commerce.product.created", made.id, made.version, _created(fact))
+            return Event.of(made.id, made.version, _created(fact))
         case StockChanged(changed, _):
-            return Event("commerce.product.stock_changed", changed.product_id, changed.version, _stock_changed(fact))
+            return Event.of(changed.product_id, changed.version, _stock_changed(fact))
         case StockLow(low, _):
-            return Event("commerce.product.stock_low", low.product_id, low.version, _stock_low(fact))
+            return Event.of(low.product_id, low.version, _stock_low(fact))
 
 
 def _created(fact: ProductCreated) -> events_pb2.ProductCreated:

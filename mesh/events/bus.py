@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from mesh import tasks
-from mesh.events.cloudevents import stream_of
+from mesh.events.cloudevents import stream_of_area
 from mesh.patches.nats_py import NatsClient
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Bus:
 
     async def ensure_stream_of(self, area: str) -> None:
         """Create the stream for the events of an area, or update its settings."""
-        name = stream_of(f"commerce.{area}.")
+        name = stream_of_area(area)
         await self.ensure_stream(name, f"commerce.{area}.>")
 
     async def ensure_stream(self, name: str, subjects: str, *, max_age: float = MAX_AGE_S) -> None:

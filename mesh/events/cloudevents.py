@@ -1,23 +1,30 @@
 """Events on the wire: CloudEvents 1.0 in binary mode over NATS.
 
-The context goes into headers (`ce-id`, `ce-type`, …), the payload is a protobuf message. The subject is
-`<type>.<aggregate id>`, the type `commerce.<area>.<event>`, the stream `<AREA>S`.
+The context goes into headers (`ce-id`, `ce-type`, …), the payload is a protobuf message. Its contract declares the type
+`commerce.<area>.<event>` and the stream `<AREA>S`. The subject is `<type>.<aggregate id>`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+from commerce.events.v1 import event_pb2
 from mesh.ids import parse_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
 P = TypeVar("P")
+
+
+class EventUndeclared(TypeError):
+    """The contract of a message does not declare that it is the payload of an event."""
 
 
 class Event(NamedTuple):
@@ -31,6 +38,11 @@ class Event(NamedTuple):
     sequence: int
     payload: Message
 
+    @classmethod
+    def of(cls, aggregate_id: UUID, sequence: int, payload: Message) -> Event:
+        """The event with this payload. Raises EventUndeclared when the contract does not declare its type."""
+        return cls(_declared(payload.DESCRIPTOR).type, aggregate_id, sequence, payload)
+
 
 class Received(NamedTuple, Generic[P]):
     """An event that a consumer applies. `payload` is its message, or the value that the message is translated to."""
@@ -43,9 +55,27 @@ class Received(NamedTuple, Generic[P]):
     payload: P
 
 
-def stream_of(event_type: str) -> str:
-    """The stream of the events of this type: `commerce.order.placed` is in ORDERS."""
-    return f"{event_type.split('.')[1].upper()}S"
+def type_of(payload: type[Message]) -> str:
+    """The type of the events with this payload. Raises EventUndeclared when its contract declares none."""
+    return _declared(payload.DESCRIPTOR).type
+
+
+def stream_of(payload: type[Message]) -> str:
+    """The stream that holds the events with this payload. Raises EventUndeclared when its contract declares none."""
+    return _declared(payload.DESCRIPTOR).stream
+
+
+@cache
+def _declared(payload: Descriptor) -> event_pb2.Event:
+    options = payload.GetOptions()
+    if not options.HasExtension(event_pb2.event):
+        raise EventUndeclared(f"{payload.full_name} declares no (commerce.events.v1.event)")
+    return options.Extensions[event_pb2.event]
+
+
+def stream_of_area(area: str) -> str:
+    """The stream that holds all events of an area: those of `order` are in ORDERS."""
+    return f"{area.upper()}S"
 
 
 def headers(

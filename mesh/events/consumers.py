@@ -29,7 +29,7 @@ from mesh.db.recent import Recent
 from mesh.errors import TRANSIENT, StatementTimeout
 from mesh.events import cloudevents as events
 from mesh.events.bus import DEAD_LETTERS
-from mesh.events.cloudevents import Received, stream_of
+from mesh.events.cloudevents import Received, stream_of_area, type_of
 from mesh.events.deliveries import Deliveries
 
 if TYPE_CHECKING:
@@ -94,6 +94,17 @@ Types with the same `apply` are passed to it together, so that it can lock all r
 """
 
 
+def handlers(*each: Handler[Any]) -> Handlers:
+    """A table of handlers, by the event type that the contract declares for their payload.
+
+    Raises EventUndeclared when a payload is not that of an event, ValueError when two handlers have the same type.
+    """
+    table = {type_of(handler.payload): handler for handler in each}
+    if len(table) < len(each):
+        raise ValueError("an event type has two handlers")
+    return table
+
+
 class Consumer:
     """Applies the events of one area to a service. All processes of the service share the work.
 
@@ -122,7 +133,7 @@ class Consumer:
         self._linger = linger
         # Bounded, because another process may apply an event that has failed here.
         self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
-        self._stream = stream_of(f"commerce.{area}.")
+        self._stream = stream_of_area(area)
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
         self._background = tasks.Background(f"consumer {self.name}", self._run)
 

@@ -38,7 +38,7 @@ BACKLOG = 50_000
 """Events, by default."""
 _BEFORE = 1_000
 """The events that the consumer has applied before it was away."""
-_STREAM = cloudevents.stream_of(EVENT)
+_STREAM = cloudevents.stream_of_area(AREA)
 _IN_FLIGHT = 512
 _DATABASE = "bench_scratch"
 

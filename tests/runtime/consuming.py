@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.events import consumers
-from mesh.events.cloudevents import Received, headers, stream_of
+from mesh.events.cloudevents import Received, headers, stream_of_area
 from mesh.events.consumers import Consumer, Handler
 from tests.runtime.process import Process, Scratch, do
 from tests.services import eventually
@@ -99,7 +99,7 @@ async def acknowledged(here: Process, area: str, service: str = "test") -> None:
     """Wait until all events of the stream are acknowledged."""
 
     async def is_done() -> bool:
-        info = await here.bus.jetstream.consumer_info(stream_of(f"commerce.{area}."), f"{service}-{area}")
+        info = await here.bus.jetstream.consumer_info(stream_of_area(area), f"{service}-{area}")
         return bool(info.num_ack_pending == 0 and info.num_pending == 0)
 
     await eventually(is_done)

@@ -16,7 +16,7 @@ from nats.aio.client import Client, ServerVersion
 from structlog.testing import capture_logs
 
 from mesh.events.bus import Bus, Message
-from mesh.events.cloudevents import stream_of
+from mesh.events.cloudevents import stream_of_area
 from mesh.patches.nats_py import NatsClient
 from stack.servers import Servers
 from tests.runtime.process import new_area
@@ -51,7 +51,7 @@ def messages(area: str, count: int) -> list[Message]:
 
 async def stored(bus: Bus, area: str) -> list[int]:
     """The numbers of the messages that the stream has stored, in order."""
-    name = stream_of(f"commerce.{area}.")
+    name = stream_of_area(area)
     state = (await bus.jetstream.stream_info(name)).state
     found = [await bus.jetstream.get_msg(name, seq) for seq in range(1, state.messages + 1)]
     assert [int(message.data or b"") for message in found] == [int((m.headers or {})["number"]) for m in found]
@@ -118,7 +118,7 @@ async def test_messages_without_a_stream_are_not_stored(bus: Bus) -> None:
 
 async def test_older_stream_accepts_batches_after_ensure_stream(bus: Bus) -> None:
     area = new_area()
-    name, subjects = stream_of(f"commerce.{area}."), [f"commerce.{area}.>"]
+    name, subjects = stream_of_area(area), [f"commerce.{area}.>"]
     await bus.jetstream.add_stream(js.StreamConfig(name=name, subjects=subjects))
     assert await answered(bus, messages(area, 2)) == 0
     await bus.ensure_stream_of(area)

@@ -16,7 +16,7 @@ from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, Unavailable
 from mesh.events import consumers
 from mesh.events.bus import DEAD_LETTERS, MAX_AGE_S
-from mesh.events.cloudevents import Received, stream_of
+from mesh.events.cloudevents import Received, stream_of_area
 from mesh.events.consumers import Consumer, Handler
 from stack.servers import Servers
 from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming, record
@@ -317,7 +317,7 @@ async def test_dead_letters_never_expire_even_in_a_stream_created_with_an_age_li
             return (await here.bus.jetstream.stream_info(DEAD_LETTERS)).config.max_age == 0
 
         await eventually(for_ever)
-    info = await here.bus.jetstream.stream_info(stream_of(f"commerce.{publish.area}."))
+    info = await here.bus.jetstream.stream_info(stream_of_area(publish.area))
     assert info.config.max_age == MAX_AGE_S
 
 

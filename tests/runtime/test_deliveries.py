@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from mesh.events import consumers, deliveries
 from mesh.events.bus import Bus
-from mesh.events.cloudevents import stream_of
+from mesh.events.cloudevents import stream_of_area
 from mesh.events.consumers import ACK_WAIT_S
 from stack.servers import Servers
 from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming
@@ -165,7 +165,7 @@ async def test_consumer_that_was_deleted_on_the_server_is_created_again(
         if idle:
             gate.open()
             await acknowledged(here, publish.area)
-        await here.bus.jetstream.delete_consumer(stream_of(f"commerce.{publish.area}."), consumer.name)
+        await here.bus.jetstream.delete_consumer(stream_of_area(publish.area), consumer.name)
         gate.open()
         await publish("after")
         assert await applied(scratch, 2) == ["gate", "after"]
@@ -174,7 +174,7 @@ async def test_consumer_that_was_deleted_on_the_server_is_created_again(
 async def test_push_consumer_is_replaced_by_a_pull_consumer_at_the_same_position(
     scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
-    stream, name = stream_of(f"commerce.{publish.area}."), f"test-{publish.area}"
+    stream, name = stream_of_area(publish.area), f"test-{publish.area}"
     js = here.bus.jetstream
     await js.add_consumer(
         stream, durable_name=name, deliver_subject="somewhere", deliver_group=name, ack_policy="explicit"

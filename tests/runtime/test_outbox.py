@@ -24,7 +24,7 @@ from mesh.db import outbox
 from mesh.db.outbox import RETENTION, maintain_partitions
 from mesh.events import relay
 from mesh.events.bus import Message
-from mesh.events.cloudevents import stream_of
+from mesh.events.cloudevents import stream_of_area
 from mesh.observe.trace import Trace
 from stack.servers import Servers
 from tests.runtime.process import Lingers, Scratch, event, kept_plan, new_area, process
@@ -44,7 +44,7 @@ async def reader(servers: Servers) -> AsyncIterator[Client]:
 
 async def published(client: Client, area: str, count: int) -> list[Msg]:
     """All events of the area's stream, once there are at least `count`. The test fails if there are more."""
-    js, name = client.jetstream(), stream_of(f"commerce.{area}.")
+    js, name = client.jetstream(), stream_of_area(area)
 
     async def full() -> bool:
         try:

@@ -18,6 +18,7 @@ from commerce.customer.v1 import customer_pb2, session_pb2
 from commerce.customer.v1 import errors_pb2 as customer_errors
 from commerce.customer.v1 import events_pb2 as customer_events
 from commerce.errors.v1 import errors_pb2
+from commerce.events.v1 import event_pb2
 from commerce.order.v1 import errors_pb2 as order_errors
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
@@ -27,7 +28,8 @@ from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import errors_pb2 as product_errors
 from commerce.product.v1 import events_pb2 as product_events
 from commerce.product.v1 import inventory_pb2, product_pb2
-from ops import contracts
+from mesh.events.cloudevents import stream_of_area
+from ops import contracts, event_reference
 
 EVENT_FILES: list[FileDescriptor] = [
     module.DESCRIPTOR for module in (customer_events, product_events, order_events, payment_events)
@@ -38,7 +40,7 @@ ERROR_FILES: list[FileDescriptor] = [
 SERVICE_FILES: list[FileDescriptor] = [
     module.DESCRIPTOR for module in (customer_pb2, session_pb2, product_pb2, inventory_pb2, order_pb2, payment_pb2)
 ]
-FILES = [*SERVICE_FILES, *EVENT_FILES, *ERROR_FILES, access_pb2.DESCRIPTOR]
+FILES = [*SERVICE_FILES, *EVENT_FILES, *ERROR_FILES, access_pb2.DESCRIPTOR, event_pb2.DESCRIPTOR]
 
 METHODS: list[MethodDescriptor] = [
     method for file in SERVICE_FILES for service in file.services_by_name.values() for method in service.methods
@@ -170,14 +172,43 @@ def test_json_clients_get_the_bare_resource_and_lists_get_pages(method: MethodDe
         assert rule.response_body == (answer[0].name if bare else "")
 
 
-def test_every_event_of_the_design_has_its_message() -> None:
+def test_every_message_of_an_event_file_declares_its_event() -> None:
     types = []
     for file in EVENT_FILES:
         area = file.package.split(".")[1]
-        for name in file.message_types_by_name:
-            words = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-            types.append(f"commerce.{area}.{words.removeprefix(area + '_')}")
+        for message in file.message_types_by_name.values():
+            assert message.GetOptions().HasExtension(event_pb2.event), message.full_name
+            event = message.GetOptions().Extensions[event_pb2.event]
+            assert re.fullmatch(rf"commerce\.{area}\.[a-z]+(_[a-z]+)*", event.type), message.full_name
+            words = re.sub(r"(?<!^)(?=[A-Z])", "_", message.name).lower()
+            assert event.type.split(".")[2] == words.removeprefix(f"{area}_")
+            assert event.stream == stream_of_area(area), message.full_name
+            require_id(message, event.aggregate)
+            types.append(event.type)
     assert types == EVENT_TYPES.split()
+    assert len(set(types)) == len(types)
+
+
+def require_id(message: Descriptor, path: str) -> None:
+    """Fail unless the path leads to a single string field."""
+    field: FieldDescriptor | None = None
+    within: Descriptor | None = message
+    for name in path.split("."):
+        assert within is not None, path
+        field = within.fields_by_name[name]
+        within = field.message_type
+        assert not field.is_repeated, path
+    assert field is not None
+    assert (field.type, field.name == "id" or field.name.endswith("_id")) == (FieldDescriptor.TYPE_STRING, True), path
+
+
+def test_only_messages_of_the_event_files_declare_events(commented: list[descriptor_pb2.FileDescriptorProto]) -> None:
+    declared = event_reference.events(descriptor_pb2.FileDescriptorSet(file=commented))
+    assert {event.payload for event in declared} == {
+        message.full_name for file in EVENT_FILES for message in file.message_types_by_name.values()
+    }
+    for event in declared:
+        assert event.comment.startswith(f"{event.payload.rpartition('.')[2]} is published when "), event.payload
 
 
 def test_a_reason_belongs_to_one_area() -> None:
@@ -406,3 +437,15 @@ def test_contracts_that_do_not_compile_are_refused_with_the_place(copy: Path) ->
     edit(copy, "payment/v1/payment.proto", "string etag = 12;", "string etag = 12")
     with pytest.raises(contracts.ContractsError, match=r"payment\.proto"):
         contracts.lint(copy)
+
+
+def test_the_reference_of_events_follows_the_contracts(copy: Path) -> None:
+    assert contracts.EVENTS in contracts.generate(copy)
+    assert contracts.drift(copy) == []
+    edit(copy, "order/v1/events.proto", "published when an order is paid.", "published when an order is\n// paid for.")
+    [finding] = [finding for finding in contracts.drift(copy) if not finding.startswith("gen/")]
+    assert finding == "docs/events.md: differs from what `mesh contracts generate` makes"
+    contracts.generate(copy)
+    assert "| An order is paid for. | `commerce.order.v1.OrderConfirmed` |" in (copy / contracts.EVENTS).read_text()
+    (copy / contracts.EVENTS).unlink()
+    assert contracts.drift(copy) == [finding]

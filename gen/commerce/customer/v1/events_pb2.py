@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from commerce.customer.v1 import customer_pb2 as commerce_dot_customer_dot_v1_dot_customer__pb2
+from commerce.events.v1 import event_pb2 as commerce_dot_events_dot_v1_dot_event__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!commerce/customer/v1/events.proto\x12\x14\x63ommerce.customer.v1\x1a#commerce/customer/v1/customer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x01\n\x0f\x43ustomerCreated\x12\x34\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.CustomerB\x02\x18\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9b\x01\n\x0f\x43ustomerUpdated\x12\x34\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.CustomerB\x02\x18\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"U\n\x0e\x43ustomerErased\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!commerce/customer/v1/events.proto\x12\x14\x63ommerce.customer.v1\x1a#commerce/customer/v1/customer.proto\x1a\x1e\x63ommerce/events/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x01\n\x0f\x43ustomerCreated\x12\x34\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.CustomerB\x02\x18\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:7\x8a\xb5\x18\x33\n\x19\x63ommerce.customer.created\x12\tCUSTOMERS\x1a\x0b\x63ustomer_id\"\xd4\x01\n\x0f\x43ustomerUpdated\x12\x34\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x1e.commerce.customer.v1.CustomerB\x02\x18\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t:7\x8a\xb5\x18\x33\n\x19\x63ommerce.customer.updated\x12\tCUSTOMERS\x1a\x0b\x63ustomer_id\"\x8d\x01\n\x0e\x43ustomerErased\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:6\x8a\xb5\x18\x32\n\x18\x63ommerce.customer.erased\x12\tCUSTOMERS\x1a\x0b\x63ustomer_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CUSTOMERCREATED'].fields_by_name['customer']._loaded_options = None
   _globals['_CUSTOMERCREATED'].fields_by_name['customer']._serialized_options = b'\030\001'
+  _globals['_CUSTOMERCREATED']._loaded_options = None
+  _globals['_CUSTOMERCREATED']._serialized_options = b'\212\265\0303\n\031commerce.customer.created\022\tCUSTOMERS\032\013customer_id'
   _globals['_CUSTOMERUPDATED'].fields_by_name['customer']._loaded_options = None
   _globals['_CUSTOMERUPDATED'].fields_by_name['customer']._serialized_options = b'\030\001'
-  _globals['_CUSTOMERCREATED']._serialized_start=130
-  _globals['_CUSTOMERCREATED']._serialized_end=271
-  _globals['_CUSTOMERUPDATED']._serialized_start=274
-  _globals['_CUSTOMERUPDATED']._serialized_end=429
-  _globals['_CUSTOMERERASED']._serialized_start=431
-  _globals['_CUSTOMERERASED']._serialized_end=516
+  _globals['_CUSTOMERUPDATED']._loaded_options = None
+  _globals['_CUSTOMERUPDATED']._serialized_options = b'\212\265\0303\n\031commerce.customer.updated\022\tCUSTOMERS\032\013customer_id'
+  _globals['_CUSTOMERERASED']._loaded_options = None
+  _globals['_CUSTOMERERASED']._serialized_options = b'\212\265\0302\n\030commerce.customer.erased\022\tCUSTOMERS\032\013customer_id'
+  _globals['_CUSTOMERCREATED']._serialized_start=162
+  _globals['_CUSTOMERCREATED']._serialized_end=360
+  _globals['_CUSTOMERUPDATED']._serialized_start=363
+  _globals['_CUSTOMERUPDATED']._serialized_end=575
+  _globals['_CUSTOMERERASED']._serialized_start=578
+  _globals['_CUSTOMERERASED']._serialized_end=719
 # @@protoc_insertion_point(module_scope)

@@ -25,8 +25,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CustomerCreated(_message.Message):
-    """CustomerCreated is published when a customer is created. Its event type is `commerce.customer.created`.
-    The event contains no personal data, since streams keep events after a customer is erased.
+    """CustomerCreated is published when a customer is created. The event contains no personal data, since streams keep
+    events after a customer is erased.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -62,8 +62,8 @@ Global___CustomerCreated: _TypeAlias = CustomerCreated  # noqa: Y015
 
 @_typing.final
 class CustomerUpdated(_message.Message):
-    """CustomerUpdated is published when a customer, a payment method or an address of theirs changes. Its event type is `commerce.customer.updated`.
-    The event contains no personal data, since streams keep events after a customer is erased.
+    """CustomerUpdated is published when a customer, a payment method or an address of theirs changes. The event
+    contains no personal data, since streams keep events after a customer is erased.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -104,7 +104,7 @@ Global___CustomerUpdated: _TypeAlias = CustomerUpdated  # noqa: Y015
 @_typing.final
 class CustomerErased(_message.Message):
     """CustomerErased is published when the personal data of a customer is erased. Consumers must erase their copies.
-    The event itself contains no personal data. Its event type is `commerce.customer.erased`.
+    The event itself contains no personal data.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

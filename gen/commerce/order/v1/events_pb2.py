@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from commerce.events.v1 import event_pb2 as commerce_dot_events_dot_v1_dot_event__pb2
 from commerce.order.v1 import order_pb2 as commerce_dot_order_dot_v1_dot_order__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommerce/order/v1/events.proto\x12\x11\x63ommerce.order.v1\x1a\x1d\x63ommerce/order/v1/order.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x0bOrderPlaced\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x1d\n\x0eprovider_token\x18\x03 \x01(\tB\x05\x18\x01\x80\x01\x01\x12\x34\n\x10payment_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x0eOrderConfirmed\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"7\n\x0cOrderShipped\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"9\n\x0eOrderDelivered\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\":\n\x0fOrderCancelling\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\"9\n\x0eOrderCancelled\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Orderb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommerce/order/v1/events.proto\x12\x11\x63ommerce.order.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a\x1d\x63ommerce/order/v1/order.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x0bOrderPlaced\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x1d\n\x0eprovider_token\x18\x03 \x01(\tB\x05\x18\x01\x80\x01\x01\x12\x34\n\x10payment_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:-\x8a\xb5\x18)\n\x15\x63ommerce.order.placed\x12\x06ORDERS\x1a\x08order.id\"k\n\x0eOrderConfirmed\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order:0\x8a\xb5\x18,\n\x18\x63ommerce.order.confirmed\x12\x06ORDERS\x1a\x08order.id\"g\n\x0cOrderShipped\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order:.\x8a\xb5\x18*\n\x16\x63ommerce.order.shipped\x12\x06ORDERS\x1a\x08order.id\"k\n\x0eOrderDelivered\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order:0\x8a\xb5\x18,\n\x18\x63ommerce.order.delivered\x12\x06ORDERS\x1a\x08order.id\"m\n\x0fOrderCancelling\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order:1\x8a\xb5\x18-\n\x19\x63ommerce.order.cancelling\x12\x06ORDERS\x1a\x08order.id\"k\n\x0eOrderCancelled\x12\'\n\x05order\x18\x01 \x01(\x0b\x32\x18.commerce.order.v1.Order:0\x8a\xb5\x18,\n\x18\x63ommerce.order.cancelled\x12\x06ORDERS\x1a\x08order.idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +36,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORDERPLACED'].fields_by_name['provider_token']._loaded_options = None
   _globals['_ORDERPLACED'].fields_by_name['provider_token']._serialized_options = b'\030\001\200\001\001'
-  _globals['_ORDERPLACED']._serialized_start=118
-  _globals['_ORDERPLACED']._serialized_end=275
-  _globals['_ORDERCONFIRMED']._serialized_start=277
-  _globals['_ORDERCONFIRMED']._serialized_end=334
-  _globals['_ORDERSHIPPED']._serialized_start=336
-  _globals['_ORDERSHIPPED']._serialized_end=391
-  _globals['_ORDERDELIVERED']._serialized_start=393
-  _globals['_ORDERDELIVERED']._serialized_end=450
-  _globals['_ORDERCANCELLING']._serialized_start=452
-  _globals['_ORDERCANCELLING']._serialized_end=510
-  _globals['_ORDERCANCELLED']._serialized_start=512
-  _globals['_ORDERCANCELLED']._serialized_end=569
+  _globals['_ORDERPLACED']._loaded_options = None
+  _globals['_ORDERPLACED']._serialized_options = b'\212\265\030)\n\025commerce.order.placed\022\006ORDERS\032\010order.id'
+  _globals['_ORDERCONFIRMED']._loaded_options = None
+  _globals['_ORDERCONFIRMED']._serialized_options = b'\212\265\030,\n\030commerce.order.confirmed\022\006ORDERS\032\010order.id'
+  _globals['_ORDERSHIPPED']._loaded_options = None
+  _globals['_ORDERSHIPPED']._serialized_options = b'\212\265\030*\n\026commerce.order.shipped\022\006ORDERS\032\010order.id'
+  _globals['_ORDERDELIVERED']._loaded_options = None
+  _globals['_ORDERDELIVERED']._serialized_options = b'\212\265\030,\n\030commerce.order.delivered\022\006ORDERS\032\010order.id'
+  _globals['_ORDERCANCELLING']._loaded_options = None
+  _globals['_ORDERCANCELLING']._serialized_options = b'\212\265\030-\n\031commerce.order.cancelling\022\006ORDERS\032\010order.id'
+  _globals['_ORDERCANCELLED']._loaded_options = None
+  _globals['_ORDERCANCELLED']._serialized_options = b'\212\265\030,\n\030commerce.order.cancelled\022\006ORDERS\032\010order.id'
+  _globals['_ORDERPLACED']._serialized_start=150
+  _globals['_ORDERPLACED']._serialized_end=354
+  _globals['_ORDERCONFIRMED']._serialized_start=356
+  _globals['_ORDERCONFIRMED']._serialized_end=463
+  _globals['_ORDERSHIPPED']._serialized_start=465
+  _globals['_ORDERSHIPPED']._serialized_end=568
+  _globals['_ORDERDELIVERED']._serialized_start=570
+  _globals['_ORDERDELIVERED']._serialized_end=677
+  _globals['_ORDERCANCELLING']._serialized_start=679
+  _globals['_ORDERCANCELLING']._serialized_end=788
+  _globals['_ORDERCANCELLED']._serialized_start=790
+  _globals['_ORDERCANCELLED']._serialized_end=897
 # @@protoc_insertion_point(module_scope)

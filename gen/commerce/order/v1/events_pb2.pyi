@@ -25,9 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class OrderPlaced(_message.Message):
-    """OrderPlaced is published when an order is placed: its stock is held and its payment is due. Its event type is
-    `commerce.order.placed`.
-    """
+    """OrderPlaced is published when an order is placed: its stock is held and its payment is due."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -77,7 +75,7 @@ Global___OrderPlaced: _TypeAlias = OrderPlaced  # noqa: Y015
 
 @_typing.final
 class OrderConfirmed(_message.Message):
-    """OrderConfirmed is published when an order is paid. Its event type is `commerce.order.confirmed`."""
+    """OrderConfirmed is published when an order is paid."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -101,9 +99,7 @@ Global___OrderConfirmed: _TypeAlias = OrderConfirmed  # noqa: Y015
 
 @_typing.final
 class OrderShipped(_message.Message):
-    """OrderShipped is published when an order is handed over to the carrier. Its event type is
-    `commerce.order.shipped`.
-    """
+    """OrderShipped is published when an order is handed over to the carrier."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -127,7 +123,7 @@ Global___OrderShipped: _TypeAlias = OrderShipped  # noqa: Y015
 
 @_typing.final
 class OrderDelivered(_message.Message):
-    """OrderDelivered is published when an order is delivered. Its event type is `commerce.order.delivered`."""
+    """OrderDelivered is published when an order is delivered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -152,7 +148,7 @@ Global___OrderDelivered: _TypeAlias = OrderDelivered  # noqa: Y015
 @_typing.final
 class OrderCancelling(_message.Message):
     """OrderCancelling is published when the cancellation of an order begins: the payment service must void or refund
-    its payment. Its event type is `commerce.order.cancelling`.
+    its payment.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -177,9 +173,7 @@ Global___OrderCancelling: _TypeAlias = OrderCancelling  # noqa: Y015
 
 @_typing.final
 class OrderCancelled(_message.Message):
-    """OrderCancelled is published when an order is cancelled: the product service must release its hold. Its event
-    type is `commerce.order.cancelled`.
-    """
+    """OrderCancelled is published when an order is cancelled: the product service must release its hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

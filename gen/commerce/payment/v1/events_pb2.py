@@ -22,23 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from commerce.events.v1 import event_pb2 as commerce_dot_events_dot_v1_dot_event__pb2
 from commerce.payment.v1 import payment_pb2 as commerce_dot_payment_dot_v1_dot_payment__pb2
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"@\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\"@\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\">\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\"d\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Moneyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\x9b\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.payment.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYMENTCAPTURED']._serialized_start=117
-  _globals['_PAYMENTCAPTURED']._serialized_end=181
-  _globals['_PAYMENTDECLINED']._serialized_start=183
-  _globals['_PAYMENTDECLINED']._serialized_end=247
-  _globals['_PAYMENTVOIDED']._serialized_start=249
-  _globals['_PAYMENTVOIDED']._serialized_end=311
-  _globals['_PAYMENTREFUNDED']._serialized_start=313
-  _globals['_PAYMENTREFUNDED']._serialized_end=413
+  _globals['_PAYMENTCAPTURED']._loaded_options = None
+  _globals['_PAYMENTCAPTURED']._serialized_options = b'\212\265\0301\n\031commerce.payment.captured\022\010PAYMENTS\032\npayment.id'
+  _globals['_PAYMENTDECLINED']._loaded_options = None
+  _globals['_PAYMENTDECLINED']._serialized_options = b'\212\265\0301\n\031commerce.payment.declined\022\010PAYMENTS\032\npayment.id'
+  _globals['_PAYMENTVOIDED']._loaded_options = None
+  _globals['_PAYMENTVOIDED']._serialized_options = b'\212\265\030/\n\027commerce.payment.voided\022\010PAYMENTS\032\npayment.id'
+  _globals['_PAYMENTREFUNDED']._loaded_options = None
+  _globals['_PAYMENTREFUNDED']._serialized_options = b'\212\265\0301\n\031commerce.payment.refunded\022\010PAYMENTS\032\npayment.id'
+  _globals['_PAYMENTCAPTURED']._serialized_start=149
+  _globals['_PAYMENTCAPTURED']._serialized_end=268
+  _globals['_PAYMENTDECLINED']._serialized_start=270
+  _globals['_PAYMENTDECLINED']._serialized_end=389
+  _globals['_PAYMENTVOIDED']._serialized_start=391
+  _globals['_PAYMENTVOIDED']._serialized_end=506
+  _globals['_PAYMENTREFUNDED']._serialized_start=509
+  _globals['_PAYMENTREFUNDED']._serialized_end=664
 # @@protoc_insertion_point(module_scope)

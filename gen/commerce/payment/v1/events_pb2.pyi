@@ -20,9 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PaymentCaptured(_message.Message):
-    """PaymentCaptured is published when the money for an order is captured. Its event type is
-    `commerce.payment.captured`.
-    """
+    """PaymentCaptured is published when the money for an order is captured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -46,9 +44,7 @@ Global___PaymentCaptured: _TypeAlias = PaymentCaptured  # noqa: Y015
 
 @_typing.final
 class PaymentDeclined(_message.Message):
-    """PaymentDeclined is published when the provider declines the payment of an order. The reason is in the payment.
-    Its event type is `commerce.payment.declined`.
-    """
+    """PaymentDeclined is published when the provider declines the payment of an order. The reason is in the payment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,9 +68,7 @@ Global___PaymentDeclined: _TypeAlias = PaymentDeclined  # noqa: Y015
 
 @_typing.final
 class PaymentVoided(_message.Message):
-    """PaymentVoided is published when a payment is voided before money is captured. Its event type is
-    `commerce.payment.voided`.
-    """
+    """PaymentVoided is published when a payment is voided before money is captured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,7 +92,7 @@ Global___PaymentVoided: _TypeAlias = PaymentVoided  # noqa: Y015
 
 @_typing.final
 class PaymentRefunded(_message.Message):
-    """PaymentRefunded is published when money is refunded. Its event type is `commerce.payment.refunded`."""
+    """PaymentRefunded is published when money is refunded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

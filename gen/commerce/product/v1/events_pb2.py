@@ -22,25 +22,36 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from commerce.events.v1 import event_pb2 as commerce_dot_events_dot_v1_dot_event__pb2
 from commerce.product.v1 import inventory_pb2 as commerce_dot_product_dot_v1_dot_inventory__pb2
 from commerce.product.v1 import product_pb2 as commerce_dot_product_dot_v1_dot_product__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/product/v1/events.proto\x12\x13\x63ommerce.product.v1\x1a#commerce/product/v1/inventory.proto\x1a!commerce/product/v1/product.proto\"?\n\x0eProductCreated\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"?\n\x0eProductUpdated\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"@\n\x0fProductArchived\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product\"\x84\x01\n\x0cStockChanged\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12)\n\x05stock\x18\x02 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\x12\x35\n\tmovements\x18\x03 \x03(\x0b\x32\".commerce.product.v1.StockMovement\"\\\n\x08StockLow\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12)\n\x05stock\x18\x02 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\x12\x11\n\tthreshold\x18\x03 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/product/v1/events.proto\x12\x13\x63ommerce.product.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a#commerce/product/v1/inventory.proto\x1a!commerce/product/v1/product.proto\"u\n\x0eProductCreated\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product:4\x8a\xb5\x18\x30\n\x18\x63ommerce.product.created\x12\x08PRODUCTS\x1a\nproduct.id\"u\n\x0eProductUpdated\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product:4\x8a\xb5\x18\x30\n\x18\x63ommerce.product.updated\x12\x08PRODUCTS\x1a\nproduct.id\"w\n\x0fProductArchived\x12-\n\x07product\x18\x01 \x01(\x0b\x32\x1c.commerce.product.v1.Product:5\x8a\xb5\x18\x31\n\x19\x63ommerce.product.archived\x12\x08PRODUCTS\x1a\nproduct.id\"\xc0\x01\n\x0cStockChanged\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12)\n\x05stock\x18\x02 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\x12\x35\n\tmovements\x18\x03 \x03(\x0b\x32\".commerce.product.v1.StockMovement::\x8a\xb5\x18\x36\n\x1e\x63ommerce.product.stock_changed\x12\x08PRODUCTS\x1a\nproduct_id\"\x94\x01\n\x08StockLow\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12)\n\x05stock\x18\x02 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\x12\x11\n\tthreshold\x18\x03 \x01(\x05:6\x8a\xb5\x18\x32\n\x1a\x63ommerce.product.stock_low\x12\x08PRODUCTS\x1a\nproduct_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.product.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRODUCTCREATED']._serialized_start=129
-  _globals['_PRODUCTCREATED']._serialized_end=192
-  _globals['_PRODUCTUPDATED']._serialized_start=194
-  _globals['_PRODUCTUPDATED']._serialized_end=257
-  _globals['_PRODUCTARCHIVED']._serialized_start=259
-  _globals['_PRODUCTARCHIVED']._serialized_end=323
-  _globals['_STOCKCHANGED']._serialized_start=326
-  _globals['_STOCKCHANGED']._serialized_end=458
-  _globals['_STOCKLOW']._serialized_start=460
-  _globals['_STOCKLOW']._serialized_end=552
+  _globals['_PRODUCTCREATED']._loaded_options = None
+  _globals['_PRODUCTCREATED']._serialized_options = b'\212\265\0300\n\030commerce.product.created\022\010PRODUCTS\032\nproduct.id'
+  _globals['_PRODUCTUPDATED']._loaded_options = None
+  _globals['_PRODUCTUPDATED']._serialized_options = b'\212\265\0300\n\030commerce.product.updated\022\010PRODUCTS\032\nproduct.id'
+  _globals['_PRODUCTARCHIVED']._loaded_options = None
+  _globals['_PRODUCTARCHIVED']._serialized_options = b'\212\265\0301\n\031commerce.product.archived\022\010PRODUCTS\032\nproduct.id'
+  _globals['_STOCKCHANGED']._loaded_options = None
+  _globals['_STOCKCHANGED']._serialized_options = b'\212\265\0306\n\036commerce.product.stock_changed\022\010PRODUCTS\032\nproduct_id'
+  _globals['_STOCKLOW']._loaded_options = None
+  _globals['_STOCKLOW']._serialized_options = b'\212\265\0302\n\032commerce.product.stock_low\022\010PRODUCTS\032\nproduct_id'
+  _globals['_PRODUCTCREATED']._serialized_start=161
+  _globals['_PRODUCTCREATED']._serialized_end=278
+  _globals['_PRODUCTUPDATED']._serialized_start=280
+  _globals['_PRODUCTUPDATED']._serialized_end=397
+  _globals['_PRODUCTARCHIVED']._serialized_start=399
+  _globals['_PRODUCTARCHIVED']._serialized_end=518
+  _globals['_STOCKCHANGED']._serialized_start=521
+  _globals['_STOCKCHANGED']._serialized_end=713
+  _globals['_STOCKLOW']._serialized_start=716
+  _globals['_STOCKLOW']._serialized_end=864
 # @@protoc_insertion_point(module_scope)

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ProductCreated(_message.Message):
-    """ProductCreated is published when a product is created. Its event type is `commerce.product.created`."""
+    """ProductCreated is published when a product is created."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -46,7 +46,7 @@ Global___ProductCreated: _TypeAlias = ProductCreated  # noqa: Y015
 
 @_typing.final
 class ProductUpdated(_message.Message):
-    """ProductUpdated is published when a product changes. Its event type is `commerce.product.updated`."""
+    """ProductUpdated is published when a product changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -70,7 +70,7 @@ Global___ProductUpdated: _TypeAlias = ProductUpdated  # noqa: Y015
 
 @_typing.final
 class ProductArchived(_message.Message):
-    """ProductArchived is published when a product is archived. Its event type is `commerce.product.archived`."""
+    """ProductArchived is published when a product is archived."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -94,8 +94,8 @@ Global___ProductArchived: _TypeAlias = ProductArchived  # noqa: Y015
 
 @_typing.final
 class StockChanged(_message.Message):
-    """StockChanged is published when the quantity on hand of a product changes. Making or releasing a hold changes
-    only the reserved quantity and publishes no event. Its event type is `commerce.product.stock_changed`.
+    """StockChanged is published when the quantity on hand of a product changes. Making or releasing a hold changes only
+    the reserved quantity and publishes no event.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -131,7 +131,7 @@ Global___StockChanged: _TypeAlias = StockChanged  # noqa: Y015
 @_typing.final
 class StockLow(_message.Message):
     """StockLow is published when the quantity on hand of a product falls to its threshold or below it. It is published
-    once each time the threshold is crossed. Its event type is `commerce.product.stock_low`.
+    once each time the threshold is crossed.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
