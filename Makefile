@@ -32,10 +32,11 @@ faults: setup ## Kill every part in the middle of orders, with one worker of eac
 bench: setup ## Measure a series of loads on a mesh of its own, and publish it in ops/bench/. It takes five minutes.
 	@$(BIN)/python -m ops.bench
 
-lint: setup ## Check style, format and the direction of imports.
+lint: setup ## Check style, format, the direction of imports, and that event types come from the contracts.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.event_types
 
 types: setup ## Check types.
 	$(BIN)/mypy

@@ -48,7 +48,7 @@ _ORDER = "INSERT INTO orders VALUES ($1, $2, 'PENDING', $3, $4)"
 _LINES = """
 INSERT INTO order_items SELECT $1, * FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::numeric[])
 """
-_OUTBOX = "INSERT INTO outbox (event_id, type, aggregate_id, payload) VALUES ($1, 'commerce.order.placed', $2, $3)"
+_OUTBOX = "INSERT INTO outbox (event_id, type, aggregate_id, payload) VALUES ($1, 'commerce.bench.placed', $2, $3)"
 _PAYLOAD = bytes(735)
 """As long as the event of an order of three lines."""
 _PRICE = Decimal("9.99")
