@@ -79,6 +79,11 @@ class Server:
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """The number of calls in progress, without open streams."""
+        return self._in_flight.count
+
     async def start(self) -> None:
         """Listen, and report SERVING as soon as the checks pass. Raises Unavailable if an address is in use."""
         server = self._server = accepting.server(_OPTIONS)
@@ -114,11 +119,11 @@ class Server:
         await self.health.report(is_ready=False)
         if self._settings.drain_notice_seconds:
             await asyncio.sleep(self._settings.drain_notice_seconds)
-        log.info("draining", in_flight=self._in_flight.count, streams=self.streams.count)
+        log.info("draining", in_flight=self.in_flight, streams=self.streams.count)
         # Both take effect in later turns of the loop, so clients get the GOAWAY before their streams end.
         self.streams.drain()
         await self._server.stop(self._settings.drain_seconds)
-        log.info("drained", cut=self._in_flight.count + self.streams.count)
+        log.info("drained", cut=self.in_flight + self.streams.count)
         await self.health.stop()
 
     def _handlers_of(

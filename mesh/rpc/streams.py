@@ -1,4 +1,4 @@
-"""The bound on open streams, and what ends a stream from outside: the expiry of its token, and the drain of its server.
+"""Limits the number of open streams, and ends streams when their token expires or the server drains.
 
 A handler of a server-streaming method is an async generator. It passes the links of `mesh.rpc.chain` like any other
 handler; `sending` is its last link and `Streams.bounded` the one before parsing.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mesh.rpc.chain import Handler, Incoming
 
 StreamServicer = Callable[[Any, "Call"], AsyncGenerator["Message", None]]
-"""A server-streaming method of an `rpc.py`: a request and its call in; messages out."""
+"""A server-streaming method of an `rpc.py`: takes a request and its call, and yields messages."""
 
 RETRY_AFTER_S = 1.0
 """The delay in `RetryInfo` for a stream that is rejected or drained."""
@@ -35,7 +35,7 @@ class Streams:
     def __init__(self, most: int, most_per_caller: int) -> None:
         """`most` streams may be open, and `most_per_caller` of one person or of one anonymous address."""
         self.count = 0
-        """How many streams are open. A stream is open until its status is sent or its client is gone."""
+        """The number of open streams. A stream is open until its status is sent or its client has disconnected."""
         self._most = most
         self._most_per_caller = most_per_caller
         self._of_caller: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Streams:
     def bounded(self, behind: Handler) -> Handler:
         """The link that admits a stream, and ends it when its token expires or the server drains.
 
-        Raises ResourceExhausted / OVERLOADED or RATE_LIMITED for a stream too many, Unauthenticated / TOKEN_INVALID
+        Raises ResourceExhausted / OVERLOADED or RATE_LIMITED above a limit, Unauthenticated / TOKEN_INVALID
         when the token expires, and Unavailable when the server drains.
         """
 
@@ -74,7 +74,7 @@ class Streams:
                 limit.reschedule(now)
 
     def _admit(self, incoming: Incoming) -> None:
-        """Count a stream until its call is over. Its status may wait for a client that does not read."""
+        """Count a stream until its call has ended. Its status may wait for a client that does not read."""
         if self._is_draining:
             raise _draining()
         if self.count >= self._most:
@@ -101,7 +101,7 @@ class Streams:
 
 
 def sending(servicer: StreamServicer) -> Handler:
-    """The last link: send each message when it is there. The generator is closed before the call ends."""
+    """The last link: send each message that the servicer yields. The generator is closed before the call ends."""
 
     async def send_each(incoming: Incoming) -> bytes:
         write = incoming.context.write
@@ -114,17 +114,17 @@ def sending(servicer: StreamServicer) -> Handler:
 
 
 def _name_for_bounds(incoming: Incoming) -> str:
-    """Who shares the bound per caller; empty for services, which are bounded per process only."""
+    """The key of the limit for each caller; empty for services, which have only the limit of the process."""
     if incoming.caller is ANYBODY:
         return incoming.call().client_network
     return "" if incoming.caller.kind is Kind.SERVICE else str(incoming.caller)
 
 
 def _until_expiry(incoming: Incoming) -> float | None:
-    """Seconds until the token of the caller expires; none without a token."""
+    """The seconds until the token of the caller expires; None without a token."""
     if incoming.expires is None:
         return None
-    return max(0.0, incoming.expires - time.time())  # noqa: TID251  # as `Tokens` checks it
+    return max(0.0, incoming.expires - time.time())  # noqa: TID251  # like in `Tokens`
 
 
 def _draining() -> Unavailable:

@@ -237,7 +237,7 @@ async def test_call_whose_caller_disconnects_is_cancelled_and_no_longer_counted(
             await left.wait()
 
         async def free() -> bool:
-            return server._in_flight.count == 0
+            return server.in_flight == 0
 
         await eventually(free)
 

@@ -1,4 +1,4 @@
-"""Who may call what: every kind of caller against every rule."""
+"""Access rules: every kind of caller against every rule."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ def test_method_for_some_services_refuses_other_services(kind: Kind) -> None:
     assert got == outside | {"payment": IN, "product": IN}
 
 
-def test_the_peers_of_a_method_are_those_of_its_contract() -> None:
+def test_peers_of_a_method_are_those_of_its_contract() -> None:
     customers = customer_pb2.DESCRIPTOR.services_by_name["CustomerService"]
     inventory = inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"]
     assert peers_of(customers.methods_by_name["ResolvePaymentMethods"]) == {"payment"}
     assert peers_of(inventory.methods_by_name["ReserveStock"]) == set()
 
 
-def test_the_rule_of_a_method_is_that_of_its_contract() -> None:
+def test_rule_of_a_method_is_that_of_its_contract() -> None:
     products = product_pb2.DESCRIPTOR.services_by_name["ProductService"]
     inventory = inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"]
     assert rule_of(products.methods_by_name["GetProduct"]) == PUBLIC
     assert rule_of(inventory.methods_by_name["ReserveStock"]) == SERVICE
 
 
-def test_a_method_without_a_rule_is_a_fault() -> None:
+def test_method_without_a_rule_is_a_fault() -> None:
     pool = descriptor_pool.DescriptorPool()
     file = descriptor_pb2.FileDescriptorProto(name="hole.proto", package="hole", syntax="proto3")
     file.message_type.add(name="Empty")

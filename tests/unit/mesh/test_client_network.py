@@ -1,4 +1,4 @@
-"""Which client a call comes from, as limits count."""
+"""The network of a client, by which limits count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def call(address: str | None, peer: str = "gateway") -> Call:
         (None, ""),
     ],
 )
-def test_a_client_is_its_ipv4_address_or_its_ipv6_network(address: str | None, network: str) -> None:
+def test_client_network_is_the_ipv4_address_or_the_ipv6_network(address: str | None, network: str) -> None:
     assert call(address).client_network == network
 
 

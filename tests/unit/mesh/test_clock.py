@@ -1,4 +1,4 @@
-"""The clock that a process keeps of its database."""
+"""The clock of a database, as a process tracks it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECOND = timedelta(seconds=1)
 
 
 class Machine:
-    """A machine, its database, and the clock that the machine keeps of it."""
+    """A machine, its database, and the clock with which the machine tracks that of the database."""
 
     def __init__(self) -> None:
         self.steady = 0.0

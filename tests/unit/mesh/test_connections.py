@@ -46,7 +46,7 @@ class Server:
         return cast("asyncpg.Connection", self.made[-1])
 
 
-async def test_a_connection_is_used_again(server: Server) -> None:
+async def test_released_connection_is_used_again(server: Server) -> None:
     connections = Connections(server.connect, most=4, wait=1)
     for _ in range(3):
         async with connections.one():

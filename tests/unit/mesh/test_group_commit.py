@@ -236,7 +236,7 @@ async def test_bad_item_of_a_large_batch_still_fails_alone() -> None:
     assert [index for index, result in enumerate(got) if isinstance(result, Exception)] == [3]
 
 
-async def test_an_item_refused_by_a_rule_gets_its_error_and_the_batch_is_not_split() -> None:
+async def test_item_refused_by_a_rule_gets_its_error_and_the_batch_is_not_split() -> None:
     batches = []
 
     async def work(batch: Sequence[int]) -> list[int | Exception]:
@@ -287,7 +287,7 @@ async def test_items_of_one_call_share_a_batch_and_get_their_results_in_order() 
     assert got[1:] == [[40, 50], [60], [70, 80, 90, 100]]
     assert await results(first) == [10]
     whole = [batch for batch in ledger.batches if batch in ([1], [2, 3, 4, 5], [6], [7, 8, 9, 10])]
-    assert whole == [[1], [2, 3, 4, 5], [6], [7, 8, 9, 10]], "a call is not torn apart, only its failing batch is"
+    assert whole == [[1], [2, 3, 4, 5], [6], [7, 8, 9, 10]], "a call is never split, only a failing batch is"
     assert (group.batches, group.items) == (4, 10)
 
 
@@ -342,7 +342,7 @@ async def test_cancelling_a_call_that_is_being_committed_leaves_the_others() -> 
         await second
     ledger.gate.set()
     assert await results([first, third]) == [10, 30]
-    assert ledger.batches == [[1, 2, 3]], "what is on its way is committed as a whole"
+    assert ledger.batches == [[1, 2, 3]], "the batch that is being committed stays whole"
 
 
 async def test_lane_with_only_cancelled_calls_runs_nothing_and_the_next_call_runs() -> None:

@@ -1,4 +1,4 @@
-"""What an idempotency key stands for: its caller, its text, its method and its request."""
+"""The parts of an idempotency key: its caller, its text, its method and its request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def row(stored: IdempotencyKey, reply: bytes = b"reply") -> dict[str, object]:
 
 @given(VISIBLE)
 @settings(derandomize=True, deadline=None)
-def test_a_key_of_visible_ascii_characters_is_taken(text: str) -> None:
+def test_key_of_visible_ascii_characters_is_accepted(text: str) -> None:
     assert len(key(text).digest) == 32
 
 
@@ -40,7 +40,7 @@ def test_any_other_key_is_refused_with_its_field_named(text: str) -> None:
     assert [violation.field for violation in refusal.value.violations] == ["idempotency-key"]
 
 
-def test_a_key_belongs_to_its_caller() -> None:
+def test_key_belongs_to_its_caller() -> None:
     others = [ADA, BOB, ANYBODY, Caller(Kind.STAFF, "ada"), Caller(Kind.SERVICE, "ada")]
     assert len({key(caller=caller).digest for caller in others}) == len(others)
 
@@ -49,7 +49,7 @@ def test_boundary_between_caller_and_key_cannot_be_shifted() -> None:
     assert key("bc", Caller(Kind.CUSTOMER, "a")).digest != key("c", Caller(Kind.CUSTOMER, "ab")).digest
 
 
-def test_the_same_request_under_the_same_key_is_replayed() -> None:
+def test_same_request_under_the_same_key_is_replayed() -> None:
     outcome = key().outcome(row(key(), b"stored"))  # type: ignore[arg-type]  # a row reads like a mapping
     assert isinstance(outcome, Replay)
     assert outcome.wire == b"stored"
@@ -67,7 +67,7 @@ def test_another_request_or_method_under_the_same_key_is_refused(other: Idempote
     assert (outcome.code, outcome.reason) == (Code.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
 
 
-def test_the_hash_of_a_request_differs_by_key_so_that_a_guess_at_its_content_needs_the_key() -> None:
+def test_hash_of_a_request_depends_on_the_key() -> None:
     assert key("one").request_hash != key("two").request_hash
 
 
@@ -82,8 +82,8 @@ def test_call_is_a_retry_if_its_key_was_received_before() -> None:
     assert among("b", "c") == "b"
     assert among("d") == ""
     assert among("a") == "", "the oldest is forgotten"
-    assert among("b", "c", "d") == "cd", "who has come again is newer"
-    assert among("e", "e") == "", "duplicates are no retries of each other"
+    assert among("b", "c", "d") == "cd", "a key that was received again is newer"
+    assert among("e", "e") == "", "duplicates are not retries of each other"
     other = key("e", caller=BOB)
     assert other not in retries
     assert retries.among([other]) == []

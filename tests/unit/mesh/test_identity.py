@@ -21,7 +21,7 @@ def key(tmp_path: Path) -> SigningKey:
 
 
 def header(key: SigningKey, **changes: object) -> str:
-    """A bearer token of a customer, good but for `changes`."""
+    """A bearer token of a customer, valid except for `changes`."""
     private = ECKey.import_key(json.loads(key.private.read_text()))
     now = int(time.time())
     claims: dict[str, object] = {
@@ -36,7 +36,7 @@ def header(key: SigningKey, **changes: object) -> str:
     return "Bearer " + jwt.encode({"alg": "ES256", "kid": private.kid}, claims, private, algorithms=["ES256"])
 
 
-def test_a_good_token_names_its_caller_again_and_again(key: SigningKey) -> None:
+def test_valid_token_identifies_its_caller_repeatedly(key: SigningKey) -> None:
     tokens, customer = Tokens(key.jwks), str(uuid4())
     good = header(key, sub=customer)
     assert [tokens.caller(good) for _ in range(2)] == [Caller(Kind.CUSTOMER, customer)] * 2
@@ -64,6 +64,6 @@ def test_token_is_refused_after_its_expiry_without_tolerance(key: SigningKey) ->
 
 
 @pytest.mark.parametrize("wrong", [{"iss": "other"}, {"aud": "other"}, {"role": "root"}, {"sub": None}, {"exp": None}])
-def test_a_token_for_something_else_is_refused(key: SigningKey, wrong: dict[str, object]) -> None:
+def test_token_for_another_purpose_is_refused(key: SigningKey, wrong: dict[str, object]) -> None:
     with pytest.raises(Unauthenticated):
         Tokens(key.jwks).caller(header(key, **wrong))

@@ -41,18 +41,18 @@ async def during(job: Periodic, scenario: Callable[[], Awaitable[None]]) -> None
             await job.stop()
 
 
-async def test_a_job_runs_at_once_and_again_while_there_is_more() -> None:
+async def test_job_runs_immediately_and_again_while_there_is_more() -> None:
     turns = Turns(True, True, False)
     await during(Periodic("test", LONG, turns.work), lambda: turns.reach(3))
-    assert turns.count == 3, "and then it waits"
+    assert turns.count == 3, "then it waits"
 
 
-async def test_a_job_runs_again_after_its_interval() -> None:
+async def test_job_runs_again_after_its_interval() -> None:
     turns = Turns()
     await during(Periodic("test", 0.001, turns.work), lambda: turns.reach(5))
 
 
-async def test_a_failure_does_not_end_the_job() -> None:
+async def test_failure_does_not_end_the_job() -> None:
     turns = Turns(RuntimeError("met something"), OSError("and again"))
     await during(Periodic("test", 0.001, turns.work), lambda: turns.reach(4))
 
@@ -84,5 +84,5 @@ async def test_stop_finishes_the_current_run_and_starts_no_other() -> None:
     assert ended == [True]
 
 
-async def test_a_job_that_was_never_started_can_be_stopped() -> None:
+async def test_job_that_was_never_started_can_be_stopped() -> None:
     await Periodic("test", LONG, Turns().work).stop()

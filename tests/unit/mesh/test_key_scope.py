@@ -1,4 +1,4 @@
-"""What scopes the idempotency keys of anonymous callers, by the contract."""
+"""The scope of the idempotency keys of anonymous callers, from the contract."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEBHOOK = payment_pb2.DESCRIPTOR.services_by_name["PaymentService"].methods_by_n
 def declared(
     *scope: str, access: access_pb2.Access.ValueType = access_pb2.ACCESS_PUBLIC, is_read: bool = False
 ) -> MethodDescriptor:
-    """A method of a contract that is like no other, and declares this scope."""
+    """A method of a new contract that declares this scope."""
     name = f"t{uuid4().hex}"
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{name}.proto", package=name, syntax="proto3", dependency=["buf/validate/validate.proto"]
@@ -78,7 +78,7 @@ def test_of_several_fields_all_belong_to_the_scope() -> None:
     assert scope(notice("sandbox", b"paid")) != scope(notice("other", b"paid"))
 
 
-def test_a_public_change_without_a_scope_keeps_the_server_from_starting(policy: Policy) -> None:
+def test_public_change_without_a_scope_prevents_the_start_of_the_server(policy: Policy) -> None:
     with pytest.raises(KeyScopeUndeclared, match=r"Service\.Do declares no \(commerce\.access\.v1\.anonymous_key"):
         chain(declared(), None, policy, InFlight(1), Streams(1, 1))
     chain(declared("email"), None, policy, InFlight(1), Streams(1, 1))
@@ -90,6 +90,6 @@ def test_method_without_anonymous_callers_needs_no_scope(policy: Policy) -> None
 
 
 @pytest.mark.parametrize("name", ["no_such_field", "age", "names"])
-def test_a_scope_is_a_single_text_or_message_of_the_request(name: str) -> None:
+def test_scope_is_a_single_text_or_message_of_the_request(name: str) -> None:
     with pytest.raises(KeyScopeUndeclared, match=f"no single text or message '{name}'"):
         key_scope_of(declared("email", name))

@@ -1,4 +1,4 @@
-"""Amounts of money in requests: the decimals of their currency, and no currency that is none."""
+"""Amounts of money in requests: known currencies, and at most their number of decimals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mesh.rpc.reflection import load_contracts
 from mesh.rpc.validation import money
 
 Fields = tuple[FieldDescriptor, ...]
-"""The way from a request to a field of it, at any depth."""
+"""The path from a request to one of its fields, at any depth."""
 
 GOOD = [
     *(("EUR", amount) for amount in ("0", "0.01", "9.99", "-9.99", "999999999999999.99", "-999999999999999.99")),
@@ -93,7 +93,7 @@ def request_with(fields: Fields, amount: Money) -> Message:
 
 
 def faults(fields: Fields, amount: Money) -> list[str]:
-    """What is said of this amount in a request."""
+    """The violations of this amount in a request."""
     path = ".".join(f"{field.name}[0]" if field.is_repeated else field.name for field in fields)
     violations = validation.violations_of(type_of(fields))(request_with(fields, amount))
     return [violation.description for violation in violations if violation.field == path]
@@ -116,7 +116,7 @@ def test_every_amount_of_every_request_follows_its_currency(fields: Fields) -> N
 
 
 @pytest.mark.parametrize(("code", "amount"), GOOD)
-def test_an_amount_in_the_minor_unit_of_its_currency_is_valid(code: str, amount: str) -> None:
+def test_amount_in_the_minor_unit_of_its_currency_is_valid(code: str, amount: str) -> None:
     assert money.fault_of(wire.money(Decimal(amount), code)) is None
 
 
@@ -129,7 +129,7 @@ def test_any_number_of_minor_units_is_valid_and_a_part_of_one_is_not(code: str, 
     assert "decimals in" in (money.fault_of(wire.money(part, code)) or "")
 
 
-def test_a_price_may_be_zero_and_not_negative() -> None:
+def test_price_may_be_zero_but_not_negative() -> None:
     check = validation.violations_of(product_pb2.CreateProductRequest.DESCRIPTOR)
     for amount, told in (
         ("0", []),
@@ -141,14 +141,14 @@ def test_a_price_may_be_zero_and_not_negative() -> None:
         assert [violation.description for violation in check(request)] == told
 
 
-def test_an_expected_total_of_zero_needs_no_currency() -> None:
+def test_expected_total_of_zero_needs_no_currency() -> None:
     fields = next(fields for fields in AMOUNTS if name_of(fields) == "ReserveStockRequest.reservations.expected_total")
     assert faults(fields, Money()) == []
     assert faults(fields, Money(units=1)) != []
     assert faults(fields, Money(currency_code="JPY")) == []
 
 
-def test_an_amount_deep_in_a_list_is_named_by_its_place() -> None:
+def test_amount_deep_in_a_list_is_named_by_its_path() -> None:
     holds = [inventory_pb2.Reservation(expected_total=Money(currency_code="EUR", units=1)) for _ in range(3)]
     holds[1].expected_total.nanos = 1
     request = inventory_pb2.ReserveStockRequest(reservations=holds)
@@ -158,7 +158,7 @@ def test_an_amount_deep_in_a_list_is_named_by_its_place() -> None:
     ]
 
 
-def test_the_table_of_currencies_is_that_of_iso_4217() -> None:
+def test_table_of_currencies_is_that_of_iso_4217() -> None:
     assert {code: money.MINOR_UNITS[code] for code in ("EUR", "USD", "JPY", "KWD", "BHD", "CLF", "HUF", "UGX")} == {
         "EUR": 2, "USD": 2, "JPY": 0, "KWD": 3, "BHD": 3, "CLF": 4, "HUF": 2, "UGX": 0
     }  # fmt: skip

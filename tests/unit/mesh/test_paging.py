@@ -22,14 +22,14 @@ def refused(scope: str, token: str, pages: Pages = PAGES) -> None:
 
 @given(scope=st.text(max_size=30), position=POSITIONS)
 @settings(derandomize=True, deadline=None)
-def test_a_token_leads_back_to_its_position(scope: str, position: list[str]) -> None:
+def test_page_token_contains_its_position(scope: str, position: list[str]) -> None:
     assert PAGES.position(scope, PAGES.token(scope, position)) == position
     assert Pages(b"a secret of the tests").position(scope, PAGES.token(scope, position)) == position, "in each process"
 
 
 @given(position=POSITIONS, at=st.integers(min_value=0), bit=st.integers(0, 5))
 @settings(derandomize=True, deadline=None)
-def test_a_changed_token_is_refused(position: list[str], at: int, bit: int) -> None:
+def test_changed_page_token_is_refused(position: list[str], at: int, bit: int) -> None:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     token = PAGES.token("list", position)
     at %= len(token)
@@ -43,13 +43,13 @@ def test_text_that_is_no_page_token_is_refused(token: str) -> None:
 
 
 @pytest.mark.parametrize("junk", ["!", " ", "\n", "=", ".", "A"], ids=repr)
-def test_a_token_with_something_added_is_refused(junk: str) -> None:
+def test_extended_page_token_is_refused(junk: str) -> None:
     token = PAGES.token("list", ["here"])
     refused("list", token + junk)
     refused("list", token[:7] + junk + token[7:])
 
 
-def test_a_token_of_another_list_or_another_service_is_refused() -> None:
+def test_page_token_of_another_list_or_service_is_refused() -> None:
     token = PAGES.token("list", ["here"])
     refused("other list", token)
     refused("list", token, Pages(b"another secret of the tests"))
@@ -60,7 +60,7 @@ def test_no_token_is_the_first_page() -> None:
 
 
 @pytest.mark.parametrize(("asked", "given_"), [(0, 50), (1, 1), (500, 500), (501, 500)])
-def test_a_page_has_the_size_asked_for_within_bounds(asked: int, given_: int) -> None:
+def test_page_has_the_requested_size_within_bounds(asked: int, given_: int) -> None:
     assert Pages.size(asked) == given_
 
 

@@ -107,5 +107,5 @@ def test_each_committed_event_is_published_once_and_each_gap_closes(data: st.Dat
         writers.draw(last)
         writers.end(last, commits=True)
         position = turn(position, writers, published, most=8, heard=8)
-    assert sorted(published) == sorted(writers.visible), "each once, and all"
+    assert sorted(published) == sorted(writers.visible), "all events, each once"
     assert position == Position(writers.next_number - 1)

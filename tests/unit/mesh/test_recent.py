@@ -1,4 +1,4 @@
-"""What a process has written last: taken once, and bounded."""
+"""The cache of recent values: values can be taken once, and their weight is bounded."""
 
 from mesh.db.recent import Recent
 
@@ -36,4 +36,4 @@ def test_recent_values_are_dropped_by_their_weight() -> None:
     assert recent.take("abc") == {"b": "2" * 4, "c": "4"}, "the oldest is dropped"
     recent.put({"d": "5" * 10})
     recent.put({"e": "6" * 11})
-    assert len(recent) == 0, "one that is too heavy is not kept"
+    assert len(recent) == 0, "a value that is too heavy is not kept"

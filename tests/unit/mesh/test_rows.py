@@ -13,7 +13,7 @@ from mesh.db.rows import MappingBroken, Rows, Values
 
 
 class Size(StrEnum):
-    """A field that the database knows as text."""
+    """A field that the database stores as text."""
 
     SMALL = "SMALL"
     LARGE = "LARGE"

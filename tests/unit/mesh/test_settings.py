@@ -1,4 +1,4 @@
-"""Settings: read once from the environment, all faults told at once, no secret shown."""
+"""Settings: read once from the environment, with all errors reported together and without secrets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mesh.settings import ServiceSettings, SettingsInvalid, Target, read, secret
 
 
 class Some(ServiceSettings):
-    """Settings of a service that asks another one."""
+    """Settings of a service that calls another one."""
 
     order_target: Target
-    """Where the order service is."""
+    """The addresses of the order service."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every statement of a service has a name, and PostgreSQL is sent it."""
+"""Every statement of a service has a name, which is sent to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ ITEMS = sa.table("items", sa.column("id"))
         (Statement(sa.select(ORDERS), name="list orders"), "list orders"),
     ],
 )
-def test_a_statement_is_named_by_operation_and_table_unless_it_has_another_name(
-    statement: Statement, name: str
-) -> None:
+def test_statement_is_named_by_operation_and_table_by_default(statement: Statement, name: str) -> None:
     assert statement.name == name
     assert names(statement.sql) == [name]
 

@@ -1,4 +1,4 @@
-"""Errors ↔ google.rpc.Status: what one service says is what the other one understands."""
+"""Errors ↔ google.rpc.Status: the error that a service sends is the one that its caller gets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ERRORS = st.builds(
 
 @given(ERRORS)
 @settings(derandomize=True, deadline=None)
-def test_an_error_comes_back_as_it_was_sent(error: MeshError) -> None:
+def test_error_survives_the_conversion_to_a_status_and_back(error: MeshError) -> None:
     sent = status_pb2.Status.FromString(status.to_status(error).SerializeToString())
     back = status.from_status(sent)
     assert type(back) is type(error)
@@ -36,7 +36,7 @@ def test_an_error_comes_back_as_it_was_sent(error: MeshError) -> None:
         assert getattr(back, field) == getattr(error, field)
 
 
-def test_a_status_with_a_thousand_violations_fits_into_the_headers_of_a_reply() -> None:
+def test_status_with_a_thousand_violations_fits_into_the_headers() -> None:
     for length in (1, 100, 4_000):
         violations = [Violation(f"items[{number}]", "x" * length) for number in range(1000)]
         sent = status.to_status(Unavailable("y" * 5_000, violations=violations, retry_after=1.5))
@@ -59,13 +59,13 @@ def test_subclass_of_a_branch_is_sent_as_the_branch_with_its_reason() -> None:
     info = error_details_pb2.ErrorInfo()
     assert sent.details[0].Unpack(info)
     assert (info.reason, info.domain, dict(info.metadata)) == ("THING_NOT_FOUND", "commerce", {"thingId": "1"})
-    assert len(sent.details) == 1, "no detail that says nothing"
+    assert len(sent.details) == 1, "no empty details"
     back = status.from_status(sent)
     assert (type(back), back.reason) == (NotFound, "THING_NOT_FOUND")
 
 
 @pytest.mark.parametrize("code", [1, 2, 11, 15, 99])
-def test_a_code_that_the_mesh_does_not_use_is_a_fault(code: int) -> None:
+def test_code_that_the_mesh_does_not_use_is_a_fault(code: int) -> None:
     assert type(status.from_status(status_pb2.Status(code=code, message="odd"))) is Internal
 
 

@@ -1,4 +1,4 @@
-"""Waiting in background tasks, and their end."""
+"""Waiting in background tasks, and cancelling them."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            # As `asyncio.wait_for` of Python 3.11 may do.
+            # Like `asyncio.wait_for` of Python 3.11.
             lost.set()
         await asyncio.Event().wait()
 
@@ -63,7 +63,7 @@ async def test_other_tasks_run_after_each_portion_and_no_item_is_lost() -> None:
     await asyncio.gather(work(), other())
     assert seen == list(range(most))
     assert set(turns) == {tasks.PORTION, 2 * tasks.PORTION}
-    assert turns.count(tasks.PORTION) > 1, "more than one turn of the loop"
+    assert turns.count(tasks.PORTION) > 1, "more than one turn of the event loop"
     assert [item async for item in tasks.in_portions(range(0))] == []
 
 

@@ -24,7 +24,7 @@ from mesh.rpc.reflection import load_contracts
 from mesh.rpc.validation import compiled
 
 Fields = tuple[FieldDescriptor, ...]
-"""The way from a request to a field of it, at any depth."""
+"""The path from a request to one of its fields, at any depth."""
 ID = "0190f0a0-0000-7000-8000-000000000001"
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 CONTROLS = [chr(number) for number in (*range(0x20), *range(0x7F, 0xA0))]
@@ -57,7 +57,7 @@ NAMES = [
 
 
 def texts_of(message_type: Descriptor, above: Fields = ()) -> Iterator[Fields]:
-    """All texts in a message type. In what protobuf calls Any there may be anything, and nobody takes one."""
+    """All texts in a message type. `Any` may contain any message, and no request has one."""
     for field in message_type.fields:
         if field.message_type is None:
             if field.type == field.TYPE_STRING:
@@ -100,21 +100,21 @@ def request_with(fields: Fields, text: str) -> Message:
 
 
 def refused_fields(request: Message) -> set[str]:
-    """The fields that are named."""
+    """The fields of the violations."""
     return {each.field for each in validation.violations_of(cast("Descriptor", request.DESCRIPTOR))(request)}
 
 
 @pytest.mark.parametrize("fields", texts(), ids=name_of)
-def test_a_nul_in_any_text_of_any_request_is_refused_by_the_name_of_its_field(fields: Fields) -> None:
+def test_nul_in_any_text_of_any_request_is_refused_with_its_field(fields: Fields) -> None:
     path = ".".join(f"{field.name}[0]" if field.is_repeated else field.name for field in fields)
     for text in ("\0", "a\0b", f"{ID}\0", f"\0{ID}"):
         named = refused_fields(request_with(fields, text))
-        # A rule of a type that others define, such as a postal address, names the field of that type.
+        # A rule of a type from another project, such as a postal address, names the field of that type.
         assert [name for name in named if path == name or path.startswith((f"{name}.", f"{name}["))] != []
 
 
 def names(text: str) -> list[tuple[Message, str]]:
-    """Requests that hold this text as a name, with the name of its field."""
+    """Requests with this text as a name, with the name of its field."""
     return [
         (customer_pb2.CreateCustomerRequest(email="a@b.co", name=text, password="correct horse"), "name"),
         (customer_pb2.UpdateCustomerRequest(customer=customer_pb2.Customer(id="me", name=text)), "customer.name"),
@@ -125,7 +125,7 @@ def names(text: str) -> list[tuple[Message, str]]:
 
 
 def proses(text: str) -> list[tuple[Message, str]]:
-    """Requests that hold this text where several lines may be written, with the name of its field."""
+    """Requests with this text in a field of several lines, with the name of the field."""
     price = {"currency_code": "EUR"}
     return [
         (product_pb2.CreateProductRequest(sku="TEA", name="Tea", description=text, price=price), "description"),
@@ -155,21 +155,21 @@ def test_names_of_every_script_are_accepted(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*BIDIRECTIONAL, *CONTROLS, "\u2028", "\u2029"], ids=lambda text: f"U+{ord(text):04X}")
-def test_a_name_holds_no_control_and_no_directional_character(text: str) -> None:
+def test_name_contains_no_control_and_no_directional_characters(text: str) -> None:
     for request, field in names(f"Ada {text}Lovelace"):
         assert refused_fields(request) == {field}
     assert refused_fields(address(f"Main Street {text}1")) == {"postal_address"}
 
 
 @pytest.mark.parametrize("text", BLANK, ids=ascii)
-def test_a_blank_name_is_refused(text: str) -> None:
+def test_blank_name_is_refused(text: str) -> None:
     for request, field in names(text):
-        # In an update, no name means that it is not to be changed.
+        # In an update, an empty name is left unchanged.
         assert refused_fields(request) == (set() if not text and "." in field else {field})
     assert refused_fields(address(text)) == {"postal_address"}
 
 
-def test_a_sku_may_have_spaces_around_it_and_nothing_else() -> None:
+def test_sku_may_only_have_spaces_around_it() -> None:
     def sku(text: str) -> set[str]:
         return refused_fields(product_pb2.CreateProductRequest(sku=text, name="Tea", price={"currency_code": "EUR"}))
 
@@ -211,7 +211,7 @@ RULES = [validation_pb2.no_nul, validation_pb2.not_blank, validation_pb2.single_
 
 
 def compiled_class(rule: Any) -> str:
-    """The set of characters of a rule, as Python writes it."""
+    """The set of characters of a rule, in Python's notation."""
     [cel] = rule.GetOptions().Extensions[validate_pb2.predefined].cel
     shape = compiled._CHARACTERS.fullmatch(cel.expression)
     assert shape is not None
@@ -236,7 +236,7 @@ def test_python_and_protovalidate_read_the_sets_of_characters_alike(rule: Any, c
 
 @pytest.fixture
 def checked_by() -> Callable[..., Any]:
-    """Makes a message type whose one text has one rule."""
+    """Creates message types with one text field that has one rule."""
     from google.protobuf import descriptor_pb2
 
     def make(rule: Any) -> Any:
@@ -258,8 +258,8 @@ def checked_by() -> Callable[..., Any]:
     return make
 
 
-def test_an_address_has_the_same_sets_of_characters_as_the_rules() -> None:
-    """A rule of a message type cannot be shared between fields, so that its copies are compared here."""
+def test_address_has_the_same_character_sets_as_the_rules() -> None:
+    """Fields cannot share a rule of a message type, so this test compares the copies."""
     field = customer_pb2.AddAddressRequest.DESCRIPTOR.fields_by_name["postal_address"]
     cels = {rule.id: rule.expression for rule in field.GetOptions().Extensions[validate_pb2.field].cel}
     for rule, ids in (

@@ -1,4 +1,4 @@
-"""A transaction ends for sure: nobody gets a connection with one still open, and no write is forgotten."""
+"""Every transaction ends: no released connection has an open one, and no buffered write is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WRITE = Statement(sa.delete(sa.table("something")))
 
 
 class Connection:
-    """A connection that notes what is sent, and does `at` a statement what the test says."""
+    """A connection that records the sent statements. `at` defines its replies to them."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -27,7 +27,7 @@ class Connection:
         self.closed = False
 
     async def execute(self, sql: str, *_: Any) -> str:
-        """Note it; the tag of a statement is the statement itself, unless the test has another."""
+        """Record a statement. Its tag is the statement itself by default."""
         self.sent.append(sql)
         happens = self.at.get(sql, sql)
         if isinstance(happens, BaseException):
@@ -35,21 +35,21 @@ class Connection:
         return happens
 
     async def fetch(self, sql: str, *_: Any) -> list[Any]:
-        """Note it; there are no rows."""
+        """Record a statement. It returns no rows."""
         await self.execute(sql)
         return []
 
     async def fetchval(self, sql: str, *_: Any) -> Any:
-        """Note it; the only value that is asked for is the time."""
+        """Record a statement. The only value that is read is the time."""
         await self.execute(sql)
         return datetime.now(UTC)
 
     def is_closed(self) -> bool:
-        """Whether it is."""
+        """Whether the connection is closed."""
         return self.closed
 
     def terminate(self) -> None:
-        """Cut it off."""
+        """Terminate the connection."""
         self.closed = True
 
 
@@ -70,7 +70,7 @@ def database(connection: Connection) -> Database:
 
 
 async def look(database: Database) -> None:
-    """A transaction of one statement that reads."""
+    """A transaction with one statement that reads."""
     async with database.transaction() as transaction:
         await transaction.fetch(LOOK)
 
@@ -82,12 +82,12 @@ async def test_call_that_is_cancelled_at_any_point_leaves_no_transaction_open(
     connection.at[at] = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
         await look(database)
-    assert connection.sent[-1] == "ROLLBACK", "the server may well have done what was cut off"
+    assert connection.sent[-1] == "ROLLBACK", "the server may have run the interrupted statement"
     assert not connection.closed
 
 
 @pytest.mark.parametrize("error", [asyncpg.InterfaceError("lost"), asyncio.CancelledError()])
-async def test_a_connection_that_cannot_be_rolled_back_is_closed(
+async def test_connection_that_cannot_be_rolled_back_is_closed(
     database: Database, connection: Connection, error: BaseException
 ) -> None:
     connection.at = {LOOK.sql: ZeroDivisionError(), "ROLLBACK": error}
@@ -147,11 +147,11 @@ async def test_error_of_a_use_case_is_no_lost_database(database: Database, error
         await fail()
 
 
-async def test_a_commit_that_the_server_turns_into_a_rollback_is_a_fault(
+async def test_commit_that_the_server_turns_into_a_rollback_is_a_fault(
     database: Database, connection: Connection
 ) -> None:
     done: list[str] = []
-    connection.at["COMMIT"] = "ROLLBACK"  # as it answers when an error in the transaction was passed over
+    connection.at["COMMIT"] = "ROLLBACK"  # its reply after an ignored error in the transaction
 
     async def change() -> None:
         async with database.transaction() as transaction:

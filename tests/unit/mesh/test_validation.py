@@ -1,4 +1,4 @@
-"""The checks in plain Python that are made from the contracts' rules; protovalidate is the measure of them."""
+"""The compiled checks of the contracts' rules, compared with protovalidate."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_violations_are_those_of_protovalidate() -> None:
 
 
 def path_of(violation: Any) -> str:
-    """The field that protovalidate names."""
+    """The field of a violation of protovalidate."""
     if not violation.field:
         return str(violation.rule_id.rpartition(".")[0])
     return ".".join(
@@ -158,7 +158,7 @@ KNOWN = {
 
 
 def rules_of_scalars() -> Iterator[Any]:
-    """Every rule that protovalidate has for values that are no messages."""
+    """Every rule of protovalidate for values other than messages."""
     for kind in SCALARS:
         own = Rules.DESCRIPTOR.fields_by_name[kind].message_type
         assert own is not None
@@ -252,26 +252,26 @@ def test_enums_are_judged_as_protovalidate_does(defined_only: bool, not_in: list
         assert_agreed(made(value=number))
 
 
-def test_a_rule_for_a_oneof_is_left_to_protovalidate() -> None:
+def test_rule_for_a_oneof_is_left_to_protovalidate() -> None:
     for required in (False, True):
         made = message_with(Rules(), Field.TYPE_STRING, optional=True, oneof_required=required)
         assert (compiled.check_of(type_of(made)) is None) == required
 
 
-def test_a_message_that_holds_itself_is_left_to_protovalidate() -> None:
+def test_message_that_contains_itself_is_left_to_protovalidate() -> None:
     made = message_with(Rules(required=True), Field.TYPE_MESSAGE)
     assert compiled.check_of(type_of(made)) is None
 
 
 def assert_agreed(message: Message) -> None:
-    """The check says of the message what protovalidate says."""
+    """Assert that the check agrees with protovalidate about the message."""
     check = compiled.check_of(type_of(message))
     assert check is not None
     assert bool(check(message)) == (protovalidate.collect_violations(message) == [])
 
 
 def type_of(message: Message | type[Message]) -> Descriptor:
-    """Its descriptor; the stubs name two classes of them."""
+    """The descriptor of a message. The stubs have two classes for it."""
     return cast("Descriptor", message.DESCRIPTOR)
 
 
@@ -281,7 +281,7 @@ _numbers = itertools.count()
 def message_with(
     rules: validate_pb2.FieldRules, kind: Any, *, optional: bool = False, oneof_required: bool = False
 ) -> type[Message]:
-    """A message of one field, `value`, with these rules; one of the kind message holds itself."""
+    """A message with one field, `value`, with these rules. A field of the kind message contains its own type."""
     name = f"M{next(_numbers)}"
     file = descriptor_pb2.FileDescriptorProto(
         name=f"tests/validation/{name}.proto",
@@ -309,7 +309,7 @@ def message_with(
 
 
 def messages(message_type: Descriptor) -> st.SearchStrategy[Any]:
-    """Messages of a type, with values that rules are about, sound ones and others; protovalidate knows no money."""
+    """Messages of a type, with valid and invalid values. Amounts are valid: protovalidate has no rules for them."""
     if message_type.full_name == "google.type.Money":
         return st.sampled_from([Money(currency_code="EUR", units=1), Money(currency_code="JPY")])
     fields = {field.name: values(field) for field in message_type.fields}

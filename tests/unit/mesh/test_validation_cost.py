@@ -1,4 +1,4 @@
-"""What it takes to refuse a request: no more work than its bytes are worth, however hostile they are."""
+"""The work to refuse a request: proportional to its size, even if it is hostile."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def type_of(fields: Fields) -> Descriptor:
 
 
 def parsed(fields: Fields, data: bytes, times: int = 1) -> Message:
-    """A request with this in one of its fields, `times` times, and nothing else."""
+    """A request with this value in one of its fields, `times` times, and nothing else."""
     record = _tagged(fields[-1], data) * times
     for field in reversed(fields[:-1]):
         record = _tagged(field, record)
@@ -89,7 +89,7 @@ def _varint(number: int) -> bytes:
 
 
 class Work:
-    """Counts what validation does: its own steps, and the values that it has protovalidate look at."""
+    """Counts the work of validation: its own steps, and the values that it passes to protovalidate."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps = 0
@@ -112,7 +112,7 @@ class Work:
         monkeypatch.setattr(compiled, "_UUID", Counted())
 
     def of(self, check: Callable[[Message], Sequence[Violation]], message: Message) -> Sequence[Violation]:
-        """What `check` says of the message, with the work of that counted."""
+        """The result of `check` for the message. Its work is counted."""
         self.steps = self.judged = 0
         sys.setprofile(self._note)
         try:
@@ -126,12 +126,12 @@ class Work:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Counts from here on; what is checked must be made after it."""
+    """Starts to count. Create the checks after it."""
     return Work(monkeypatch)
 
 
 def values_in(message: Any) -> int:
-    """How many values were parsed."""
+    """The number of parsed values."""
     count = 0
     for field, value in message.ListFields():
         values = value if field.is_repeated else [value]
@@ -142,7 +142,7 @@ def values_in(message: Any) -> int:
 
 
 def brimful(message_type: Descriptor) -> Message:
-    """A request with as many items in each list as there may be, and nothing in it that is right."""
+    """A request with the maximum number of items in each list and only invalid values."""
     message = message_factory.GetMessageClass(message_type)()
     for field in message_type.fields:
         if field.is_repeated:
@@ -171,7 +171,7 @@ def names(violation: Violation, fields: Fields) -> bool:
 
 
 @pytest.mark.parametrize("fields", LISTS, ids=name_of)
-def test_a_list_that_is_too_long_is_refused_by_its_length_alone(fields: Fields, work: Work) -> None:
+def test_list_that_is_too_long_is_refused_by_its_length_alone(fields: Fields, work: Work) -> None:
     check = validation.violations_of(type_of(fields))
     for item in (b"", b"x" * 36):
         times = MEGABYTE // (len(item) + 2)
@@ -183,7 +183,7 @@ def test_a_list_that_is_too_long_is_refused_by_its_length_alone(fields: Fields, 
 
 
 @pytest.mark.parametrize("fields", TEXTS, ids=name_of)
-def test_a_text_that_is_too_long_is_refused_by_its_length_alone(fields: Fields, work: Work) -> None:
+def test_text_that_is_too_long_is_refused_by_its_length_alone(fields: Fields, work: Work) -> None:
     check = validation.violations_of(type_of(fields))
     [violation] = work.of(check, parsed(fields, b"x" * MEGABYTE))
     assert names(violation, fields)
@@ -241,6 +241,6 @@ def test_size_violations_have_the_texts_of_protovalidate(fields: Fields) -> None
     assert told.description in {each.proto.message for each in protovalidate.collect_violations(request)}
 
 
-def test_a_message_whose_size_the_contract_does_not_bound_is_not_served() -> None:
+def test_message_without_size_limits_is_not_served() -> None:
     with pytest.raises(Unbounded, match=r"ListProductsResponse\.products has no max_items"):
         validation.violations_of(product_pb2.ListProductsResponse.DESCRIPTOR)

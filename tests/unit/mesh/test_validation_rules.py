@@ -1,4 +1,4 @@
-"""The validation rules of the contracts, run as the services run them, on messages made from JSON."""
+"""The validation rules of the contracts, run like in the services, on messages made from JSON."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ CARDS = [
     "30569309025904", "3056 930902 5904", "6304000000000000000", "6011.0009.9013.9424",
 ]  # fmt: skip
 OTHERWISE_GROUPED = ["4222222222222", "42 42 42 42 42 42 42 42", "4-2-4-2-4-2-4-2-4-2-4-2-4-2-4-2", "424242 4242424242"]
-"""Refused wherever people write to us; about goods these may be an article number and sizes."""
+"""Refused in texts that people write about themselves. In texts about goods they may be numbers and sizes."""
 TEXTS = [
     ID, ID.upper(), f"order {ID}, and {ID}",
     "12345678-1234-1234-1234-123456789012", "01234567-8901-7234-8567-890123456789",
@@ -210,7 +210,7 @@ ABOUT_GOODS = ["EAN 4006381333931", "sizes 36 37 38 39 40 41 42 43", "6-pack, 12
 
 
 def with_text(text: str) -> list[tuple[Message, str]]:
-    """Requests that hold this text where people write, with the name of its field."""
+    """Requests with this text in fields that people write, with the name of the field."""
     return [
         (customer_pb2.CreateCustomerRequest(**{**SIGN_UP, "name": text}), "name"),
         (ParseDict({"customerId": "me", "postalAddress": {**HOME, "addressLines": [text]}},
@@ -221,7 +221,7 @@ def with_text(text: str) -> list[tuple[Message, str]]:
 
 
 def about_goods(text: str) -> list[tuple[Message, str]]:
-    """Requests that hold this text where it is about goods, with the name of its field."""
+    """Requests with this text in fields about goods, with the name of the field."""
     return [
         (ParseDict({**PRODUCT, "name": text}, product_pb2.CreateProductRequest()), "name"),
         (ParseDict({**PRODUCT, "description": text}, product_pb2.CreateProductRequest()), "description"),
@@ -229,7 +229,7 @@ def about_goods(text: str) -> list[tuple[Message, str]]:
     ]
 
 
-def test_a_card_number_is_refused_however_it_is_written() -> None:
+def test_card_number_is_refused_in_every_notation() -> None:
     asked = [each for text in CARDS for each in (*with_text(text), *about_goods(text))]
     asked += [each for text in OTHERWISE_GROUPED for each in with_text(text)]
     asked += [
@@ -265,12 +265,12 @@ def test_no_uuid_is_taken_for_a_card_number(made: UUID) -> None:
 
 
 def violations_of(request: Message) -> list[Violation]:
-    """What is wrong with it."""
+    """The violations of a request."""
     return list(validation.violations_of(cast("Descriptor", request.DESCRIPTOR))(request))
 
 
 def refusals(request: Message) -> set[str]:
-    """The fields that are refused."""
+    """The fields with violations."""
     return {violation.field for violation in violations_of(request)}
 
 
@@ -279,12 +279,12 @@ def cases(table: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("message", "body"), cases(GOOD))
-def test_a_sound_request_passes(message: type[Message], body: dict[str, Any]) -> None:
+def test_valid_request_passes(message: type[Message], body: dict[str, Any]) -> None:
     assert violations_of(ParseDict(body, message())) == []
 
 
 @pytest.mark.parametrize(("message", "body", "field"), cases(BAD))
-def test_a_bad_request_is_refused_and_the_field_named(message: type[Message], body: dict[str, Any], field: str) -> None:
+def test_invalid_request_is_refused_with_its_field(message: type[Message], body: dict[str, Any], field: str) -> None:
     violations = violations_of(ParseDict(body, message()))
     assert {violation.field for violation in violations} == {field}
     assert all(violation.description for violation in violations)

@@ -1,4 +1,4 @@
-"""Plain values ↔ the wire: nothing is lost on the way."""
+"""Plain values ↔ the wire, without loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AMOUNTS = st.decimals(min_value=-(10**18), max_value=10**18, places=9, allow_nan
 
 @given(AMOUNTS)
 @steady
-def test_an_amount_keeps_its_value_to_the_nano(amount: Decimal) -> None:
+def test_amount_keeps_its_value_to_the_nano(amount: Decimal) -> None:
     sent = Money.FromString(wire.money(amount, "EUR").SerializeToString())
     assert wire.amount(sent) == amount
     assert sent.currency_code == "EUR"
@@ -37,7 +37,7 @@ def test_units_and_nanos_never_have_opposite_signs(amount: Decimal) -> None:
     ("amount", "units", "nanos"),
     [("12.50", 12, 500_000_000), ("-0.01", 0, -10_000_000), ("0", 0, 0), ("0.000000001", 0, 1)],
 )
-def test_an_amount_is_split_as_the_type_says(amount: str, units: int, nanos: int) -> None:
+def test_amount_is_split_into_units_and_nanos(amount: str, units: int, nanos: int) -> None:
     sent = wire.money(Decimal(amount), "USD")
     assert (sent.units, sent.nanos) == (units, nanos)
 
@@ -50,7 +50,7 @@ def test_an_amount_is_split_as_the_type_says(amount: str, units: int, nanos: int
     )
 )
 @steady
-def test_a_moment_comes_back_in_utc_to_the_microsecond(moment: datetime) -> None:
+def test_time_survives_the_conversion_in_utc_to_the_microsecond(moment: datetime) -> None:
     back = wire.moment(wire.timestamp(moment))
     assert back == moment
     assert back.tzinfo is UTC
@@ -58,6 +58,6 @@ def test_a_moment_comes_back_in_utc_to_the_microsecond(moment: datetime) -> None
 
 @given(st.uuids())
 @steady
-def test_an_id_comes_back_and_an_empty_field_is_none(value: object) -> None:
+def test_id_survives_the_conversion_and_an_empty_field_is_none(value: object) -> None:
     assert wire.uuid_or_none(str(value)) == value
     assert wire.uuid_or_none("") is None
