@@ -12,7 +12,7 @@ from customer_svc.passwords import Passwords
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
 from customer_svc.store import CustomerStore
-from customer_svc.usecases import Customers, PaymentMethods, Sessions
+from customer_svc.usecases import Addresses, Customers, PaymentMethods, Sessions
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
@@ -91,6 +91,7 @@ def build(settings: Settings) -> Service:
 
     customers = Customers(units, store, passwords, session_store)
     payment_methods = PaymentMethods(units, store, pages)
+    addresses = Addresses(units, store, pages)
     sessions = Sessions(units, store, passwords, session_store, tokens)
 
     return Service(
@@ -105,7 +106,7 @@ def build(settings: Settings) -> Service:
             Server(
                 settings,
                 {
-                    "commerce.customer.v1.CustomerService": CustomerService(customers, payment_methods),
+                    "commerce.customer.v1.CustomerService": CustomerService(customers, payment_methods, addresses),
                     "commerce.customer.v1.SessionService": SessionService(sessions),
                 },
                 # Not Redis: without it customers and their payment methods are still served.

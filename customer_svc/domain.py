@@ -22,6 +22,9 @@ from mesh.errors import (
     Violation,
 )
 
+MAX_ADDRESSES = 50
+"""Postal addresses of one customer."""
+
 
 class CustomerNotFound(NotFound):
     """There is no such customer, or it is not the caller."""
@@ -98,6 +101,27 @@ class PaymentMethodMissing(FailedPrecondition):
 
     def __init__(self, customer_id: UUID) -> None:
         super().__init__("the customer has no payment method", metadata={"customerId": str(customer_id)})
+
+
+class AddressNotFound(NotFound):
+    """The customer has no such address; another customer may have it."""
+
+    reason = "ADDRESS_NOT_FOUND"
+
+    def __init__(self, address_id: UUID) -> None:
+        super().__init__(f"the customer has no address {address_id}", metadata={"addressId": str(address_id)})
+
+
+class AddressLimitReached(FailedPrecondition):
+    """The customer has `MAX_ADDRESSES` addresses."""
+
+    reason = "ADDRESS_LIMIT_REACHED"
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__(
+            f"the customer has {MAX_ADDRESSES} addresses, and no more are allowed",
+            metadata={"customerId": str(customer_id)},
+        )
 
 
 class ProviderTokenUnknown(InvalidArgument):
@@ -241,6 +265,32 @@ class Wallet:
             if method.id == wanted:
                 return method
         raise PaymentMethodNotFound(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class PostalAddress:
+    """A postal address, with the fields of `google.type.PostalAddress`. Fields that a region does not use are empty."""
+
+    region_code: str
+    language_code: str
+    postal_code: str
+    sorting_code: str
+    administrative_area: str
+    locality: str
+    sublocality: str
+    address_lines: Sequence[str]
+    recipients: Sequence[str]
+    organization: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A postal address of a customer."""
+
+    id: UUID
+    customer_id: UUID
+    postal_address: PostalAddress = field(repr=False)
+    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True)

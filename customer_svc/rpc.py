@@ -5,8 +5,8 @@ from __future__ import annotations
 from commerce.customer.v1 import customer_pb2 as customer
 from commerce.customer.v1 import session_pb2 as session
 from customer_svc import wire
-from customer_svc.domain import Customer, PaymentMethod
-from customer_svc.usecases import Customers, PaymentMethods, Sessions
+from customer_svc.domain import Address, Customer, PaymentMethod
+from customer_svc.usecases import Addresses, Customers, PaymentMethods, Sessions
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
@@ -15,9 +15,10 @@ from mesh.rpc.replies import Change, Reply
 class CustomerService:
     """`commerce.customer.v1.CustomerService`."""
 
-    def __init__(self, customers: Customers, payment_methods: PaymentMethods) -> None:
+    def __init__(self, customers: Customers, payment_methods: PaymentMethods, addresses: Addresses) -> None:
         self._customers = customers
         self._payment_methods = payment_methods
+        self._addresses = addresses
 
     async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> Reply[Customer]:
         change: Change[Customer] = Change(
@@ -64,6 +65,27 @@ class CustomerService:
         )
         return await self._payment_methods.set_default_payment_method(
             change, wire.named(request.customer_id), parse_id(request.payment_method_id)
+        )
+
+    async def AddAddress(self, request: customer.AddAddressRequest, call: Call) -> Reply[Address]:
+        change: Change[Address] = Change(call, lambda made: customer.AddAddressResponse(address=wire.address(made)))
+        return await self._addresses.add_address(
+            change, wire.named(request.customer_id), wire.postal_address(request.postal_address)
+        )
+
+    async def ListAddresses(self, request: customer.ListAddressesRequest, call: Call) -> customer.ListAddressesResponse:
+        found, token = await self._addresses.list_addresses(
+            call.caller,
+            wire.named(request.customer_id),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return customer.ListAddressesResponse(addresses=[wire.address(each) for each in found], next_page_token=token)
+
+    async def DeleteAddress(self, request: customer.DeleteAddressRequest, call: Call) -> Reply[None]:
+        change: Change[None] = Change(call, lambda _: customer.DeleteAddressResponse())
+        return await self._addresses.delete_address(
+            change, wire.named(request.customer_id), parse_id(request.address_id)
         )
 
     async def SelectPaymentMethods(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from customer_svc.domain import (
+    Address,
+    AddressNotFound,
     Credentials,
     Customer,
     CustomerNotFound,
@@ -16,12 +19,13 @@ from customer_svc.domain import (
     PaymentMethodNotFound,
     PaymentMethodQuery,
     PaymentMethodSecret,
+    PostalAddress,
     Wallet,
     same_email,
 )
 from mesh.db.columns import TIME
 from mesh.db.database import BulkInsert, Row, Statement, Transaction
-from mesh.db.rows import Rows, Versions
+from mesh.db.rows import Rows, Values, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.ids import LAST_ID
 
@@ -66,8 +70,30 @@ sa.Index(
     postgresql_where=payment_methods.c.is_default,
 )
 
+addresses = sa.Table(
+    "addresses",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("customer_id", sa.Uuid, sa.ForeignKey(customers.c.id), nullable=False),
+    sa.Column("region_code", sa.String, nullable=False),
+    sa.Column("language_code", sa.String, nullable=False),
+    sa.Column("postal_code", sa.String, nullable=False),
+    sa.Column("sorting_code", sa.String, nullable=False),
+    sa.Column("administrative_area", sa.String, nullable=False),
+    sa.Column("locality", sa.String, nullable=False),
+    sa.Column("sublocality", sa.String, nullable=False),
+    sa.Column("address_lines", sa.ARRAY(sa.String), nullable=False),
+    sa.Column("recipients", sa.ARRAY(sa.String), nullable=False),
+    sa.Column("organization", sa.String, nullable=False),
+    sa.Column("create_time", TIME, nullable=False),
+)
+sa.Index("addresses_customer", addresses.c.customer_id, addresses.c.id)
+
 CUSTOMERS = Rows(Customer, customers, apart=["password_hash"])
 PAYMENT_METHODS = Rows(PaymentMethod, payment_methods, apart=["token"])
+_POSTAL = tuple(each.name for each in fields(PostalAddress))
+ADDRESSES = Rows(Address, addresses, elsewhere=["postal_address"], apart=_POSTAL)
+POSTAL_ADDRESSES = Values(PostalAddress)
 _customer = sa.select(*CUSTOMERS.columns)
 _customer_id = sa.bindparam("customer", type_=sa.Uuid)
 
@@ -132,10 +158,27 @@ WALLETS = Statement(
     .where(customers.c.id == _customer_ids),
     name="read wallets",
 )
+# Not a BulkInsert: its parameters are arrays of a column, and PostgreSQL flattens an array of arrays.
+ADD_ADDRESS = Statement(sa.insert(addresses))
+COUNT_ADDRESSES = Statement(
+    sa.select(sa.func.count()).select_from(addresses).where(addresses.c.customer_id == _customer_id),
+    name="count addresses",
+)
+LIST_ADDRESSES = Statement(
+    sa.select(addresses)
+    .where(addresses.c.customer_id == _customer_id, addresses.c.id < sa.bindparam("before", type_=sa.Uuid))
+    .order_by(addresses.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+DELETE_ADDRESS = Statement(
+    sa.delete(addresses).where(
+        addresses.c.id == sa.bindparam("address", type_=sa.Uuid), addresses.c.customer_id == _customer_id
+    )
+)
 
 
 class CustomerStore:
-    """Customers, their credentials, and their payment methods."""
+    """Customers, their credentials, their payment methods and their addresses."""
 
     async def add(self, work: UnitOfWork, customer: Customer, password_hash: str) -> None:
         """Write a new customer. Raises EmailTaken."""
@@ -208,6 +251,28 @@ class CustomerStore:
             # A customer without a payment method has one row without it.
             by_owner.setdefault(row["owner_id"], []).extend([row] if row["id"] else [])
         return {owner_id: _as_wallet(owner_id, found) for owner_id, found in by_owner.items()}
+
+    async def count_addresses(self, work: UnitOfWork, customer_id: UUID) -> int:
+        """How many addresses a loaded customer has."""
+        (row,) = await work.transaction.fetch(COUNT_ADDRESSES, customer=customer_id)
+        return int(row[0])
+
+    def add_address(self, work: UnitOfWork, address: Address) -> None:
+        """Write a new address."""
+        row = dict(zip((column.name for column in ADDRESSES.columns), ADDRESSES.values(address), strict=True))
+        work.transaction.write(ADD_ADDRESS, **row, **{name: getattr(address.postal_address, name) for name in _POSTAL})
+
+    async def list_addresses(
+        self, reading: Transaction, customer_id: UUID, *, before: UUID | None, most: int
+    ) -> list[Address]:
+        """A customer's addresses, newest first."""
+        rows = await reading.fetch(LIST_ADDRESSES, customer=customer_id, before=before or LAST_ID, most=most)
+        return [ADDRESSES.read(row, postal_address=POSTAL_ADDRESSES.read(row)) for row in rows]
+
+    async def delete_address(self, work: UnitOfWork, customer_id: UUID, address_id: UUID) -> None:
+        """Delete an address of a loaded customer. Raises AddressNotFound."""
+        if not await work.transaction.execute(DELETE_ADDRESS, customer=customer_id, address=address_id):
+            raise AddressNotFound(address_id)
 
 
 def _found(row: Row | None, customer_id: UUID) -> Customer:

@@ -1,11 +1,15 @@
-"""Customers, payment methods and sessions ↔ the messages of the contract."""
+"""Customers, payment methods, addresses and sessions ↔ the messages of the contract."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from uuid import UUID
+
+from google.type import postal_address_pb2
 
 from commerce.customer.v1 import customer_pb2, events_pb2, session_pb2
 from customer_svc.domain import (
+    Address,
     Customer,
     CustomerCreated,
     CustomerUpdated,
@@ -13,6 +17,7 @@ from customer_svc.domain import (
     PaymentMethod,
     PaymentMethodQuery,
     PaymentMethodSecret,
+    PostalAddress,
     Session,
 )
 from mesh.errors import MeshError
@@ -55,6 +60,32 @@ def payment_method(value: PaymentMethod) -> customer_pb2.PaymentMethod:
         expire_month=value.expire_month,
         expire_year=value.expire_year,
         is_default=value.is_default,
+        create_time=wire.timestamp(value.create_time),
+    )
+
+
+def postal_address(message: postal_address_pb2.PostalAddress) -> PostalAddress:
+    """The postal address of a request."""
+    return PostalAddress(
+        message.region_code,
+        message.language_code,
+        message.postal_code,
+        message.sorting_code,
+        message.administrative_area,
+        message.locality,
+        message.sublocality,
+        tuple(message.address_lines),
+        tuple(message.recipients),
+        message.organization,
+    )
+
+
+def address(value: Address) -> customer_pb2.Address:
+    """An address as its owner sees it."""
+    return customer_pb2.Address(
+        id=str(value.id),
+        customer_id=str(value.customer_id),
+        postal_address=postal_address_pb2.PostalAddress(**asdict(value.postal_address)),
         create_time=wire.timestamp(value.create_time),
     )
 

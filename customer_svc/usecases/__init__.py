@@ -1,7 +1,8 @@
 """What the customer service can do. Transactions begin and end here."""
 
+from customer_svc.usecases.addresses import Addresses
 from customer_svc.usecases.customers import Customers
 from customer_svc.usecases.payment_methods import PaymentMethods
 from customer_svc.usecases.sessions import Sessions
 
-__all__ = ["Customers", "PaymentMethods", "Sessions"]
+__all__ = ["Addresses", "Customers", "PaymentMethods", "Sessions"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from customer_svc.domain import Customer, CustomerCreated, CustomerNotFound, NewCustomer
+from customer_svc.domain import Customer, CustomerCreated, CustomerNotFound, CustomerUpdated, NewCustomer
 from mesh.db import idempotency
 from mesh.ids import new_id
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from customer_svc.passwords import Passwords
     from customer_svc.session_store import SessionStore
     from customer_svc.store import CustomerStore
-    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.rpc.call import Caller
     from mesh.rpc.replies import Change, Reply
 
@@ -28,6 +28,14 @@ def whose(caller: Caller, named: UUID | None) -> UUID:
         raise CustomerNotFound(None)
     caller.own(customer_id, CustomerNotFound(customer_id))
     return customer_id
+
+
+def record(
+    work: UnitOfWork, customers: CustomerStore, loaded: Customer, changed: Customer, change: Change[Any]
+) -> None:
+    """Write and publish the new version of a loaded customer."""
+    customers.save(work, loaded, changed)
+    work.publish(CustomerUpdated(changed), change.trace)
 
 
 class Customers:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from customer_svc.domain import (
-    Customer,
     CustomerNotFound,
-    CustomerUpdated,
     PaymentMethod,
     PaymentMethodQuery,
     PaymentMethodSecret,
 )
 from customer_svc.providers import card_of
-from customer_svc.usecases.customers import whose
+from customer_svc.usecases.customers import record, whose
 from mesh.errors import MeshError
 from mesh.ids import new_id, parse_id
 
 if TYPE_CHECKING:
     from customer_svc.store import CustomerStore
     from mesh.db.paging import Pages
-    from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
+    from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Caller
     from mesh.rpc.replies import Change, Reply
 
@@ -53,7 +51,7 @@ class PaymentMethods:
             is_default = make_default or not await self._customers.has_default(work, customer_id)
             method = PaymentMethod.of(card, new_id(), customer_id, is_default=is_default, now=now)
             await self._customers.add_payment_method(work, method, token)
-            self._record(work, customer, change)
+            record(work, self._customers, customer, customer.changed(self._units.now()), change)
             return work.reply(method)
 
     async def delete_payment_method(
@@ -71,7 +69,7 @@ class PaymentMethods:
                 newest = await self._customers.list_payment_methods(work.transaction, customer_id, before=None, most=1)
                 for method in newest:
                     await self._customers.make_default(work, method)
-            self._record(work, customer, change)
+            record(work, self._customers, customer, customer.changed(self._units.now()), change)
             return work.reply(None)
 
     async def set_default_payment_method(
@@ -85,7 +83,7 @@ class PaymentMethods:
             if not method.is_default:
                 await self._customers.clear_default(work, customer_id)
                 await self._customers.make_default(work, method)
-                self._record(work, customer, change)
+                record(work, self._customers, customer, customer.changed(self._units.now()), change)
             return work.reply(replace(method, is_default=True))
 
     async def list_payment_methods(
@@ -103,12 +101,6 @@ class PaymentMethods:
         if len(found) <= size:
             return found, ""
         return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
-
-    def _record(self, work: UnitOfWork, customer: Customer, change: Change[Any]) -> None:
-        """Write and publish that a loaded customer's payment methods have changed."""
-        changed = customer.changed(self._units.now())
-        self._customers.save(work, customer, changed)
-        work.publish(CustomerUpdated(changed), change.trace)
 
     async def resolve(self, queries: Sequence[PaymentMethodQuery]) -> list[PaymentMethodSecret | MeshError]:
         """The payment method of each query, one result each, with one statement for all.

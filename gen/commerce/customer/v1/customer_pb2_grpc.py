@@ -233,9 +233,9 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddAddress(self, request, context):
-        """Adds a postal address.
+        """Adds a postal address. A customer has at most 50.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `ADDRESS_LIMIT_REACHED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -99,9 +99,9 @@ class CustomerServiceStub:
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
     """
     AddAddress: _grpc.UnaryUnaryMultiCallable[_customer_pb2.AddAddressRequest, _customer_pb2.AddAddressResponse]
-    """Adds a postal address.
+    """Adds a postal address. A customer has at most 50.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `ADDRESS_LIMIT_REACHED`.
     """
     ListAddresses: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ListAddressesRequest, _customer_pb2.ListAddressesResponse]
     """Lists the postal addresses of a customer, newest first.
@@ -199,9 +199,9 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`.
     """
     AddAddress: _aio.UnaryUnaryMultiCallable[_customer_pb2.AddAddressRequest, _customer_pb2.AddAddressResponse]  # type: ignore[assignment]
-    """Adds a postal address.
+    """Adds a postal address. A customer has at most 50.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `ADDRESS_LIMIT_REACHED`.
     """
     ListAddresses: _aio.UnaryUnaryMultiCallable[_customer_pb2.ListAddressesRequest, _customer_pb2.ListAddressesResponse]  # type: ignore[assignment]
     """Lists the postal addresses of a customer, newest first.
@@ -368,9 +368,9 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.AddAddressRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.AddAddressResponse, _abc.Awaitable[_customer_pb2.AddAddressResponse]]:
-        """Adds a postal address.
+        """Adds a postal address. A customer has at most 50.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `ADDRESS_LIMIT_REACHED`.
         """
 
     @_abc_1.abstractmethod

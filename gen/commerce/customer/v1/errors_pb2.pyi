@@ -40,6 +40,8 @@ class _CustomerErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_C
     """`FAILED_PRECONDITION`: a payment method is needed and the customer has none."""
     CUSTOMER_ERROR_REASON_PROVIDER_TOKEN_UNKNOWN: _CustomerErrorReason.ValueType  # 8
     """`INVALID_ARGUMENT`: the payment provider does not know this token."""
+    CUSTOMER_ERROR_REASON_ADDRESS_LIMIT_REACHED: _CustomerErrorReason.ValueType  # 9
+    """`FAILED_PRECONDITION`: the customer has as many addresses as are allowed."""
 
 class CustomerErrorReason(_CustomerErrorReason, metaclass=_CustomerErrorReasonEnumTypeWrapper):
     """CustomerErrorReason is the reason of an error of the customer service. It is sent as `reason` of
@@ -64,4 +66,6 @@ CUSTOMER_ERROR_REASON_PAYMENT_METHOD_MISSING: CustomerErrorReason.ValueType  # 7
 """`FAILED_PRECONDITION`: a payment method is needed and the customer has none."""
 CUSTOMER_ERROR_REASON_PROVIDER_TOKEN_UNKNOWN: CustomerErrorReason.ValueType  # 8
 """`INVALID_ARGUMENT`: the payment provider does not know this token."""
+CUSTOMER_ERROR_REASON_ADDRESS_LIMIT_REACHED: CustomerErrorReason.ValueType  # 9
+"""`FAILED_PRECONDITION`: the customer has as many addresses as are allowed."""
 Global___CustomerErrorReason: _TypeAlias = CustomerErrorReason  # noqa: Y015
