@@ -21,10 +21,10 @@ from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from order_svc import wire
 from order_svc.consumers import payment_events
-from order_svc.peers import CustomerPeer, StockPeer
+from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
 from order_svc.rpc import OrderService
 from order_svc.store import OrderStore
-from order_svc.usecases import Cancellation, Fulfilment, Holds, Payments, Placement, Reading, UnusedHolds
+from order_svc.usecases import Cancellation, Drafts, Fulfilment, Holds, Payments, Placement, Reading, UnusedHolds
 
 
 class Settings(ServiceSettings):
@@ -56,15 +56,17 @@ def build(settings: Settings) -> Service:
     orders = OrderStore()
     stock = StockPeer(products)
     unused_holds = UnusedHolds(units, orders, stock)
+    wallets = CustomerPeer(customers)
     placement = Placement(
         units,
         orders,
-        CustomerPeer(customers),
+        wallets,
         stock,
         unused_holds,
         payment_deadline=timedelta(seconds=settings.payment_deadline),
         hold_margin=timedelta(seconds=settings.hold_margin),
     )
+    drafts = Drafts(units, orders, wallets, ProductPeer(products))
     reading = Reading(units, orders, Pages(secret_bytes(settings.page_secret)))
     cancellation = Cancellation(units, orders)
     fulfilment = Fulfilment(units, orders)
@@ -87,7 +89,11 @@ def build(settings: Settings) -> Service:
             unused_holds,
             Server(
                 settings,
-                {"commerce.order.v1.OrderService": OrderService(placement, reading, cancellation, fulfilment, holds)},
+                {
+                    "commerce.order.v1.OrderService": OrderService(
+                        placement, drafts, reading, cancellation, fulfilment, holds
+                    )
+                },
                 checks=[database.check],
             ),
         ],

@@ -1,5 +1,8 @@
 """Orders and the only ways in which they change.
 
+      cancel, 30 days
+    DRAFT ──────────▶ CANCELLED
+
             place                     captured
     (none) ──────▶ PENDING ────────────────────────▶ CONFIRMED ─▶ SHIPPED ─▶ DELIVERED
                     │  │ declined                       │ cancel
@@ -23,6 +26,10 @@ from mesh.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, 
 
 MAX_QUANTITY = 10_000
 """The most of one product that an order may have."""
+MAX_ITEMS = 100
+"""The most items that an order may have."""
+MAX_TOTAL = Decimal(10**15 - 1)
+"""The largest total of an order, in units of its currency."""
 
 
 class OrderNotFound(NotFound):
@@ -32,6 +39,17 @@ class OrderNotFound(NotFound):
 
     def __init__(self, order_id: UUID) -> None:
         super().__init__(f"there is no order {order_id}", metadata={"orderId": str(order_id)})
+
+
+class ItemNotFound(NotFound):
+    """The order has no such item."""
+
+    reason = "ORDER_ITEM_NOT_FOUND"
+
+    def __init__(self, order_id: UUID, item_id: UUID) -> None:
+        super().__init__(
+            f"order {order_id} has no item {item_id}", metadata={"orderId": str(order_id), "itemId": str(item_id)}
+        )
 
 
 class CustomerNotFound(NotFound):
@@ -60,6 +78,28 @@ class EtagMismatch(Aborted):
 
     def __init__(self, order_id: UUID) -> None:
         super().__init__(f"order {order_id} has changed: read it again", metadata={"orderId": str(order_id)})
+
+
+class ProductArchived(FailedPrecondition):
+    """The product is no longer sold."""
+
+    reason = "PRODUCT_ARCHIVED"
+
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(f"product {product_id} is archived", metadata={"productId": str(product_id)})
+
+
+class CurrencyMismatch(InvalidArgument):
+    """The products of one order are sold in different currencies."""
+
+    reason = "CURRENCY_MISMATCH"
+
+    def __init__(self, currencies: Sequence[str]) -> None:
+        super().__init__(
+            f"one order, one currency: these products are sold in {', '.join(currencies)}",
+            metadata={"currencies": ",".join(currencies)},
+            violations=[Violation("items", "are sold in different currencies")],
+        )
 
 
 class PaymentMethodMissing(FailedPrecondition):
@@ -106,6 +146,7 @@ class CancelReason(StrEnum):
 class Cause(StrEnum):
     """What moves an order."""
 
+    EDIT = "edit"
     CANCEL = "cancel"
     SHIP = "ship"
     DELIVER = "deliver"
@@ -116,6 +157,8 @@ class Cause(StrEnum):
 
 
 TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
+    (Status.DRAFT, Cause.EDIT): Status.DRAFT,
+    (Status.DRAFT, Cause.CANCEL): Status.CANCELLED,
     (Status.PENDING, Cause.CAPTURED): Status.CONFIRMED,
     (Status.PENDING, Cause.DECLINED): Status.CANCELLED,
     (Status.PENDING, Cause.CANCEL): Status.CANCELLING,
@@ -149,8 +192,19 @@ UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
 """Requests and events that are valid and change nothing."""
 
 
+class Offer(NamedTuple):
+    """What the product service says of a product: how it is sold now."""
+
+    product_id: UUID
+    sku: str
+    name: str
+    unit_price: Decimal
+    currency: str
+    is_archived: bool
+
+
 class Item(NamedTuple):
-    """One product of an order, at the price that was agreed when it was placed."""
+    """One product of an order, at the price of when it was placed; in a draft, of when the product was last added."""
 
     id: UUID
     product_id: UUID
@@ -163,6 +217,13 @@ class Item(NamedTuple):
     def line_total(self) -> Decimal:
         """Quantity times unit price."""
         return self.quantity * self.unit_price
+
+
+def item_of(item_id: UUID, offer: Offer, quantity: int) -> Item:
+    """An item of a draft, at the current price. Raises ProductArchived."""
+    if offer.is_archived:
+        raise ProductArchived(offer.product_id)
+    return Item(item_id, offer.product_id, offer.sku, offer.name, quantity, offer.unit_price)
 
 
 class Shipment(NamedTuple):
@@ -186,11 +247,13 @@ class Order:
     items: tuple[Item, ...]
     total: Decimal
     currency: str
+    """Empty for a draft without items."""
     payment_method_id: UUID | None
-    """None if nothing is to be paid."""
+    """None if nothing is to be paid, and in a draft that names none."""
     payment_id: UUID | None
     order_date: datetime
-    payment_deadline: datetime
+    payment_deadline: datetime | None
+    """None for a draft."""
     cancel_reason: CancelReason | None
     cancel_note: str
     update_time: datetime
@@ -213,8 +276,66 @@ class Order:
             raise OrderState(self.id, self.status, cause) from None
         return replace(self, status=status, update_time=now, version=self.version + 1, **changes)  # type: ignore[arg-type]
 
+    def add_item(self, item_id: UUID, offer: Offer, quantity: int, now: datetime) -> Order:
+        """The draft with more of a product, all of it at the current price.
+
+        Raises OrderState unless it is a draft, ProductArchived, CurrencyMismatch, or InvalidArgument when it would
+        have too many items, too much of the product, or too large a total.
+        """
+        draft = self.moved(Cause.EDIT, now)
+        others = [item for item in self.items if item.product_id != offer.product_id]
+        if others and offer.currency != self.currency:
+            raise CurrencyMismatch(sorted({self.currency, offer.currency}))
+        items = list(self.items)
+        for position, item in enumerate(items):
+            if item.product_id == offer.product_id:
+                items[position] = item_of(item.id, offer, item.quantity + quantity)
+                break
+        else:
+            items.append(item_of(item_id, offer, quantity))
+        return draft.with_items(items, offer.currency)
+
+    def change_quantity(self, item_id: UUID, quantity: int, now: datetime) -> Order:
+        """The draft with another quantity of an item, at the price that it has there.
+
+        Raises OrderState unless it is a draft, ItemNotFound, or InvalidArgument when the total would be too large.
+        """
+        draft = self.moved(Cause.EDIT, now)
+        self._require_item(item_id)
+        items = [item._replace(quantity=quantity) if item.id == item_id else item for item in self.items]
+        return draft.with_items(items, self.currency)
+
+    def remove_item(self, item_id: UUID, now: datetime) -> Order:
+        """The draft without an item. Raises OrderState unless it is a draft, or ItemNotFound."""
+        draft = self.moved(Cause.EDIT, now)
+        self._require_item(item_id)
+        return draft.with_items([item for item in self.items if item.id != item_id], self.currency)
+
+    def _require_item(self, item_id: UUID) -> None:
+        if all(item.id != item_id for item in self.items):
+            raise ItemNotFound(self.id, item_id)
+
+    def with_items(self, items: Sequence[Item], currency: str) -> Order:
+        """This draft with these items. Raises InvalidArgument when it has too many, or too much."""
+        violations = [
+            Violation("items", f"{item.quantity} of product {item.product_id}: must be at most {MAX_QUANTITY}")
+            for item in items
+            if item.quantity > MAX_QUANTITY
+        ]
+        if len(items) > MAX_ITEMS:
+            violations.append(Violation("items", f"are {len(items)}: must be at most {MAX_ITEMS}"))
+        total = sum((item.line_total for item in items), Decimal(0))
+        if total > MAX_TOTAL:
+            violations.append(Violation("items", f"come to more than {MAX_TOTAL} {currency}"))
+        if violations:
+            raise InvalidArgument("the request is not valid", violations=violations)
+        return replace(self, items=tuple(items), total=total, currency=currency if items else "")
+
     def cancel(self, reason: CancelReason, note: str, now: datetime) -> Order:
-        """Ask for the end of it; asked again, nothing changes. Raises OrderState once it is shipped."""
+        """Ask for the end of it; asked again, nothing changes. A draft is cancelled at once.
+
+        Raises OrderState once it is shipped.
+        """
         return self.moved(Cause.CANCEL, now, cancel_reason=reason, cancel_note=note)
 
     def ship(self, carrier: str, tracking_number: str, now: datetime) -> Order:
@@ -296,6 +417,37 @@ def merged(lines: Iterable[tuple[UUID, int]]) -> dict[UUID, int]:
     return quantities
 
 
+def draft(
+    order_id: UUID,
+    customer_id: UUID,
+    lines: Sequence[tuple[UUID, Offer, int]],
+    payment_method_id: UUID | None,
+    now: datetime,
+) -> Order:
+    """A new draft of these (item id, offer, quantity). Raises ProductArchived, CurrencyMismatch or InvalidArgument."""
+    items = [item_of(*line) for line in lines]
+    currencies = sorted({offer.currency for _, offer, _ in lines})
+    if len(currencies) > 1:
+        raise CurrencyMismatch(currencies)
+    empty = Order(
+        id=order_id,
+        customer_id=customer_id,
+        status=Status.DRAFT,
+        items=(),
+        total=Decimal(0),
+        currency="",
+        payment_method_id=payment_method_id,
+        payment_id=None,
+        order_date=now,
+        payment_deadline=None,
+        cancel_reason=None,
+        cancel_note="",
+        update_time=now,
+        version=1,
+    )
+    return empty.with_items(items, currencies[0] if currencies else "")
+
+
 def placed(
     customer_id: UUID,
     hold: Hold,
@@ -312,12 +464,7 @@ def placed(
     """
     currencies = sorted({line.currency for line in hold.lines})
     if len(currencies) > 1:
-        raise InvalidArgument(
-            f"one order, one currency: these products are sold in {', '.join(currencies)}",
-            reason="CURRENCY_MISMATCH",
-            metadata={"currencies": ",".join(currencies)},
-            violations=[Violation("items", "are sold in different currencies")],
-        )
+        raise CurrencyMismatch(currencies)
     items = tuple(
         Item(item_id, line.product_id, line.sku, line.name, line.quantity, line.unit_price)
         for item_id, line in zip(item_ids, hold.lines, strict=True)
@@ -373,6 +520,8 @@ class HoldDecision(StrEnum):
 
 
 HOLD_DECISIONS: Mapping[Status, HoldDecision] = {
+    # A draft holds nothing.
+    Status.DRAFT: HoldDecision.RELEASE,
     Status.PENDING: HoldDecision.KEEP,
     Status.CANCELLING: HoldDecision.KEEP,
     Status.CONFIRMED: HoldDecision.COMMIT,

@@ -9,13 +9,13 @@ from uuid import UUID
 from google.rpc import status_pb2
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
-from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
+from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
 from mesh.errors import MeshError, Violation
 from mesh.ids import parse_id
 from mesh.rpc import status, wire
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
-from order_svc.domain import HeldLine, Hold, HoldRequest, PaymentMethod, PaymentMethodMissing
+from order_svc.domain import HeldLine, Hold, HoldRequest, Offer, PaymentMethod, PaymentMethodMissing
 
 
 class CustomerPeer:
@@ -42,6 +42,22 @@ class CustomerPeer:
         )
         reply = await self._peer.ask(stub.SelectPaymentMethods, request, calls=calls)
         return [_payment_method(result) for result in reply.results]
+
+
+class ProductPeer:
+    """The product service's catalogue."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def offers(self, product_ids: Sequence[UUID], call: Call) -> dict[UUID, Offer]:
+        """How these products, at most 100, are sold now. Raises NotFound / PRODUCT_NOT_FOUND if one does not exist."""
+        if not product_ids:
+            return {}
+        stub = self._peer.stub(product_pb2_grpc.ProductServiceStub)
+        request = product_pb2.BatchGetProductsRequest(product_ids=[str(each) for each in product_ids])
+        reply = await self._peer.ask(stub.BatchGetProducts, request, calls=[call])
+        return {offer.product_id: offer for offer in map(_offer, reply.products)}
 
 
 class StockPeer:
@@ -86,6 +102,17 @@ def _payment_method(result: customer_pb2.SelectedPaymentMethodResult) -> Payment
         return PaymentMethod(parse_id(method.id), method.provider)
     error = status.from_status(result.error)
     return None if error.reason == PaymentMethodMissing.reason else error
+
+
+def _offer(message: product_pb2.Product) -> Offer:
+    return Offer(
+        parse_id(message.id),
+        message.sku,
+        message.name,
+        wire.amount(message.price),
+        message.price.currency_code,
+        message.state == product_pb2.PRODUCT_STATE_ARCHIVED,
+    )
 
 
 def _refusal(message: status_pb2.Status) -> MeshError:

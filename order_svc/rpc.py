@@ -12,7 +12,7 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.domain import Order
-from order_svc.usecases import Cancellation, Fulfilment, Holds, Placement, Reading
+from order_svc.usecases import Cancellation, Drafts, Fulfilment, Holds, Placement, Reading
 
 _PORTION = 256
 """Orders and items of a reply that are converted without letting other calls run."""
@@ -24,25 +24,27 @@ class OrderService:
     def __init__(
         self,
         placement: Placement,
+        drafts: Drafts,
         reading: Reading,
         cancellation: Cancellation,
         fulfilment: Fulfilment,
         holds: Holds,
     ) -> None:
         self._placement = placement
+        self._drafts = drafts
         self._reading = reading
         self._cancellation = cancellation
         self._fulfilment = fulfilment
         self._holds = holds
 
     async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[Order]:
-        change: Change[Order] = Change(call, lambda placed: order.CreateOrderResponse(order=wire.order(placed)))
-        return await self._placement.place(
+        change: Change[Order] = Change(call, lambda created: order.CreateOrderResponse(order=wire.order(created)))
+        create = self._drafts.create_draft if request.draft else self._placement.place
+        return await create(
             change,
             uuid_or_none(request.customer_id),
             wire.lines(request),
             uuid_or_none(request.payment_method_id),
-            draft=request.draft,
         )
 
     async def GetOrder(self, request: order.GetOrderRequest, call: Call) -> order.GetOrderResponse:
@@ -61,6 +63,32 @@ class OrderService:
         async for each in tasks.in_portions(found, weight=attrgetter("size"), portion=_PORTION):
             reply.orders.append(wire.order(each))
         return reply
+
+    async def AddOrderItem(self, request: order.AddOrderItemRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda edited: order.AddOrderItemResponse(order=wire.order(edited)))
+        return await self._drafts.add_item(
+            change,
+            parse_id(request.order_id),
+            product_id=parse_id(request.product_id),
+            quantity=request.quantity,
+            etag=request.etag,
+        )
+
+    async def UpdateOrderItem(self, request: order.UpdateOrderItemRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda edited: order.UpdateOrderItemResponse(order=wire.order(edited)))
+        return await self._drafts.change_quantity(
+            change,
+            parse_id(request.order_id),
+            item_id=parse_id(request.item.id),
+            quantity=request.item.quantity,
+            etag=request.etag,
+        )
+
+    async def RemoveOrderItem(self, request: order.RemoveOrderItemRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda edited: order.RemoveOrderItemResponse(order=wire.order(edited)))
+        return await self._drafts.remove_item(
+            change, parse_id(request.order_id), item_id=parse_id(request.item_id), etag=request.etag
+        )
 
     async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)))

@@ -29,16 +29,20 @@ orders = sa.Table(
     sa.Column("customer_id", sa.Uuid, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("total", AMOUNT, nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False, comment="empty for a draft without items"),
     sa.Column("payment_method_id", sa.Uuid, comment="null if nothing is to be paid"),
     sa.Column("payment_id", sa.Uuid),
     sa.Column("order_date", TIME, nullable=False),
-    sa.Column("payment_deadline", TIME, nullable=False),
+    sa.Column("payment_deadline", TIME, comment="null for a draft"),
     sa.Column("cancel_reason", sa.String),
     sa.Column("cancel_note", sa.String, nullable=False),
     sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.CheckConstraint("total >= 0", name="total_not_negative"),
+    sa.CheckConstraint(
+        "status IN ('DRAFT', 'CANCELLED') OR (payment_deadline IS NOT NULL AND currency <> '')",
+        name="complete_unless_draft",
+    ),
 )
 sa.Index("orders_customer", orders.c.customer_id, orders.c.id)
 sa.Index("orders_overdue", orders.c.payment_deadline, postgresql_where=sa.text("status = 'PENDING'"))
@@ -71,6 +75,7 @@ shipments = sa.Table(
 ORDERS = Rows(Order, orders, elsewhere=["items", "shipment"])
 SHIPMENTS = Rows(Shipment, shipments, apart=["order_id"])
 ITEMS = Rows(Item, items, apart=["order_id"])
+ITEMS_MUTABLE = ("sku", "name", "quantity", "unit_price")
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 _most = sa.bindparam("most", type_=sa.Integer)
 _SHIPPED = {Status.SHIPPED.value, Status.DELIVERED.value}
@@ -80,6 +85,14 @@ ADD_ORDERS = ORDERS.insertion(refusals={"orders_pkey": HoldLost})
 ADD_ITEMS = BulkInsert(items.c.order_id, *ITEMS.columns)
 ABANDON = ORDERS.insertion(skip_existing=True, name="abandon orders")
 ADD_SHIPMENTS = BulkInsert(shipments.c.order_id, *SHIPMENTS.columns)
+_item = (items.c.order_id == sa.bindparam("order", type_=sa.Uuid), items.c.id == sa.bindparam("item", type_=sa.Uuid))
+CHANGE_ITEM = Statement(
+    sa.update(items)
+    .where(*_item)
+    .values({name: sa.bindparam(f"new_{name}", type_=items.c[name].type) for name in ITEMS_MUTABLE}),
+    name="change an item",
+)
+REMOVE_ITEM = Statement(sa.delete(items).where(*_item), name="remove an item")
 DELIVER = Statement(
     sa.update(shipments)
     .where(shipments.c.order_id == sa.bindparam("id", type_=sa.Uuid))
@@ -123,6 +136,7 @@ READ_NEWEST_ITEMS = Statement(
     name="read newest items",
 )
 NEW_VERSIONS = Versions(ORDERS, ["status", "payment_id", "cancel_reason", "cancel_note", "update_time"])
+NEW_DRAFTS = Versions(ORDERS, ["total", "currency", "update_time"], name="write drafts")
 
 
 @cache
@@ -194,6 +208,27 @@ class OrderStore:
                     work.transaction.add(ADD_SHIPMENTS, [(new.id, *SHIPMENTS.values(new.shipment))])
                 else:
                     work.transaction.write(DELIVER, id=new.id, time=new.shipment.deliver_time)
+
+    def add_draft(self, work: UnitOfWork, draft: Order) -> None:
+        """Write a new draft with its items."""
+        work.transaction.add(ADD_ORDERS, [ORDERS.values(draft)])
+        work.transaction.add(ADD_ITEMS, ((draft.id, *ITEMS.values(item)) for item in draft.items))
+
+    def save_draft(self, work: UnitOfWork, known: Order, new: Order) -> None:
+        """Write a new version of a draft, and the items in which it differs.
+
+        The transaction fails with StaleWrite as that of `save`.
+        """
+        NEW_DRAFTS.write(work.transaction, [(known, new)])
+        before, after = ({item.id: item for item in order.items} for order in (known, new))
+        for item_id in before.keys() - after.keys():
+            work.transaction.write(REMOVE_ITEM, order=new.id, item=item_id)
+        for item_id in before.keys() & after.keys():
+            if (item := after[item_id]) != before[item_id]:
+                values = {f"new_{name}": getattr(item, name) for name in ITEMS_MUTABLE}
+                work.transaction.write(CHANGE_ITEM, order=new.id, item=item_id, **values)
+        added = [after[item_id] for item_id in sorted(after.keys() - before.keys())]
+        work.transaction.add(ADD_ITEMS, ((new.id, *ITEMS.values(item)) for item in added))
 
     async def abandon_unknown(self, work: UnitOfWork, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
         """The statuses of orders. An id without an order becomes ABANDONED, and no order will ever have it.

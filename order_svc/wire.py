@@ -57,9 +57,11 @@ def order(value: Order) -> order_pb2.Order:
         cancel_note=value.cancel_note,
         etag=str(value.version),
     )
-    wire.put_money(message.total_amount, value.total, value.currency)
+    if value.currency:
+        wire.put_money(message.total_amount, value.total, value.currency)
     wire.put_time(message.order_date, value.order_date)
-    wire.put_time(message.payment_deadline, value.payment_deadline)
+    if value.payment_deadline:
+        wire.put_time(message.payment_deadline, value.payment_deadline)
     wire.put_time(message.update_time, value.update_time)
     if value.shipment:
         message.shipment.carrier = value.shipment.carrier

@@ -1,10 +1,21 @@
 """What the order service can do. Transactions begin and end here, and none is open while another service is asked."""
 
 from order_svc.usecases.cancellation import Cancellation
+from order_svc.usecases.drafts import Drafts
 from order_svc.usecases.fulfilment import Fulfilment
 from order_svc.usecases.holds import Holds, UnusedHolds
 from order_svc.usecases.payments import Payments
 from order_svc.usecases.placement import Placement, Placing
 from order_svc.usecases.reading import Reading
 
-__all__ = ["Cancellation", "Fulfilment", "Holds", "Payments", "Placement", "Placing", "Reading", "UnusedHolds"]
+__all__ = [
+    "Cancellation",
+    "Drafts",
+    "Fulfilment",
+    "Holds",
+    "Payments",
+    "Placement",
+    "Placing",
+    "Reading",
+    "UnusedHolds",
+]

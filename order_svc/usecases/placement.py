@@ -11,10 +11,9 @@ from uuid import UUID
 
 from mesh.batch.keyed import KeyedGroupCommit
 from mesh.db.idempotency import KeyTaken
-from mesh.errors import TRANSIENT, InvalidArgument, MeshError, Unimplemented, Violation
+from mesh.errors import TRANSIENT, MeshError
 from mesh.ids import new_id
 from order_svc.domain import (
-    CustomerNotFound,
     Hold,
     HoldLost,
     HoldRequest,
@@ -25,6 +24,7 @@ from order_svc.domain import (
     merged,
     placed,
 )
+from order_svc.usecases.owner import owner_of
 
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitsOfWork
@@ -105,22 +105,13 @@ class Placement:
         customer_id: UUID | None,
         lines: Iterable[tuple[UUID, int]],
         payment_method_id: UUID | None,
-        *,
-        draft: bool,
     ) -> Reply[Order]:
         """Place an order: its stock is held when this returns, and its payment is under way.
 
         Raises the errors of the customer service about the payment method and of the product service about the stock;
         InvalidArgument (CURRENCY_MISMATCH; staff must name the customer), CustomerNotFound, HoldLost; Replay.
         """
-        if draft:
-            raise Unimplemented("drafts are not there yet: place the order at once")
-        owner = customer_id or change.caller.customer_id
-        if owner is None:
-            raise InvalidArgument(
-                "the request is not valid", violations=[Violation("customer_id", "staff must name the customer")]
-            )
-        change.caller.own(owner, CustomerNotFound(owner))
+        owner = owner_of(change.caller, customer_id)
         return await self.group.submit(Placing(change, owner, merged(lines), payment_method_id))
 
     async def _place(self, batch: Sequence[Placing]) -> list[Reply[Order] | Exception]:

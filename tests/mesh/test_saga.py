@@ -201,17 +201,6 @@ async def test_what_was_shipped_cannot_be_cancelled(mesh: House) -> None:
     assert error.metadata == {"orderId": order.id, "status": "ORDER_STATUS_SHIPPED"}
 
 
-async def test_a_draft_is_refused_as_not_there_yet_and_nothing_is_held(mesh: House) -> None:
-    buyer = await mesh.buyer("tok_visa")
-    product = await mesh.product(1)
-    stub = order_pb2_grpc.OrderServiceStub(buyer.orders.channel)
-    items = [order_pb2.OrderLine(product_id=product, quantity=1)]
-    request = order_pb2.CreateOrderRequest(items=items, draft=True)
-    error = await refused(buyer.orders(stub.CreateOrder, request, key=new_key()))
-    assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")
-    assert (await mesh.stock(product)).reserved == 0
-
-
 async def test_capture_after_cancelling_is_refunded(mesh: House) -> None:
     buyer = await mesh.buyer("tok_slow")
     product = await mesh.product(1)

@@ -23,10 +23,20 @@ from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
 from order_svc import wire
-from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, Order, PaymentMethod, PaymentResult
-from order_svc.peers import CustomerPeer, StockPeer
+from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, Offer, Order, PaymentMethod, PaymentResult
+from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
 from order_svc.store import OrderStore
-from order_svc.usecases import Cancellation, Fulfilment, Holds, Payments, Placement, Placing, Reading, UnusedHolds
+from order_svc.usecases import (
+    Cancellation,
+    Drafts,
+    Fulfilment,
+    Holds,
+    Payments,
+    Placement,
+    Placing,
+    Reading,
+    UnusedHolds,
+)
 from tests.services import new_key
 
 Reserved = list[Hold | MeshError]
@@ -49,6 +59,17 @@ class Wallets(CustomerPeer):
         if self.empty:
             return [None] * len(wanted)
         return [PaymentMethod(new_id(), "sandbox") for _ in wanted]
+
+
+class Catalogue(ProductPeer):
+    """A product service that sells every product, at 10 euros."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def offers(self, product_ids: Sequence[UUID], call: Call) -> dict[UUID, Offer]:  # noqa: ARG002  # as the peer
+        """An offer of each."""
+        return {each: Offer(each, "SKU", "A thing", Decimal(10), "EUR", False) for each in product_ids}
 
 
 class Stock(StockPeer):
@@ -107,6 +128,7 @@ class OrderProcess:
     stock: StockPeer
     unused_holds: UnusedHolds
     placement: Placement
+    drafts: Drafts
     payments: Payments
     cancellation: Cancellation
     fulfilment: Fulfilment
@@ -162,6 +184,7 @@ def process_of(
         stock,
         unused_holds,
         placement,
+        Drafts(units, orders, wallets, Catalogue()),
         Payments(units, orders),
         Cancellation(units, orders),
         Fulfilment(units, orders),

@@ -58,7 +58,9 @@ async def placed(
 def service(database: Database) -> OrderService:
     """The contract of the order service."""
     process = process_of(database)
-    return OrderService(process.placement, process.reading, process.cancellation, process.fulfilment, process.holds)
+    return OrderService(
+        process.placement, process.drafts, process.reading, process.cancellation, process.fulfilment, process.holds
+    )
 
 
 async def pages(database: Database, customer: UUID, page_size: int, status: int = 0) -> list[list[order_pb2.Order]]:

@@ -168,7 +168,9 @@ class Order(_message.Message):
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
-        """The sum of all line totals, at most 999,999,999,999,999 units. All amounts of an order have the same currency."""
+        """The sum of all line totals, at most 999,999,999,999,999 units. All amounts of an order have the same currency.
+        Unset for a draft without items.
+        """
 
     @_builtins.property
     def order_date(self) -> _timestamp_pb2.Timestamp:
@@ -237,7 +239,7 @@ class OrderItem(_message.Message):
     """Required. The quantity, 1 to 10,000."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
-        """Output only. The price of one piece at the time of the order. For a draft, when the item was added."""
+        """Output only. The price of one piece at the time of the order. For a draft, when the product was last added."""
 
     @_builtins.property
     def line_total(self) -> _money_pb2.Money:

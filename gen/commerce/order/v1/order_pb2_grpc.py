@@ -152,19 +152,23 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddOrderItem(self, request, context):
-        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased.
+        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
+        item gets the current price. A draft has at most 100 items.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
-        `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+        `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
+        have more than 100 items, more than 10,000 of a product, or a total larger than 999,999,999,999,999 units;
+        `ABORTED` / `ETAG_MISMATCH`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateOrderItem(self, request, context):
-        """Changes the quantity of an item of a draft.
+        """Changes the quantity of an item of a draft. Its price stays.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
+        `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
         `ABORTED` / `ETAG_MISMATCH`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

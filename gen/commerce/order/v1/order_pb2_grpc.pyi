@@ -64,15 +64,19 @@ class OrderServiceStub:
     `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     AddOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderItemRequest, _order_pb2.AddOrderItemResponse]
-    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased.
+    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
+    item gets the current price. A draft has at most 100 items.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
-    `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+    `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
+    have more than 100 items, more than 10,000 of a product, or a total larger than 999,999,999,999,999 units;
+    `ABORTED` / `ETAG_MISMATCH`.
     """
     UpdateOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderItemRequest, _order_pb2.UpdateOrderItemResponse]
-    """Changes the quantity of an item of a draft.
+    """Changes the quantity of an item of a draft. Its price stays.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
+    `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
     `ABORTED` / `ETAG_MISMATCH`.
     """
     RemoveOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.RemoveOrderItemRequest, _order_pb2.RemoveOrderItemResponse]
@@ -165,15 +169,19 @@ class OrderServiceAsyncStub(OrderServiceStub):
     `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     AddOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderItemRequest, _order_pb2.AddOrderItemResponse]  # type: ignore[assignment]
-    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased.
+    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
+    item gets the current price. A draft has at most 100 items.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
-    `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+    `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
+    have more than 100 items, more than 10,000 of a product, or a total larger than 999,999,999,999,999 units;
+    `ABORTED` / `ETAG_MISMATCH`.
     """
     UpdateOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderItemRequest, _order_pb2.UpdateOrderItemResponse]  # type: ignore[assignment]
-    """Changes the quantity of an item of a draft.
+    """Changes the quantity of an item of a draft. Its price stays.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
+    `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
     `ABORTED` / `ETAG_MISMATCH`.
     """
     RemoveOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.RemoveOrderItemRequest, _order_pb2.RemoveOrderItemResponse]  # type: ignore[assignment]
@@ -287,10 +295,13 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.AddOrderItemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.AddOrderItemResponse, _abc.Awaitable[_order_pb2.AddOrderItemResponse]]:
-        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased.
+        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
+        item gets the current price. A draft has at most 100 items.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
-        `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+        `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
+        have more than 100 items, more than 10,000 of a product, or a total larger than 999,999,999,999,999 units;
+        `ABORTED` / `ETAG_MISMATCH`.
         """
 
     @_abc_1.abstractmethod
@@ -299,9 +310,10 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.UpdateOrderItemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.UpdateOrderItemResponse, _abc.Awaitable[_order_pb2.UpdateOrderItemResponse]]:
-        """Changes the quantity of an item of a draft.
+        """Changes the quantity of an item of a draft. Its price stays.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
+        `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
         `ABORTED` / `ETAG_MISMATCH`.
         """
 

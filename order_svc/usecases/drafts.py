@@ -1,0 +1,122 @@
+"""Drafts: orders that their customers are still editing. They hold nothing and cost nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from mesh.errors import MeshError
+from mesh.ids import new_id
+from order_svc.domain import Order, OrderNotFound, draft, merged
+from order_svc.usecases.owner import owner_of
+
+if TYPE_CHECKING:
+    from mesh.db.unit_of_work import UnitsOfWork
+    from mesh.rpc.replies import Change, Reply
+    from order_svc.domain import Offer
+    from order_svc.peers import CustomerPeer, ProductPeer
+    from order_svc.store import OrderStore
+
+
+class Drafts:
+    """Creates and edits drafts, with the names and prices that the product service has now.
+
+    The other services are asked before the transaction, and what they refuse is raised within it. So a retry gets its
+    stored reply, whatever has become of the product meanwhile, and a stranger learns nothing but that there is no such
+    order.
+    """
+
+    def __init__(self, units: UnitsOfWork, orders: OrderStore, customers: CustomerPeer, products: ProductPeer) -> None:
+        self._units = units
+        self._orders = orders
+        self._customers = customers
+        self._products = products
+
+    async def create_draft(
+        self,
+        change: Change[Order],
+        customer_id: UUID | None,
+        lines: Iterable[tuple[UUID, int]],
+        payment_method_id: UUID | None,
+    ) -> Reply[Order]:
+        """Create a draft of these products and quantities, none or many; the same product becomes one item.
+
+        Raises the errors of the customer service about the customer and the payment method, and of the product service
+        about the products; CustomerNotFound, ProductArchived, CurrencyMismatch, InvalidArgument.
+        """
+        owner = owner_of(change.caller, customer_id)
+        quantities = merged(lines)
+        offers, refusal = await asyncio.gather(
+            self._offers(change, quantities), self._customer_refusal(change, owner, payment_method_id)
+        )
+        async with self._units.once(change) as work:
+            if refusal is not None:
+                raise refusal
+            found = _offers_or_error(offers)
+            items = [(new_id(), found[product_id], quantity) for product_id, quantity in quantities.items()]
+            made = draft(new_id(), owner, items, payment_method_id, self._units.now())
+            self._orders.add_draft(work, made)
+            return work.reply(made)
+
+    async def add_item(
+        self, change: Change[Order], order_id: UUID, *, product_id: UUID, quantity: int, etag: str
+    ) -> Reply[Order]:
+        """Add a product to a draft, or more of it to its item, which gets the current price.
+
+        Raises OrderNotFound, EtagMismatch, OrderState unless it is a draft, PRODUCT_NOT_FOUND of the product service,
+        ProductArchived, CurrencyMismatch, InvalidArgument.
+        """
+        offers = await self._offers(change, {product_id: quantity})
+
+        def add(order: Order, now: datetime) -> Order:
+            return order.add_item(new_id(), _offers_or_error(offers)[product_id], quantity, now)
+
+        return await self._edit(change, order_id, etag, add)
+
+    async def change_quantity(
+        self, change: Change[Order], order_id: UUID, *, item_id: UUID, quantity: int, etag: str
+    ) -> Reply[Order]:
+        """Change the quantity of an item of a draft. Raises as `remove_item`, and InvalidArgument."""
+        return await self._edit(
+            change, order_id, etag, lambda order, now: order.change_quantity(item_id, quantity, now)
+        )
+
+    async def remove_item(self, change: Change[Order], order_id: UUID, *, item_id: UUID, etag: str) -> Reply[Order]:
+        """Remove an item from a draft. Raises OrderNotFound, EtagMismatch, OrderState, ItemNotFound."""
+        return await self._edit(change, order_id, etag, lambda order, now: order.remove_item(item_id, now))
+
+    async def _edit(
+        self, change: Change[Order], order_id: UUID, etag: str, edit: Callable[[Order, datetime], Order]
+    ) -> Reply[Order]:
+        async with self._units.once(change) as work:
+            order = (await self._orders.load(work, [order_id]))[order_id]
+            change.caller.own(order.customer_id, OrderNotFound(order_id))
+            order.require_etag(etag)
+            edited = edit(order, self._units.now())
+            self._orders.save_draft(work, order, edited)
+            return work.reply(edited)
+
+    async def _offers(self, change: Change[Order], product_ids: Iterable[UUID]) -> dict[UUID, Offer] | MeshError:
+        try:
+            return await self._products.offers(list(product_ids), change.call)
+        except MeshError as error:
+            return error
+
+    async def _customer_refusal(
+        self, change: Change[Order], customer_id: UUID, payment_method_id: UUID | None
+    ) -> MeshError | None:
+        """Why there is no such customer or payment method, or None."""
+        try:
+            (method,) = await self._customers.payment_methods([(customer_id, payment_method_id)], [change.call])
+        except MeshError as error:
+            return error
+        return method if isinstance(method, MeshError) else None
+
+
+def _offers_or_error(offers: Mapping[UUID, Offer] | MeshError) -> Mapping[UUID, Offer]:
+    if isinstance(offers, MeshError):
+        raise offers
+    return offers
