@@ -35,7 +35,7 @@ async def there(scratch: Scratch, servers: Servers) -> AsyncIterator[Process]:
         yield started
 
 
-async def carried_out(units: UnitsOfWork, asked: Change[str], note: str = "done") -> str:
+async def reply_to(units: UnitsOfWork, asked: Change[str], note: str = "done") -> str:
     """Make a change once and return the reply that its caller gets."""
 
     async def use_case() -> Reply[str]:
@@ -53,9 +53,9 @@ async def test_same_key_and_request_get_the_stored_reply_and_have_one_effect(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     key = new_key()
-    assert await carried_out(here.units, change(key), "first") == "first"
-    assert await carried_out(here.units, change(key), "second") == "first"
-    assert await carried_out(there.units, change(key), "third") == "first", "in another process as well"
+    assert await reply_to(here.units, change(key), "first") == "first"
+    assert await reply_to(here.units, change(key), "second") == "first"
+    assert await reply_to(there.units, change(key), "third") == "first", "in another process as well"
     assert await scratch.notes() == ["first"]
 
 
@@ -66,7 +66,7 @@ async def test_second_attempt_waits_for_the_first_and_gets_its_reply(
     async with asyncio.timeout(10):
         async with here.units.once(change(key)) as work:
             await do(work, "first")
-            second = asyncio.create_task(carried_out(there.units, change(key), "second"))
+            second = asyncio.create_task(reply_to(there.units, change(key), "second"))
             await scratch.somebody_waits()
             assert not second.done()
             work.reply("first")
@@ -83,7 +83,7 @@ async def test_second_attempt_that_waits_for_a_failing_first_one_runs(
     async def fail() -> None:
         async with here.units.once(change(key)) as work:
             await do(work, "first")
-            seconds.append(asyncio.create_task(carried_out(there.units, change(key), "second")))
+            seconds.append(asyncio.create_task(reply_to(there.units, change(key), "second")))
             await scratch.somebody_waits()
             raise ZeroDivisionError
 
@@ -111,23 +111,23 @@ async def test_failed_attempt_leaves_no_row(scratch: Scratch, here: Process) -> 
 )
 async def test_key_of_another_request_is_refused(scratch: Scratch, here: Process, other: dict[str, str]) -> None:
     key = new_key()
-    await carried_out(here.units, change(key))
+    await reply_to(here.units, change(key))
     with pytest.raises(IdempotencyKeyReused) as refusal:
-        await carried_out(here.units, change(key, **other))
+        await reply_to(here.units, change(key, **other))
     assert (refusal.value.code, refusal.value.reason) == (Code.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
     assert await scratch.notes() == ["done"]
 
 
 async def test_same_key_of_another_caller_is_another_key(scratch: Scratch, here: Process) -> None:
     key = new_key()
-    assert await carried_out(here.units, change(key, caller="ada"), "hers") == "hers"
-    assert await carried_out(here.units, change(key, caller="bob"), "his") == "his"
+    assert await reply_to(here.units, change(key, caller="ada"), "hers") == "hers"
+    assert await reply_to(here.units, change(key, caller="bob"), "his") == "his"
     assert await scratch.notes() == ["hers", "his"]
 
 
 async def test_change_without_a_key_is_made_each_time(scratch: Scratch, here: Process) -> None:
     for _ in range(2):
-        await carried_out(here.units, change())
+        await reply_to(here.units, change())
     assert await scratch.notes() == ["done", "done"]
     assert await scratch.count("mesh.idempotency") == 0
 
@@ -161,7 +161,7 @@ async def test_duplicate_keys_in_one_batch_take_effect_once_and_both_get_the_rep
 
 async def test_stored_replies_are_read_in_one_statement(here: Process) -> None:
     known, fresh = new_key(), new_key()
-    await carried_out(here.units, change(known))
+    await reply_to(here.units, change(known))
     before = here.database.statements
     asked = [change(known), change(fresh), change(), change(known, "another")]
     found = await idempotency.find(here.database, [each.key for each in asked])
@@ -190,7 +190,7 @@ async def test_batches_with_the_same_keys_in_opposite_order_do_not_deadlock(
 async def test_stored_replies_are_purged_after_a_day(scratch: Scratch, here: Process) -> None:
     old, young = new_key(), new_key()
     for key in (old, young):
-        await carried_out(here.units, change(key))
+        await reply_to(here.units, change(key))
     for key, age in ((old, timedelta(hours=24, minutes=1)), (young, timedelta(hours=23, minutes=59))):
         await scratch.admin.execute(
             "UPDATE mesh.idempotency SET create_time = now() - $2::interval WHERE digest = $1",
@@ -199,15 +199,15 @@ async def test_stored_replies_are_purged_after_a_day(scratch: Scratch, here: Pro
         )
     async with here.database.transaction() as transaction:
         assert await transaction.execute(idempotency.PURGE, age=idempotency.RETENTION, most=10) == 1
-    assert await carried_out(here.units, change(young), "again") == "done"
-    assert await carried_out(here.units, change(old), "again") == "again"
+    assert await reply_to(here.units, change(young), "again") == "done"
+    assert await reply_to(here.units, change(old), "again") == "again"
 
 
 async def test_reply_that_is_purged_while_it_is_read_makes_the_call_unavailable(
     scratch: Scratch, here: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, look = new_key(), idempotency._outcomes
-    await carried_out(here.units, change(key), "first")
+    await reply_to(here.units, change(key), "first")
 
     async def too_late(*args: Any) -> Outcomes:
         await scratch.admin.execute("DELETE FROM mesh.idempotency")
@@ -215,7 +215,7 @@ async def test_reply_that_is_purged_while_it_is_read_makes_the_call_unavailable(
 
     monkeypatch.setattr(idempotency, "_outcomes", too_late)
     with pytest.raises(Unavailable):
-        await carried_out(here.units, change(key), "second")
+        await reply_to(here.units, change(key), "second")
     assert await scratch.notes() == ["first"]
 
 
