@@ -149,6 +149,19 @@ async def test_full_batch_does_not_linger(
         await applied(scratch, 20)
 
 
+async def test_event_types_that_a_consumer_does_not_know_are_not_delivered_to_it(
+    scratch: Scratch, here: Process, publish: Publisher
+) -> None:
+    """A newer version of the publisher may have more types."""
+    async with consuming(here, publish.area) as consumer:
+        await publish("unknown", kind="happened_twice")
+        await publish("known")
+        assert await applied(scratch, 1) == ["known"]
+        await acknowledged(here, publish.area)
+        info = await here.bus.jetstream.consumer_info(stream_of_area(publish.area), consumer.name)
+    assert (info.delivered and info.delivered.consumer_seq, info.num_redelivered) == (1, 0)
+
+
 @pytest.mark.parametrize("apart", [True, False], ids=["each type alone", "types with one apply"])
 async def test_causes_in_a_batch_are_applied_before_their_effects(
     scratch: Scratch, here: Process, publish: Publisher, apart: bool
