@@ -89,7 +89,7 @@ def build(settings: Settings) -> Service:
     )
     tokens = AccessTokens(settings.signing_key, timedelta(seconds=settings.access_token_seconds))
 
-    customers = Customers(units, store, passwords, session_store)
+    customers = Customers(units, store, passwords, session_store, pages)
     payment_methods = PaymentMethods(units, store, pages)
     addresses = Addresses(units, store, pages)
     sessions = Sessions(units, store, passwords, session_store, tokens)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mesh.errors import (
+    Aborted,
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
@@ -44,6 +45,16 @@ class EmailTaken(AlreadyExists):
 
     def __init__(self) -> None:
         super().__init__("another customer has this email address")
+
+
+class EtagMismatch(Aborted):
+    """The customer has changed since the caller read the etag that they sent."""
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__(
+            "the customer has changed since they were read: read them again",
+            metadata={"customerId": str(customer_id)},
+        )
 
 
 class CredentialsInvalid(Unauthenticated):
@@ -153,6 +164,15 @@ class NewCustomer:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomerUpdate:
+    """New values for a customer; a value of None stays as it is. An empty phone removes the phone number."""
+
+    email: str | None = None
+    name: str | None = None
+    phone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Customer:
     """A person who can sign in and order. `version` grows with every change of them or of what they have here."""
 
@@ -167,6 +187,21 @@ class Customer:
     def changed(self, now: datetime) -> Customer:
         """The customer after a change at `now`."""
         return replace(self, update_time=now, version=self.version + 1)
+
+    def updated(self, update: CustomerUpdate, now: datetime) -> Customer:
+        """The customer with new values; the same object when no value differs."""
+        new = replace(
+            self,
+            email=self.email if update.email is None else update.email,
+            name=self.name if update.name is None else update.name,
+            phone=self.phone if update.phone is None else update.phone,
+        )
+        return self if new == self else new.changed(now)
+
+    def require_etag(self, etag: str) -> None:
+        """Raise EtagMismatch when the caller names another version than this one."""
+        if etag and etag != str(self.version):
+            raise EtagMismatch(self.id)
 
 
 class CustomerCreated(NamedTuple):

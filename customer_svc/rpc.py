@@ -30,6 +30,20 @@ class CustomerService:
         found = await self._customers.get_customer(call.caller, wire.named(request.customer_id))
         return customer.GetCustomerResponse(customer=wire.customer(found))
 
+    async def ListCustomers(self, request: customer.ListCustomersRequest, call: Call) -> customer.ListCustomersResponse:
+        found, token = await self._customers.list_customers(
+            email=request.email, page_size=request.page_size, page_token=request.page_token
+        )
+        return customer.ListCustomersResponse(customers=[wire.customer(each) for each in found], next_page_token=token)
+
+    async def UpdateCustomer(self, request: customer.UpdateCustomerRequest, call: Call) -> Reply[Customer]:
+        change: Change[Customer] = Change(
+            call, lambda made: customer.UpdateCustomerResponse(customer=wire.customer(made))
+        )
+        return await self._customers.update_customer(
+            change, wire.named(request.customer.id), wire.customer_update(request), etag=request.customer.etag
+        )
+
     async def AddPaymentMethod(self, request: customer.AddPaymentMethodRequest, call: Call) -> Reply[PaymentMethod]:
         change: Change[PaymentMethod] = Change(
             call, lambda made: customer.AddPaymentMethodResponse(payment_method=wire.payment_method(made))

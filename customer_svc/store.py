@@ -100,10 +100,21 @@ _customer_id = sa.bindparam("customer", type_=sa.Uuid)
 # A taken email address is no error for PostgreSQL, which would write the address to its log.
 ADD_CUSTOMER = BulkInsert(*CUSTOMERS.columns, customers.c.password_hash, returning=[customers.c.id], skip_existing=True)
 CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id))
+LIST_CUSTOMERS = Statement(
+    _customer.where(customers.c.id < sa.bindparam("before", type_=sa.Uuid))
+    .order_by(customers.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer)),
+    name="list customers",
+)
+_email = sa.bindparam("email", type_=sa.String)
+CUSTOMER_WITH_EMAIL = Statement(_customer.where(_same_email == _email), name="read customer by email")
+# Until the end of the transaction, no other transaction gives this email address to a customer. An UPDATE cannot skip a
+# value that is taken, and PostgreSQL would write the address to its log.
+LOCK_EMAIL = Statement(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(_email, 0))), name="lock email")
 LOCK_CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id).with_for_update())
-NEW_VERSIONS = Versions(CUSTOMERS, ["update_time"])
+NEW_VERSIONS = Versions(CUSTOMERS, ["email", "name", "phone", "update_time"])
 CREDENTIALS = Statement(
-    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == sa.bindparam("email", type_=sa.String)),
+    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == _email),
     name="read credentials",
 )
 # Only in the place of the hash that was checked: the password may have been changed since.
@@ -182,6 +193,7 @@ class CustomerStore:
 
     async def add(self, work: UnitOfWork, customer: Customer, password_hash: str) -> None:
         """Write a new customer. Raises EmailTaken."""
+        await self._lock_email(work, customer.email)
         if not await work.transaction.insert(ADD_CUSTOMER, [(*CUSTOMERS.values(customer), password_hash)]):
             raise EmailTaken
 
@@ -196,6 +208,29 @@ class CustomerStore:
     def save(self, work: UnitOfWork, loaded: Customer, changed: Customer) -> None:
         """Write the new version of a loaded customer."""
         NEW_VERSIONS.write(work.transaction, [(loaded, changed)])
+
+    async def require_free_email(self, work: UnitOfWork, email: str, customer_id: UUID) -> None:
+        """Keep an email address for a loaded customer until the end of the transaction.
+
+        Raises EmailTaken when another customer has it.
+        """
+        await self._lock_email(work, email)
+        row = await work.transaction.fetch_one(CUSTOMER_WITH_EMAIL, email=same_email(email))
+        if row is not None and row["id"] != customer_id:
+            raise EmailTaken
+
+    async def list_customers(self, reading: Transaction, *, before: UUID | None, most: int) -> list[Customer]:
+        """All customers, newest first."""
+        rows = await reading.fetch(LIST_CUSTOMERS, before=before or LAST_ID, most=most)
+        return [CUSTOMERS.read(row) for row in rows]
+
+    async def list_by_email(self, reading: Transaction, email: str) -> list[Customer]:
+        """The customer with this email address, in whatever case it is written, or none."""
+        rows = await reading.fetch(CUSTOMER_WITH_EMAIL, email=same_email(email))
+        return [CUSTOMERS.read(row) for row in rows]
+
+    async def _lock_email(self, work: UnitOfWork, email: str) -> None:
+        await work.transaction.fetch(LOCK_EMAIL, email=same_email(email))
 
     async def read_credentials(self, reading: Transaction, email: str) -> Credentials | None:
         """The credentials of the customer with this email address, in whatever case it is written."""

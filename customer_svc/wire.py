@@ -12,6 +12,7 @@ from customer_svc.domain import (
     Address,
     Customer,
     CustomerCreated,
+    CustomerUpdate,
     CustomerUpdated,
     NewCustomer,
     PaymentMethod,
@@ -34,6 +35,14 @@ def named(customer_id: str) -> UUID | None:
 def new_customer(request: customer_pb2.CreateCustomerRequest) -> NewCustomer:
     """What somebody gives to sign up, without the white space around the name."""
     return NewCustomer(request.email, request.name.strip(), request.phone, request.password)
+
+
+def customer_update(request: customer_pb2.UpdateCustomerRequest) -> CustomerUpdate:
+    """The fields that the mask names; without a mask, all that are not empty."""
+    new = request.customer
+    values = {"email": new.email, "name": new.name.strip(), "phone": new.phone}
+    masked = set(request.update_mask.paths)
+    return CustomerUpdate(**{field: value for field, value in values.items() if (field in masked if masked else value)})
 
 
 def customer(value: Customer) -> customer_pb2.Customer:

@@ -1,18 +1,27 @@
-"""Customers: sign-up, and what they read of themselves."""
+"""Customers: sign-up, reading and updating."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from customer_svc.domain import Customer, CustomerCreated, CustomerNotFound, CustomerUpdated, NewCustomer
+from customer_svc.domain import (
+    Customer,
+    CustomerCreated,
+    CustomerNotFound,
+    CustomerUpdate,
+    CustomerUpdated,
+    NewCustomer,
+    same_email,
+)
 from mesh.db import idempotency
-from mesh.ids import new_id
+from mesh.ids import new_id, parse_id
 
 if TYPE_CHECKING:
     from customer_svc.passwords import Passwords
     from customer_svc.session_store import SessionStore
     from customer_svc.store import CustomerStore
+    from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.rpc.call import Caller
     from mesh.rpc.replies import Change, Reply
@@ -39,15 +48,16 @@ def record(
 
 
 class Customers:
-    """Customers as they sign up and read themselves."""
+    """Customers as they sign up, and as they and staff read and update them."""
 
     def __init__(
-        self, units: UnitsOfWork, customers: CustomerStore, passwords: Passwords, sessions: SessionStore
+        self, units: UnitsOfWork, customers: CustomerStore, passwords: Passwords, sessions: SessionStore, pages: Pages
     ) -> None:
         self._units = units
         self._customers = customers
         self._passwords = passwords
         self._sessions = sessions
+        self._pages = pages
 
     async def create_customer(self, change: Change[Customer], new: NewCustomer) -> Reply[Customer]:
         """Sign a customer up.
@@ -66,6 +76,38 @@ class Customers:
             await self._customers.add(work, customer, password_hash)
             work.publish(CustomerCreated(customer), change.trace)
             return work.reply(customer)
+
+    async def update_customer(
+        self, change: Change[Customer], named: UUID | None, update: CustomerUpdate, *, etag: str
+    ) -> Reply[Customer]:
+        """Give a customer new values; when none differs, nothing changes.
+
+        Raises CustomerNotFound, EtagMismatch or EmailTaken.
+        """
+        customer_id = whose(change.caller, named)
+        async with self._units.once(change) as work:
+            customer = await self._customers.load(work, customer_id)
+            customer.require_etag(etag)
+            updated = customer.updated(update, self._units.now())
+            if updated.email != customer.email:
+                await self._customers.require_free_email(work, updated.email, customer_id)
+            if updated is not customer:
+                record(work, self._customers, customer, updated, change)
+            return work.reply(updated)
+
+    async def list_customers(self, *, email: str, page_size: int, page_token: str) -> tuple[list[Customer], str]:
+        """A page of all customers, newest first, and the token of the next page; with `email`, the one who has it."""
+        scope = f"customers\0{same_email(email)}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        before = parse_id(position[0]) if position else None
+        async with self._units.database.reading() as reading:
+            if email:
+                return await self._customers.list_by_email(reading, email), ""
+            found = await self._customers.list_customers(reading, before=before, most=size + 1)
+        if len(found) <= size:
+            return found, ""
+        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
 
     async def get_customer(self, caller: Caller, named: UUID | None) -> Customer:
         """One customer; the caller when none is named. Raises CustomerNotFound."""

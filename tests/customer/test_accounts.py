@@ -1,15 +1,16 @@
-"""Signing up, and reading a customer, over gRPC."""
+"""Signing up, and reading, updating and listing customers, over gRPC."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, events_pb2
+from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, events_pb2, session_pb2, session_pb2_grpc
 from customer_svc.app import Settings, build
 from stack.servers import Servers
 from tests.services import Client, Keys, new_key, refused, running, settings_for
@@ -217,9 +218,255 @@ async def test_reading_a_customer_needs_a_good_token(
     assert (bad.code.name, bad.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")
 
 
-async def test_what_is_not_built_says_so(
-    client: Client, stub: customer_pb2_grpc.CustomerServiceAsyncStub, keys: Keys
+async def update(
+    client: Client, *, mask: Sequence[str] = (), named: str = "me", key: str | None = None, **new: Any
+) -> customer_pb2.Customer:
+    request = customer_pb2.UpdateCustomerRequest(customer=customer_pb2.Customer(id=named, **new))
+    request.update_mask.paths.extend(mask)
+    reply = await client(customer_pb2_grpc.CustomerServiceStub(client.channel).UpdateCustomer, request, key=key)
+    changed: customer_pb2.Customer = reply.customer
+    return changed
+
+
+async def sign_up(client: Client, **given: str) -> customer_pb2.Customer:
+    stub = customer_pb2_grpc.CustomerServiceStub(client.channel)
+    made: customer_pb2.Customer = (await client(stub.CreateCustomer, new_customer(**given))).customer
+    return made
+
+
+async def read(client: Client) -> customer_pb2.Customer:
+    stub = customer_pb2_grpc.CustomerServiceStub(client.channel)
+    found: customer_pb2.Customer = (
+        await client(stub.GetCustomer, customer_pb2.GetCustomerRequest(customer_id="me"))
+    ).customer
+    return found
+
+
+async def sign_in(client: Client, email: str) -> str:
+    """The id of the customer who signs in."""
+    stub = session_pb2_grpc.SessionServiceStub(client.channel)
+    reply = await client(stub.CreateSession, session_pb2.CreateSessionRequest(email=email, password=PASSWORD))
+    return str(reply.session.customer_id)
+
+
+@pytest.fixture
+async def made(client: Client) -> customer_pb2.Customer:
+    """A new customer."""
+    return await sign_up(client)
+
+
+@pytest.fixture
+def ada(client: Client, keys: Keys, made: customer_pb2.Customer) -> Client:
+    """The same connection, signed in as the new customer."""
+    return client.as_(keys.token("customer", UUID(made.id)))
+
+
+async def test_an_update_changes_the_fields_that_the_mask_names(ada: Client, made: customer_pb2.Customer) -> None:
+    changed = await update(ada, mask=["name"], name=" Grace ", phone="+12025550123", email="other@example.com")
+    assert (changed.name, changed.phone, changed.email) == ("Grace", made.phone, made.email)
+    assert (changed.etag, changed.create_time) == ("2", made.create_time)
+    assert changed.update_time.ToDatetime() > made.update_time.ToDatetime()
+    assert await read(ada) == changed
+    cleared = await update(ada, mask=["phone"])
+    assert (cleared.name, cleared.phone) == ("Grace", "")
+
+
+async def test_an_update_without_a_mask_changes_all_fields_that_are_not_empty(
+    ada: Client, made: customer_pb2.Customer
+) -> None:
+    changed = await update(ada, phone="+12025550123")
+    assert (changed.name, changed.phone, changed.email) == (made.name, "+12025550123", made.email)
+
+
+async def test_a_customer_is_updated_once_for_their_key(ada: Client) -> None:
+    key = new_key()
+    first = await update(ada, name="Grace", key=key)
+    await update(ada, name="Joan")
+    assert await update(ada, name="Grace", key=key) == first
+    assert (await read(ada)).name == "Joan"
+    assert (await refused(update(ada, name="Mary", key=key))).reason == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_an_update_with_an_older_etag_is_refused(ada: Client, made: customer_pb2.Customer) -> None:
+    changed = await update(ada, name="Grace", etag=made.etag)
+    for etag in (made.etag, "nonsense"):
+        error = await refused(update(ada, name="Joan", etag=etag))
+        assert (error.code.name, error.reason) == ("ABORTED", "ETAG_MISMATCH")
+    assert await read(ada) == changed
+
+
+async def test_of_updates_at_once_with_one_etag_one_succeeds(ada: Client, made: customer_pb2.Customer) -> None:
+    outcomes = await asyncio.gather(
+        *(update(ada, name=f"Ada {number}", etag=made.etag) for number in range(6)), return_exceptions=True
+    )
+    assert sorted(getattr(each, "reason", "updated") for each in outcomes) == ["ETAG_MISMATCH"] * 5 + ["updated"]
+
+
+async def test_an_update_to_the_same_values_changes_nothing(
+    ada: Client, made: customer_pb2.Customer, database: asyncpg.Connection
+) -> None:
+    assert await update(ada, name=made.name, phone=made.phone, email=made.email) == made
+    counted = "SELECT count(*) FROM mesh.outbox WHERE aggregate_id = $1::text::uuid"
+    assert await database.fetchval(counted, made.id) == 1
+
+
+async def test_an_update_publishes_an_event_without_personal_data(
+    ada: Client, made: customer_pb2.Customer, database: asyncpg.Connection
+) -> None:
+    changed = await update(ada, name="Grace", email=f"{uuid4()}@example.com", phone="+12025550123")
+    row = await database.fetchrow(
+        "SELECT type, payload FROM mesh.outbox WHERE aggregate_id = $1::text::uuid AND sequence = 2", made.id
+    )
+    assert row is not None
+    assert row["type"] == "commerce.customer.updated"
+    assert events_pb2.CustomerUpdated.FromString(row["payload"]) == events_pb2.CustomerUpdated(
+        customer_id=made.id, update_time=changed.update_time, etag="2"
+    )
+
+
+async def test_a_changed_email_address_signs_in_and_frees_the_old_one(
+    client: Client, ada: Client, made: customer_pb2.Customer
+) -> None:
+    email = f"{uuid4()}@example.com"
+    assert (await update(ada, email=email)).email == email
+    assert await sign_in(client, email) == made.id
+    assert (await refused(sign_in(client, made.email))).reason == "CREDENTIALS_INVALID"
+    successor = await sign_up(client, email=made.email)
+    assert await sign_in(client, made.email) == successor.id
+
+
+async def test_a_customer_may_change_the_case_of_their_own_email_address(
+    client: Client, ada: Client, made: customer_pb2.Customer
+) -> None:
+    assert (await update(ada, email=made.email.upper())).email == made.email.upper()
+    assert await sign_in(client, made.email) == made.id
+
+
+async def test_an_email_address_of_another_customer_is_refused_in_any_case(
+    client: Client, ada: Client, made: customer_pb2.Customer
+) -> None:
+    other = await sign_up(client)
+    for email in (other.email, other.email.upper()):
+        error = await refused(update(ada, email=email, name="Grace"))
+        assert (error.code.name, error.reason) == ("ALREADY_EXISTS", "EMAIL_TAKEN")
+        assert other.email.lower() not in (error.message + str(error.metadata)).lower()
+    assert await read(ada) == made
+
+
+async def test_updates_and_sign_ups_at_once_give_an_email_address_once_and_no_error_in_the_log(
+    client: Client, keys: Keys, servers: Servers, database: asyncpg.Connection
+) -> None:
+    people = [await sign_up(client) for _ in range(6)]
+    for _ in range(4):
+        email = f"{uuid4()}@example.com"
+        updates = [
+            update(client.as_(keys.token("customer", UUID(each.id))), email=spelled)
+            for each, spelled in zip(people, (email, email.upper()) * 3, strict=True)
+        ]
+        outcomes = await asyncio.gather(*updates, sign_up(client, email=email), return_exceptions=True)
+        assert sorted(getattr(each, "reason", "given") for each in outcomes) == ["EMAIL_TAKEN"] * 6 + ["given"]
+        assert await database.fetchval("SELECT count(*) FROM customers WHERE lower(email) = $1", email) == 1
+        with pytest.raises(asyncpg.InvalidTextRepresentationError):
+            await database.execute(f"SELECT 'control-{email}'::int")
+        said = (servers.supervisor.logs / "postgres.log").read_text().lower()
+        assert f"control-{email}" in said
+        assert email not in said.replace(f"control-{email}", "")
+        assert "customers_email" not in said
+
+
+async def test_only_the_customer_and_staff_update_them(
+    client: Client, keys: Keys, ada: Client, made: customer_pb2.Customer
+) -> None:
+    stranger, staff = (client.as_(keys.token(role, uuid4())) for role in ("customer", "staff"))
+    for refusal in (
+        update(stranger, named=made.id, name="Mallory"),
+        update(stranger, name="Mallory"),
+        update(staff, name="Mallory"),
+        update(staff, named=str(uuid4()), name="Mallory"),
+    ):
+        error = await refused(refusal)
+        assert (error.code.name, error.reason) == ("NOT_FOUND", "CUSTOMER_NOT_FOUND")
+    error = await refused(update(client, named=made.id, name="Mallory"))
+    assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "TOKEN_MISSING")
+    assert await read(ada) == made
+    assert (await update(staff, named=made.id, name="Grace")).name == "Grace"
+
+
+@pytest.mark.parametrize(
+    ("mask", "new", "field"),
+    [
+        (["createTime"], {}, "update_mask"),
+        (["email"], {}, "customer.email"),
+        (["name"], {}, "customer.name"),
+        ([], {"email": "not an address"}, "customer.email"),
+        ([], {"name": " "}, "customer.name"),
+        ([], {"phone": "030 123456"}, "customer.phone"),
+    ],
+)
+async def test_a_bad_update_names_the_field(ada: Client, mask: list[str], new: dict[str, str], field: str) -> None:
+    error = await refused(update(ada, mask=mask, **new))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "VALIDATION_FAILED")
+    assert [violation.field for violation in error.violations] == [field]
+
+
+async def listed(client: Client, **given: Any) -> customer_pb2.ListCustomersResponse:
+    stub = customer_pb2_grpc.CustomerServiceStub(client.channel)
+    reply: customer_pb2.ListCustomersResponse = await client(
+        stub.ListCustomers, customer_pb2.ListCustomersRequest(**given)
+    )
+    return reply
+
+
+async def test_pages_show_each_customer_once_newest_first(client: Client, keys: Keys) -> None:
+    staff = client.as_(keys.token("staff", uuid4()))
+    people = [await sign_up(client) for _ in range(5)]
+    newest_first = people[::-1]
+    first = await listed(staff, page_size=2)
+    assert list(first.customers) == newest_first[:2]
+    # One who signs up meanwhile is newer than the pages that follow.
+    await sign_up(client)
+    second = await listed(staff, page_size=3, page_token=first.next_page_token)
+    assert list(second.customers) == newest_first[2:]
+
+
+async def test_the_last_page_of_customers_has_no_token(
+    client: Client, keys: Keys, database: asyncpg.Connection
 ) -> None:
     staff = client.as_(keys.token("staff", uuid4()))
-    error = await refused(staff(stub.ListCustomers, customer_pb2.ListCustomersRequest()))
-    assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")
+    await sign_up(client)
+    seen, token, is_first = list[str](), "", True
+    while token or is_first:
+        page = await listed(staff, page_size=500, page_token=token)
+        seen += [each.id for each in page.customers]
+        token, is_first = page.next_page_token, False
+    assert seen == [str(row["id"]) for row in await database.fetch("SELECT id FROM customers ORDER BY id DESC")]
+
+
+async def test_a_customer_is_found_by_their_email_address_in_any_case(
+    client: Client, keys: Keys, made: customer_pb2.Customer
+) -> None:
+    staff = client.as_(keys.token("staff", uuid4()))
+    for spelled in (made.email, made.email.upper()):
+        page = await listed(staff, email=spelled)
+        assert (list(page.customers), page.next_page_token) == ([made], "")
+    assert await listed(staff, email=f"{uuid4()}@example.com") == customer_pb2.ListCustomersResponse()
+    error = await refused(listed(staff, email="not an address"))
+    assert [violation.field for violation in error.violations] == ["email"]
+
+
+async def test_a_page_token_of_all_customers_is_refused_with_a_filter(
+    client: Client, keys: Keys, made: customer_pb2.Customer
+) -> None:
+    staff = client.as_(keys.token("staff", uuid4()))
+    await sign_up(client)
+    token = (await listed(staff, page_size=1)).next_page_token
+    for given in ({"email": made.email, "page_token": token}, {"page_token": token + "x"}):
+        error = await refused(listed(staff, **given))
+        assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
+
+
+async def test_only_staff_lists_customers(client: Client, ada: Client, made: customer_pb2.Customer) -> None:
+    for given in ({}, {"email": made.email}):
+        error = await refused(listed(ada, **given))
+        assert (error.code.name, error.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+    assert (await refused(listed(client))).reason == "TOKEN_MISSING"

@@ -148,7 +148,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCustomers(self, request, context):
-        """Lists all customers, newest first.
+        """Lists all customers, or the one with an email address, newest first.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -157,7 +157,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCustomer(self, request, context):
-        """Updates the email address, the name or the phone number of a customer.
+        """Updates the email address, the name or the phone number of a customer. If no value differs, nothing changes.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ALREADY_EXISTS` / `EMAIL_TAKEN`; `ABORTED` /
         `ETAG_MISMATCH`.

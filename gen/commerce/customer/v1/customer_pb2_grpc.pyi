@@ -50,12 +50,12 @@ class CustomerServiceStub:
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
     """
     ListCustomers: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ListCustomersRequest, _customer_pb2.ListCustomersResponse]
-    """Lists all customers, newest first.
+    """Lists all customers, or the one with an email address, newest first.
 
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     UpdateCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.UpdateCustomerRequest, _customer_pb2.UpdateCustomerResponse]
-    """Updates the email address, the name or the phone number of a customer.
+    """Updates the email address, the name or the phone number of a customer. If no value differs, nothing changes.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ALREADY_EXISTS` / `EMAIL_TAKEN`; `ABORTED` /
     `ETAG_MISMATCH`.
@@ -150,12 +150,12 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`.
     """
     ListCustomers: _aio.UnaryUnaryMultiCallable[_customer_pb2.ListCustomersRequest, _customer_pb2.ListCustomersResponse]  # type: ignore[assignment]
-    """Lists all customers, newest first.
+    """Lists all customers, or the one with an email address, newest first.
 
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     UpdateCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.UpdateCustomerRequest, _customer_pb2.UpdateCustomerResponse]  # type: ignore[assignment]
-    """Updates the email address, the name or the phone number of a customer.
+    """Updates the email address, the name or the phone number of a customer. If no value differs, nothing changes.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ALREADY_EXISTS` / `EMAIL_TAKEN`; `ABORTED` /
     `ETAG_MISMATCH`.
@@ -265,7 +265,7 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.ListCustomersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.ListCustomersResponse, _abc.Awaitable[_customer_pb2.ListCustomersResponse]]:
-        """Lists all customers, newest first.
+        """Lists all customers, or the one with an email address, newest first.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
@@ -276,7 +276,7 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.UpdateCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.UpdateCustomerResponse, _abc.Awaitable[_customer_pb2.UpdateCustomerResponse]]:
-        """Updates the email address, the name or the phone number of a customer.
+        """Updates the email address, the name or the phone number of a customer. If no value differs, nothing changes.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ALREADY_EXISTS` / `EMAIL_TAKEN`; `ABORTED` /
         `ETAG_MISMATCH`.
