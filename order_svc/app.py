@@ -42,6 +42,10 @@ class Settings(ServiceSettings):
     """How often orders past their deadline are looked for."""
     cancelling_timeout: float = Field(default=300.0, gt=0)
     """Seconds that an order may be cancelling before the payment service is asked again; after twice that it was."""
+    draft_lifetime: float = Field(default=30 * 86_400.0, gt=0)
+    """Seconds after its last change after which a draft is cancelled."""
+    draft_sweep_seconds: float = Field(default=60.0, gt=0)
+    """The time between two sweeps for expired drafts."""
 
 
 def build(settings: Settings) -> Service:
@@ -72,6 +76,7 @@ def build(settings: Settings) -> Service:
     fulfilment = Fulfilment(units, orders)
     payments = Payments(units, orders)
     holds = Holds(units, orders)
+    lifetime = timedelta(seconds=settings.draft_lifetime)
     timeout = timedelta(seconds=settings.cancelling_timeout)
 
     return Service(
@@ -85,6 +90,9 @@ def build(settings: Settings) -> Service:
             *housekeeping(database),
             Periodic("payment deadlines", settings.deadline_sweep_seconds, cancellation.cancel_overdue),
             Periodic("cancellations", timeout.total_seconds(), partial(cancellation.cancel_again, timeout)),
+            Periodic(
+                "expired drafts", settings.draft_sweep_seconds, partial(cancellation.cancel_expired_drafts, lifetime)
+            ),
             Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
             unused_holds,
             Server(

@@ -47,6 +47,7 @@ orders = sa.Table(
 sa.Index("orders_customer", orders.c.customer_id, orders.c.id)
 sa.Index("orders_overdue", orders.c.payment_deadline, postgresql_where=sa.text("status = 'PENDING'"))
 sa.Index("orders_cancelling", orders.c.update_time, postgresql_where=sa.text("status = 'CANCELLING'"))
+sa.Index("orders_drafts", orders.c.update_time, postgresql_where=sa.text("status = 'DRAFT'"))
 
 items = sa.Table(
     "order_items",
@@ -123,6 +124,17 @@ LOCK_CANCELLING = Statement(
     .with_for_update(skip_locked=True),
     name="lock cancelling orders",
 )
+LOCK_EXPIRED_DRAFTS = Statement(
+    sa.select(*ORDERS.columns)
+    .where(
+        orders.c.status == sa.literal_column("'DRAFT'"),
+        orders.c.update_time < sa.func.now() - sa.bindparam("lifetime", type_=sa.Interval),
+    )
+    .order_by(orders.c.update_time)
+    .limit(_most)
+    .with_for_update(skip_locked=True),
+    name="lock expired drafts",
+)
 READ_STATUSES = Statement(
     sa.select(orders.c.id, orders.c.status).where(orders.c.id == sa.any_(_ids)), name="read order statuses"
 )
@@ -193,6 +205,11 @@ class OrderStore:
     async def load_cancelling(self, work: UnitOfWork, timeout: timedelta, most: int) -> list[Order]:
         """Lock orders that are cancelling and unchanged for `timeout`, except those locked by another process."""
         rows = await work.transaction.fetch(LOCK_CANCELLING, timeout=timeout, most=most)
+        return await _with_items(work.transaction, rows)
+
+    async def load_expired_drafts(self, work: UnitOfWork, lifetime: timedelta, most: int) -> list[Order]:
+        """Lock drafts that are unchanged for `lifetime`, except those locked by another process."""
+        rows = await work.transaction.fetch(LOCK_EXPIRED_DRAFTS, lifetime=lifetime, most=most)
         return await _with_items(work.transaction, rows)
 
     def save(self, work: UnitOfWork, changes: Iterable[tuple[Order, Order]]) -> None:

@@ -1,4 +1,4 @@
-"""Cancelling orders: on request, when they are not paid in time, and once more when no answer comes."""
+"""Cancelling orders: on request, when they are not paid in time, when drafts expire, and again when no answer comes."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ class Cancellation:
             overdue = await self._orders.load_overdue(work, most)
             await self._save(work, overdue, [order.cancel(CancelReason.PAYMENT_TIMEOUT, "", now) for order in overdue])
         return len(overdue) == most
+
+    async def cancel_expired_drafts(self, lifetime: timedelta, *, most: int = 256) -> bool:
+        """Cancel drafts that are unchanged for `lifetime`. Returns whether there may be more."""
+        now = self._units.now()
+        async with self._units.begin() as work:
+            expired = await self._orders.load_expired_drafts(work, lifetime, most)
+            await self._save(work, expired, [order.cancel(CancelReason.DRAFT_EXPIRED, "", now) for order in expired])
+        return len(expired) == most
 
     async def cancel_again(self, timeout: timedelta, *, most: int = 256) -> bool:
         """Ask the payment service again about orders that are CANCELLING for `timeout`. Returns as `cancel_overdue`.

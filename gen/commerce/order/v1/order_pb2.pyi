@@ -31,7 +31,9 @@ class _OrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderStat
     ORDER_STATUS_UNSPECIFIED: _OrderStatus.ValueType  # 0
     """The status is not specified."""
     ORDER_STATUS_DRAFT: _OrderStatus.ValueType  # 1
-    """The customer is still editing the order. No stock is held and nothing is charged."""
+    """The customer is still editing the order. No stock is held and nothing is charged. A draft that is unchanged for
+    30 days is cancelled.
+    """
     ORDER_STATUS_PENDING: _OrderStatus.ValueType  # 2
     """The order is placed: its stock is held and its payment has begun."""
     ORDER_STATUS_CONFIRMED: _OrderStatus.ValueType  # 3
@@ -51,7 +53,9 @@ class OrderStatus(_OrderStatus, metaclass=_OrderStatusEnumTypeWrapper):
 ORDER_STATUS_UNSPECIFIED: OrderStatus.ValueType  # 0
 """The status is not specified."""
 ORDER_STATUS_DRAFT: OrderStatus.ValueType  # 1
-"""The customer is still editing the order. No stock is held and nothing is charged."""
+"""The customer is still editing the order. No stock is held and nothing is charged. A draft that is unchanged for
+30 days is cancelled.
+"""
 ORDER_STATUS_PENDING: OrderStatus.ValueType  # 2
 """The order is placed: its stock is held and its payment has begun."""
 ORDER_STATUS_CONFIRMED: OrderStatus.ValueType  # 3
@@ -82,6 +86,8 @@ class _CancelReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelRe
     """The customer cancelled the order."""
     CANCEL_REASON_STAFF_REQUEST: _CancelReason.ValueType  # 4
     """Staff cancelled the order."""
+    CANCEL_REASON_DRAFT_EXPIRED: _CancelReason.ValueType  # 5
+    """The order was a draft and was unchanged for 30 days."""
 
 class CancelReason(_CancelReason, metaclass=_CancelReasonEnumTypeWrapper):
     """CancelReason is the reason why an order was cancelled."""
@@ -96,6 +102,8 @@ CANCEL_REASON_CUSTOMER_REQUEST: CancelReason.ValueType  # 3
 """The customer cancelled the order."""
 CANCEL_REASON_STAFF_REQUEST: CancelReason.ValueType  # 4
 """Staff cancelled the order."""
+CANCEL_REASON_DRAFT_EXPIRED: CancelReason.ValueType  # 5
+"""The order was a draft and was unchanged for 30 days."""
 Global___CancelReason: _TypeAlias = CancelReason  # noqa: Y015
 
 class _HoldResolution:
