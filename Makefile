@@ -36,6 +36,7 @@ lint: setup ## Check style, format, the direction of imports, and that event typ
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.language
 	$(BIN)/python -m tests.event_types
 
 types: setup ## Check types.
