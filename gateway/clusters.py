@@ -15,8 +15,12 @@ STREAMS = "HIGH"
 """The routing priority of server streams. Envoy counts each priority of a cluster in a circuit breaker of its own."""
 
 
+UNREACHABLE = "unreachable"
+"""The cluster without endpoints. A call to it fails at once."""
+
+
 def clusters(config: EdgeConfig) -> list[dict[str, Any]]:
-    """A cluster for each service, and one for reflection unless it is off."""
+    """A cluster for each service, one for reflection unless it is off, and `UNREACHABLE`."""
     limits = config.limits
     found = [
         _cluster(
@@ -33,7 +37,16 @@ def clusters(config: EdgeConfig) -> list[dict[str, Any]]:
         thresholds = [_threshold(limits.reflection_streams)]
         certificates = list(config.upstreams)
         found.append(_cluster(REFLECTION, everywhere, config.tls, certificates=certificates, thresholds=thresholds))
+    found.append({"name": UNREACHABLE, "type": "STATIC", "typed_extension_protocol_options": _HTTP2})
     return found
+
+
+_HTTP2 = {
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+}
 
 
 def _cluster(

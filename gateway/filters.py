@@ -1,7 +1,7 @@
 """The HTTP filters of the edge. A request passes them in this order, its response in the opposite order.
 
     client → gRPC-Web → content type → CORS → compression → rate per address → header limit → identification
-           → rate per client → authorization → script → body limit → transcoder → router
+           → rate per client → authorization → script → body limit → transcoder → abort → router
 
 The filters before the body limit decide by the headers, so the edge buffers no body of a request that they refuse
 (ADR-0033).
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.clusters import UNREACHABLE
 from gateway.config import EdgeConfig, Limits
 from gateway.contracts import methods
 from gateway.errors import CLIENT, HEADER_LIMIT
@@ -44,6 +45,9 @@ Counted = Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]
 """What a rate limit counts: pairs of the actions that produce a descriptor and the entries of that descriptor."""
 
 _TYPES = "type.googleapis.com/envoy.extensions.filters.http"
+_MATCHER = "type.googleapis.com/envoy.type.matcher.v3"
+_MATCHING = "type.googleapis.com/envoy.extensions.common.matching.v3"
+_SKIP = "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter"
 
 
 def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
@@ -63,6 +67,7 @@ def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
     yield _filter("lua", "lua.v3.Lua", **lua_settings())
     yield _filter("buffer", "buffer.v3.Buffer", max_request_bytes=config.limits.body_bytes)
     yield _transcoder(descriptors)
+    yield _abort()
     yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
 
 
@@ -118,6 +123,32 @@ NO_BODY_LIMIT = _without("envoy.filters.http.buffer")
 NO_COMPRESSION = {**_without(_BROTLI), **_without(_GZIP)}
 """For a route whose response must not wait for more data, or has no body."""
 
+_ABORT = "mesh.abort"
+_SKIPPED_IF_OK = {
+    "matcher_list": {
+        "matchers": [
+            {
+                "predicate": {
+                    "single_predicate": {
+                        "input": {
+                            "name": "status",
+                            "typed_config": {
+                                "@type": f"{_MATCHER}.HttpResponseTrailerMatchInput",
+                                "header_name": "grpc-status",
+                            },
+                        },
+                        "value_match": {"exact": "0"},
+                    }
+                },
+                "on_match": {"action": {"name": "skip", "typed_config": {"@type": _SKIP}}},
+            }
+        ]
+    }
+}
+
+ABORT_ON_ERROR = {_ABORT: {"@type": f"{_MATCHING}.ExtensionWithMatcherPerRoute", "xds_matcher": _SKIPPED_IF_OK}}
+"""For a route of JSON clients to a stream: an error after the first message aborts the response (ADR-0038)."""
+
 NO_RATE_LIMIT = {**_without(RATE_OF_ADDRESS), **_without(RATE_OF_CLIENT)}
 """For a route: nobody comes too often."""
 
@@ -149,6 +180,30 @@ def _transcoder(descriptors: Path) -> dict[str, Any]:
         # Of a list of 500 orders with 100 items each.
         max_response_body_size=32 * 1024 * 1024,
     )
+
+
+def _abort() -> dict[str, Any]:
+    """Abort a response if its trailers contain an error. It is off except on routes with `ABORT_ON_ERROR`.
+
+    JSON clients get no trailers, and the transcoder ends the response of a failed stream normally. This external
+    processor of trailers cannot be reached, so that Envoy itself fails the call: once the headers are sent, it resets
+    the response.
+    """
+    skipped = dict.fromkeys(("request_header_mode", "response_header_mode", "request_trailer_mode"), "SKIP")
+    processor = {
+        "@type": f"{_TYPES}.ext_proc.v3.ExternalProcessor",
+        "grpc_service": {"envoy_grpc": {"cluster_name": UNREACHABLE}},
+        "processing_mode": {**skipped, "response_trailer_mode": "SEND"},
+    }
+    return {
+        "name": _ABORT,
+        "disabled": True,
+        "typed_config": {
+            "@type": f"{_MATCHING}.ExtensionWithMatcher",
+            "extension_config": {"name": "envoy.filters.http.ext_proc", "typed_config": processor},
+            "xds_matcher": _SKIPPED_IF_OK,
+        },
+    }
 
 
 def _compressor(name: str, library: str, **settings: Any) -> dict[str, Any]:

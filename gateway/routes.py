@@ -18,6 +18,7 @@ from gateway.config import EdgeConfig, Limits
 from gateway.contracts import PATH_VARIABLE, Method, methods
 from gateway.errors import OPTIONS, WRONG_VERB, allow_origin
 from gateway.filters import (
+    ABORT_ON_ERROR,
     CLIENT_ADDRESS,
     NO_BODY_LIMIT,
     NO_COMPRESSION,
@@ -86,12 +87,17 @@ def route_table(config: EdgeConfig) -> dict[str, Any]:
 
 def _of_json(method: Method, limits: Limits) -> dict[str, Any]:
     """The route for JSON clients whose requests have no query: it runs no script before the call."""
-    return _json_route(method, limits, [_verb(method.verb), _SPEAKS_JSON, _HAS_NO_QUERY])
+    route = _json_route(method, limits, [_verb(method.verb), _SPEAKS_JSON, _HAS_NO_QUERY])
+    if method.is_stream:
+        route["typed_per_filter_config"] |= ABORT_ON_ERROR
+    return route
 
 
 def _of_json_with_query(method: Method, limits: Limits) -> dict[str, Any]:
     route = _json_route(method, limits, [_verb(method.verb), _SPEAKS_JSON, _HAS_QUERY])
     route["typed_per_filter_config"] |= WITH_QUERY
+    if method.is_stream:
+        route["typed_per_filter_config"] |= ABORT_ON_ERROR
     return route
 
 
