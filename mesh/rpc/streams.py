@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import grpc
+
 from mesh.errors import ResourceExhausted, Unauthenticated, Unavailable
 from mesh.rpc.call import ANYBODY, Kind
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.rpc.call import Call
-    from mesh.rpc.chain import Handler, Incoming
+    from mesh.rpc.chain import Context, Handler, Incoming
 
 StreamServicer = Callable[[Any, "Call"], AsyncGenerator["Message", None]]
 """A server-streaming method of an `rpc.py`: takes a request and its call, and yields messages."""
@@ -104,13 +106,34 @@ def sending(servicer: StreamServicer) -> Handler:
     """The last link: send each message that the servicer yields. The generator is closed before the call ends."""
 
     async def send_each(incoming: Incoming) -> bytes:
-        write = incoming.context.write
+        context = incoming.context
+        is_begun = False
         async with aclosing(servicer(incoming.request, incoming.call())) as messages:
             async for message in messages:
-                await write(message.SerializeToString())
+                try:
+                    if not is_begun:
+                        await _begin(context)
+                        is_begun = True
+                    await context.write(message.SerializeToString())
+                except grpc.aio.InternalError:
+                    # The client is gone, and gRPC has not cancelled the call yet.
+                    raise asyncio.CancelledError from None
         return b""
 
     return send_each
+
+
+async def _begin(context: Context) -> None:
+    """Send the headers, even if the call is cancelled meanwhile.
+
+    gRPC records that they are sent when it has sent them. Otherwise it sends them again with the status, which fails.
+    """
+    headers = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(headers)
+    except asyncio.CancelledError:
+        await asyncio.gather(headers, return_exceptions=True)
+        raise
 
 
 def _name_for_bounds(incoming: Incoming) -> str:

@@ -229,7 +229,9 @@ class Flood:
         return sent == self.sent > 0
 
 
-async def test_stream_is_closed_when_its_client_is_gone_while_it_sends(keys: Keys) -> None:
+async def test_stream_is_closed_when_its_client_is_gone_while_it_sends(
+    keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
     flood = Flood()
     async with streaming(keys, flood.watch) as server, client_of(server, keys) as client:
         stream = watching(client, method="WatchPublicNumbers")
@@ -237,6 +239,7 @@ async def test_stream_is_closed_when_its_client_is_gone_while_it_sends(keys: Key
         stream.cancel()
         await closed(server)
     assert flood.closed == 1
+    assert "fault" not in capsys.readouterr().out
 
 
 async def test_stream_whose_client_does_not_read_ends_with_the_drain_of_its_server(keys: Keys) -> None:
@@ -279,6 +282,23 @@ async def test_streams_of_a_draining_server_end_as_unavailable_with_a_delay(keys
         await asyncio.wait_for(stopping, 60)
     assert [(error.code.name, error.retry_after) for error in errors] == [("UNAVAILABLE", 1.0)] * 3
     assert (numbers.closed, server.streams.count) == (3, 0)
+
+
+async def test_stream_that_is_drained_with_its_first_message_on_the_way_has_the_status(
+    keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC would send the headers again with the status, which fails."""
+    server: Server
+
+    async def watch(_: Any, __: Call) -> AsyncGenerator[Any, None]:
+        server.streams.drain()
+        yield Response(number=1)
+
+    for _ in range(20):
+        async with streaming(keys, watch) as server, client_of(server, keys) as client:
+            error = await error_of(watching(client, method="WatchPublicNumbers"))
+            assert error.code.name == "UNAVAILABLE"
+    assert caplog.records == []
 
 
 async def test_stream_ends_as_unauthenticated_when_its_token_expires(keys: Keys) -> None:
