@@ -52,9 +52,7 @@ class Addresses:
         async with self._units.database.reading() as reading:
             await self._customers.read(reading, customer_id)
             found = await self._customers.list_addresses(reading, customer_id, before=before, most=size + 1)
-        if len(found) <= size:
-            return found, ""
-        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+        return self._pages.page(scope, found, size, lambda address: [str(address.id)])
 
     async def delete_address(self, change: Change[None], named: UUID | None, address_id: UUID) -> Reply[None]:
         """Delete an address. Raises CustomerNotFound or AddressNotFound."""

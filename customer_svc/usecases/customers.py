@@ -105,9 +105,7 @@ class Customers:
             if email:
                 return await self._customers.list_by_email(reading, email), ""
             found = await self._customers.list_customers(reading, before=before, most=size + 1)
-        if len(found) <= size:
-            return found, ""
-        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+        return self._pages.page(scope, found, size, lambda customer: [str(customer.id)])
 
     async def get_customer(self, caller: Caller, named: UUID | None) -> Customer:
         """One customer; the caller when none is named. Raises CustomerNotFound."""

@@ -98,9 +98,7 @@ class PaymentMethods:
         async with self._units.database.reading() as reading:
             await self._customers.read(reading, customer_id)
             found = await self._customers.list_payment_methods(reading, customer_id, before=before, most=size + 1)
-        if len(found) <= size:
-            return found, ""
-        return found[:size], self._pages.token(scope, [str(found[size - 1].id)])
+        return self._pages.page(scope, found, size, lambda method: [str(method.id)])
 
     async def resolve(self, queries: Sequence[PaymentMethodQuery]) -> list[PaymentMethodSecret | MeshError]:
         """The payment method of each query, one result each, with one statement for all.
