@@ -109,6 +109,14 @@ async def test_an_address_is_kept_with_all_its_fields(ada: Client, customer: str
     assert await addresses_of(ada) == [sparse, made]
 
 
+async def test_an_address_of_another_revision_of_the_format_is_refused(ada: Client) -> None:
+    error = await refused(add(ada, postal(revision=1)))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "VALIDATION_FAILED")
+    assert [violation.field for violation in error.violations] == ["postal_address"]
+    assert "revision" in error.violations[0].description
+    assert await addresses_of(ada) == []
+
+
 async def test_an_address_is_added_once_for_its_key(ada: Client) -> None:
     key = new_key()
     made = await asyncio.gather(*(add(ada, key=key) for _ in range(5)))
