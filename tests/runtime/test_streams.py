@@ -18,6 +18,7 @@ from mesh.rpc.call import Call
 from mesh.rpc.chain import ShapeMismatch
 from mesh.rpc.server import Server
 from stack import pki
+from tests.census import Census
 from tests.runtime.served import client_of, settings
 from tests.runtime.watching import PACKAGE, SERVICE, Response, streaming, watching
 from tests.services import Keys, eventually
@@ -397,3 +398,48 @@ async def test_server_does_not_start_when_a_handler_has_not_the_shape_of_its_met
 async def test_server_does_not_start_with_a_method_that_no_chain_handles(keys: Keys, service: str, text: str) -> None:
     with pytest.raises(ShapeMismatch, match=text):
         Server(settings(keys), {f"{PACKAGE}.{service}": object()}, checks=())
+
+
+async def test_ten_thousand_connects_of_streams_leave_nothing_behind(keys: Keys) -> None:
+    """A third ends normally, a third fails in the middle, and of a third the client is gone."""
+    ended = 0
+
+    async def watch(request: Any, _: Call) -> AsyncGenerator[Any, None]:
+        nonlocal ended
+        try:
+            yield Response(number=1)
+            if request.topic == "fails":
+                raise NotFound("there is none", reason="ORDER_NOT_FOUND")
+            if request.topic == "stays":
+                await asyncio.Event().wait()
+        finally:
+            ended += 1
+
+    token = keys.token("customer", uuid4())
+    async with (
+        streaming(keys, watch, max_streams_per_caller=100) as server,
+        client_of(server, keys) as client,
+    ):
+
+        async def connect(kind: str) -> None:
+            stream = watching(client, token, topic=kind)
+            assert (await stream.read()).number == 1
+            if kind == "stays":
+                stream.cancel()
+            elif kind == "fails":
+                assert (await error_of(stream)).reason == "ORDER_NOT_FOUND"
+            else:
+                assert await stream.read() is grpc.aio.EOF
+
+        async def connects(count: int) -> None:
+            kinds = itertools.cycle(("ends", "fails", "stays"))
+            for _ in range(count // 20):
+                await asyncio.gather(*(connect(next(kinds)) for _ in range(20)))
+                await closed(server)
+
+        await connects(200)
+        before, tasks = Census.taken(), len(asyncio.all_tasks())
+        await connects(10_000)
+        assert (ended, server.streams.count) == (10_200, 0)
+        assert len(asyncio.all_tasks()) == tasks
+        assert Census.taken().grown_since(before, by=1_000) == {}
