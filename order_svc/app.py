@@ -44,6 +44,8 @@ class Settings(ServiceSettings):
     """Seconds that an order may be cancelling before the payment service is asked again; after twice that it was."""
     draft_lifetime: float = Field(default=30 * 86_400.0, gt=0)
     """Seconds after its last change after which a draft is cancelled."""
+    placing_timeout: float = Field(default=86_400.0, gt=0)
+    """Seconds after which a draft is cancelled whose placing began and was neither finished nor refused."""
     draft_sweep_seconds: float = Field(default=60.0, gt=0)
     """The time between two sweeps for expired drafts."""
 
@@ -76,6 +78,7 @@ def build(settings: Settings) -> Service:
     fulfilment = Fulfilment(units, orders)
     payments = Payments(units, orders)
     holds = Holds(units, orders)
+    unfinished = timedelta(seconds=settings.placing_timeout)
     lifetime = timedelta(seconds=settings.draft_lifetime)
     timeout = timedelta(seconds=settings.cancelling_timeout)
 
@@ -92,6 +95,9 @@ def build(settings: Settings) -> Service:
             Periodic("cancellations", timeout.total_seconds(), partial(cancellation.cancel_again, timeout)),
             Periodic(
                 "expired drafts", settings.draft_sweep_seconds, partial(cancellation.cancel_expired_drafts, lifetime)
+            ),
+            Periodic(
+                "unfinished placings", settings.draft_sweep_seconds, partial(cancellation.cancel_unfinished, unfinished)
             ),
             Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
             unused_holds,

@@ -1,9 +1,12 @@
 """Orders and the only ways in which they change.
 
-      cancel, 30 days
-    DRAFT ──────────▶ CANCELLED
-
-            place                     captured
+              cancel, 30 days
+    DRAFT ───────────────────────▶ CANCELLED
+     │ ▲ refused                       ▲
+     ▼ │            cancel, 1 day      │
+    PLACING ───────────────────────────┘
+     │ placed
+     ▼      place                     captured
     (none) ──────▶ PENDING ────────────────────────▶ CONFIRMED ─▶ SHIPPED ─▶ DELIVERED
                     │  │ declined                       │ cancel
                     │  └──────────────▶ CANCELLED       ▼
@@ -67,10 +70,20 @@ class OrderState(FailedPrecondition):
     reason = "ORDER_STATE"
 
     def __init__(self, order_id: UUID, status: Status, cause: Cause) -> None:
+        public = Status.DRAFT if status is Status.PLACING else status
         super().__init__(
             f"order {order_id} is {status}: {cause} is not possible",
-            metadata={"orderId": str(order_id), "status": f"ORDER_STATUS_{status}"},
+            metadata={"orderId": str(order_id), "status": f"ORDER_STATUS_{public}"},
         )
+
+
+class OrderEmpty(FailedPrecondition):
+    """The draft has no items."""
+
+    reason = "ORDER_EMPTY"
+
+    def __init__(self, order_id: UUID) -> None:
+        super().__init__(f"order {order_id} has no items", metadata={"orderId": str(order_id)})
 
 
 class EtagMismatch(Aborted):
@@ -124,6 +137,8 @@ class Status(StrEnum):
     """Where an order is in its life."""
 
     DRAFT = "DRAFT"
+    PLACING = "PLACING"
+    """A draft whose placing has begun: its stock may be held, so its items stay as they are. Callers see a draft."""
     PENDING = "PENDING"
     CONFIRMED = "CONFIRMED"
     SHIPPED = "SHIPPED"
@@ -148,6 +163,9 @@ class Cause(StrEnum):
     """What moves an order."""
 
     EDIT = "edit"
+    PLACE = "place"
+    PLACED = "placed"
+    REFUSED = "placing refused"
     CANCEL = "cancel"
     SHIP = "ship"
     DELIVER = "deliver"
@@ -160,6 +178,10 @@ class Cause(StrEnum):
 TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
     (Status.DRAFT, Cause.EDIT): Status.DRAFT,
     (Status.DRAFT, Cause.CANCEL): Status.CANCELLED,
+    (Status.DRAFT, Cause.PLACE): Status.PLACING,
+    (Status.PLACING, Cause.PLACED): Status.PENDING,
+    (Status.PLACING, Cause.REFUSED): Status.DRAFT,
+    (Status.PLACING, Cause.CANCEL): Status.CANCELLED,
     (Status.PENDING, Cause.CAPTURED): Status.CONFIRMED,
     (Status.PENDING, Cause.DECLINED): Status.CANCELLED,
     (Status.PENDING, Cause.CANCEL): Status.CANCELLING,
@@ -175,6 +197,7 @@ TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
 UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
     {
         # Asked for again.
+        (Status.PLACING, Cause.PLACE),
         (Status.CANCELLING, Cause.CANCEL),
         (Status.CANCELLED, Cause.CANCEL),
         # A late capture: the payment service has been told to cancel, and refunds it.
@@ -315,6 +338,33 @@ class Order:
     def _require_item(self, item_id: UUID) -> None:
         if all(item.id != item_id for item in self.items):
             raise ItemNotFound(self.id, item_id)
+
+    def begin_placing(self, etag: str, now: datetime) -> Order:
+        """The draft, no longer to be edited; the draft itself when its placing has begun already.
+
+        The etag of the draft before that is accepted then, so that a retry need not read it. Raises EtagMismatch,
+        OrderState unless it is a draft, or OrderEmpty.
+        """
+        if not (self.status is Status.PLACING and etag == str(self.version - 1)):
+            self.require_etag(etag)
+        placing = self.moved(Cause.PLACE, now)
+        if not self.items:
+            raise OrderEmpty(self.id)
+        return placing
+
+    def placed_as(self, order: Order) -> Order:
+        """This draft, placed with the items, prices and payment of `order`. Raises OrderState unless it is placing."""
+        return self.moved(
+            Cause.PLACED,
+            order.order_date,
+            # In the order in which they are read.
+            items=tuple(sorted(order.items)),
+            total=order.total,
+            currency=order.currency,
+            payment_method_id=order.payment_method_id,
+            order_date=order.order_date,
+            payment_deadline=order.payment_deadline,
+        )
 
     def with_items(self, items: Sequence[Item], currency: str) -> Order:
         """This draft with these items. Raises InvalidArgument when it has too many, or too much."""
@@ -521,8 +571,9 @@ class HoldDecision(StrEnum):
 
 
 HOLD_DECISIONS: Mapping[Status, HoldDecision] = {
-    # A draft holds nothing.
-    Status.DRAFT: HoldDecision.RELEASE,
+    # A draft may be placed at any time, and would adopt the hold of an attempt that failed. Cancelling it releases it.
+    Status.DRAFT: HoldDecision.KEEP,
+    Status.PLACING: HoldDecision.KEEP,
     Status.PENDING: HoldDecision.KEEP,
     Status.CANCELLING: HoldDecision.KEEP,
     Status.CONFIRMED: HoldDecision.COMMIT,

@@ -90,6 +90,12 @@ class OrderService:
             change, parse_id(request.order_id), item_id=parse_id(request.item_id), etag=request.etag
         )
 
+    async def PlaceOrder(self, request: order.PlaceOrderRequest, call: Call) -> Reply[Order]:
+        change: Change[Order] = Change(call, lambda placed: order.PlaceOrderResponse(order=wire.order(placed)))
+        return await self._placement.place_draft(
+            change, parse_id(request.order_id), uuid_or_none(request.payment_method_id), etag=request.etag
+        )
+
     async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda cancelling: order.CancelOrderResponse(order=wire.order(cancelling)))
         return await self._cancellation.cancel_order(

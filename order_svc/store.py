@@ -12,9 +12,9 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mesh.db.columns import AMOUNT, TIME
-from mesh.db.database import BulkInsert, Row, Statement, Transaction
+from mesh.db.database import BulkInsert, Row, Statement, Transaction, unnested
 from mesh.db.recent import Recent
-from mesh.db.rows import Rows, Versions
+from mesh.db.rows import UUIDS, Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from order_svc.domain import HoldLost, Item, Order, OrderNotFound, Shipment, Status
 
@@ -40,7 +40,7 @@ orders = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.CheckConstraint("total >= 0", name="total_not_negative"),
     sa.CheckConstraint(
-        "status IN ('DRAFT', 'CANCELLED') OR (payment_deadline IS NOT NULL AND currency <> '')",
+        "status IN ('DRAFT', 'PLACING', 'CANCELLED') OR (payment_deadline IS NOT NULL AND currency <> '')",
         name="complete_unless_draft",
     ),
 )
@@ -48,6 +48,7 @@ sa.Index("orders_customer", orders.c.customer_id, orders.c.id)
 sa.Index("orders_overdue", orders.c.payment_deadline, postgresql_where=sa.text("status = 'PENDING'"))
 sa.Index("orders_cancelling", orders.c.update_time, postgresql_where=sa.text("status = 'CANCELLING'"))
 sa.Index("orders_drafts", orders.c.update_time, postgresql_where=sa.text("status = 'DRAFT'"))
+sa.Index("orders_placing", orders.c.update_time, postgresql_where=sa.text("status = 'PLACING'"))
 
 items = sa.Table(
     "order_items",
@@ -86,14 +87,23 @@ ADD_ORDERS = ORDERS.insertion(refusals={"orders_pkey": HoldLost})
 ADD_ITEMS = BulkInsert(items.c.order_id, *ITEMS.columns)
 ABANDON = ORDERS.insertion(skip_existing=True, name="abandon orders")
 ADD_SHIPMENTS = BulkInsert(shipments.c.order_id, *SHIPMENTS.columns)
-_item = (items.c.order_id == sa.bindparam("order", type_=sa.Uuid), items.c.id == sa.bindparam("item", type_=sa.Uuid))
-CHANGE_ITEM = Statement(
-    sa.update(items)
-    .where(*_item)
-    .values({name: sa.bindparam(f"new_{name}", type_=items.c[name].type) for name in ITEMS_MUTABLE}),
-    name="change an item",
+_changed = unnested(
+    {"order_ids": ("order_id", sa.Uuid), "item_ids": ("id", sa.Uuid)}
+    | {f"new_{name}": (name, items.c[name].type) for name in ITEMS_MUTABLE}
 )
-REMOVE_ITEM = Statement(sa.delete(items).where(*_item), name="remove an item")
+CHANGE_ITEMS = Statement(
+    sa.update(items)
+    .where(items.c.order_id == _changed.c.order_id, items.c.id == _changed.c.id)
+    .values({name: _changed.c[name] for name in ITEMS_MUTABLE}),
+    name="change items",
+)
+REMOVE_ITEMS = Statement(
+    sa.delete(items).where(
+        items.c.order_id == sa.bindparam("order", type_=sa.Uuid),
+        items.c.id == sa.any_(sa.bindparam("item_ids", type_=UUIDS)),
+    ),
+    name="remove items",
+)
 DELIVER = Statement(
     sa.update(shipments)
     .where(shipments.c.order_id == sa.bindparam("id", type_=sa.Uuid))
@@ -135,6 +145,17 @@ LOCK_EXPIRED_DRAFTS = Statement(
     .with_for_update(skip_locked=True),
     name="lock expired drafts",
 )
+LOCK_UNFINISHED = Statement(
+    sa.select(*ORDERS.columns)
+    .where(
+        orders.c.status == sa.literal_column("'PLACING'"),
+        orders.c.update_time < sa.func.now() - sa.bindparam("timeout", type_=sa.Interval),
+    )
+    .order_by(orders.c.update_time)
+    .limit(_most)
+    .with_for_update(skip_locked=True),
+    name="lock unfinished placings",
+)
 READ_STATUSES = Statement(
     sa.select(orders.c.id, orders.c.status).where(orders.c.id == sa.any_(_ids)), name="read order statuses"
 )
@@ -148,6 +169,11 @@ READ_NEWEST_ITEMS = Statement(
     name="read newest items",
 )
 NEW_VERSIONS = Versions(ORDERS, ["status", "payment_id", "cancel_reason", "cancel_note", "update_time"])
+PLACE_DRAFTS = Versions(
+    ORDERS,
+    ["status", "total", "currency", "payment_method_id", "order_date", "payment_deadline", "update_time"],
+    name="place drafts",
+)
 NEW_DRAFTS = Versions(ORDERS, ["total", "currency", "update_time"], name="write drafts")
 
 
@@ -157,6 +183,7 @@ def _list(filters: frozenset[str]) -> Statement:
     conditions = {
         "customer_id": orders.c.customer_id == sa.bindparam("customer_id", type_=sa.Uuid),
         "status": orders.c.status == sa.bindparam("status", type_=sa.String),
+        "draft": orders.c.status.in_([sa.literal_column("'DRAFT'"), sa.literal_column("'PLACING'")]),
         "before": orders.c.id < sa.bindparam("before", type_=sa.Uuid),
     }
     return Statement(
@@ -212,6 +239,11 @@ class OrderStore:
         rows = await work.transaction.fetch(LOCK_EXPIRED_DRAFTS, lifetime=lifetime, most=most)
         return await _with_items(work.transaction, rows)
 
+    async def load_unfinished(self, work: UnitOfWork, timeout: timedelta, most: int) -> list[Order]:
+        """Lock drafts whose placing began before `timeout`, except those locked by another process."""
+        rows = await work.transaction.fetch(LOCK_UNFINISHED, timeout=timeout, most=most)
+        return await _with_items(work.transaction, rows)
+
     def save(self, work: UnitOfWork, changes: Iterable[tuple[Order, Order]]) -> None:
         """Write new versions of orders, of each (as it was loaded, as it is now).
 
@@ -237,15 +269,17 @@ class OrderStore:
         The transaction fails with StaleWrite as that of `save`.
         """
         NEW_DRAFTS.write(work.transaction, [(known, new)])
-        before, after = ({item.id: item for item in order.items} for order in (known, new))
-        for item_id in before.keys() - after.keys():
-            work.transaction.write(REMOVE_ITEM, order=new.id, item=item_id)
-        for item_id in before.keys() & after.keys():
-            if (item := after[item_id]) != before[item_id]:
-                values = {f"new_{name}": getattr(item, name) for name in ITEMS_MUTABLE}
-                work.transaction.write(CHANGE_ITEM, order=new.id, item=item_id, **values)
-        added = [after[item_id] for item_id in sorted(after.keys() - before.keys())]
-        work.transaction.add(ADD_ITEMS, ((new.id, *ITEMS.values(item)) for item in added))
+        _write_items(work, [(known, new)])
+
+    def place_drafts(self, work: UnitOfWork, drafts: Sequence[tuple[Order, Order]]) -> None:
+        """Write drafts that are placed, of each (as it was, as it is now); no two of the same.
+
+        The transaction fails with StaleWrite as that of `save`.
+        """
+        if drafts:
+            PLACE_DRAFTS.write(work.transaction, drafts)
+            _write_items(work, drafts)
+            work.transaction.on_commit(lambda: self._recent.put({new.id: new for _, new in drafts}))
 
     async def abandon_unknown(self, work: UnitOfWork, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
         """The statuses of orders. An id without an order becomes ABANDONED, and no order will ever have it.
@@ -279,7 +313,11 @@ class OrderStore:
             for name, value in (("customer_id", customer_id), ("status", status), ("before", before))
             if value is not None
         }
-        rows = await reading.fetch(_list(frozenset(filters)), most=most + 1, **filters)
+        names = frozenset(filters)
+        if status is Status.DRAFT:
+            del filters["status"]
+            names = frozenset({*filters, "draft"})
+        rows = await reading.fetch(_list(names), most=most + 1, **filters)
         page = rows[:most]
         lines: Sequence[Row] = []
         if page:
@@ -291,6 +329,25 @@ class OrderStore:
             page = [row for row in page if row["id"] > last]
             lines = [line for line in lines if line["order_id"] > last]
         return await _assembled(reading, page, reversed(lines)), len(page) < len(rows)
+
+
+def _write_items(work: UnitOfWork, versions: Iterable[tuple[Order, Order]]) -> None:
+    """Write the items in which two versions of each order differ."""
+    changed: list[tuple[UUID, Item]] = []
+    for known, new in versions:
+        before, after = ({item.id: item for item in order.items} for order in (known, new))
+        changed += [(new.id, item) for item in new.items if item.id in before and item != before[item.id]]
+        if removed := sorted(before.keys() - after.keys()):
+            work.transaction.write(REMOVE_ITEMS, order=new.id, item_ids=removed)
+        added = [item for item in new.items if item.id not in before]
+        work.transaction.add(ADD_ITEMS, ((new.id, *ITEMS.values(item)) for item in added))
+    if changed:
+        work.transaction.write(
+            CHANGE_ITEMS,
+            order_ids=[order_id for order_id, _ in changed],
+            item_ids=[item.id for _, item in changed],
+            **{f"new_{name}": [getattr(item, name) for _, item in changed] for name in ITEMS_MUTABLE},
+        )
 
 
 def _abandoned(order_id: UUID, now: datetime) -> Order:

@@ -25,6 +25,7 @@ STATUSES = {
     Status.CANCELLING: order_pb2.ORDER_STATUS_CANCELLING,
     Status.CANCELLED: order_pb2.ORDER_STATUS_CANCELLED,
 }
+"""The status that callers see. `Status.PLACING` is a draft to them."""
 STATUS_OF = {number: status for status, number in STATUSES.items()}
 REASONS = {
     CancelReason.PAYMENT_DECLINED: order_pb2.CANCEL_REASON_PAYMENT_DECLINED,
@@ -51,7 +52,7 @@ def order(value: Order) -> order_pb2.Order:
     message = order_pb2.Order(
         id=str(value.id),
         customer_id=str(value.customer_id),
-        status=STATUSES[value.status],
+        status=STATUSES.get(value.status, order_pb2.ORDER_STATUS_DRAFT),
         payment_method_id=str(value.payment_method_id) if value.payment_method_id else "",
         payment_id=str(value.payment_id) if value.payment_id else "",
         cancel_reason=REASONS[value.cancel_reason] if value.cancel_reason else order_pb2.CANCEL_REASON_UNSPECIFIED,

@@ -63,6 +63,18 @@ class Cancellation:
             await self._save(work, expired, [order.cancel(CancelReason.DRAFT_EXPIRED, "", now) for order in expired])
         return len(expired) == most
 
+    async def cancel_unfinished(self, timeout: timedelta, *, most: int = 256) -> bool:
+        """Cancel drafts whose placing began before `timeout` and was never finished. Returns as above.
+
+        Their stock may be held, by an attempt whose outcome is not known.
+        """
+        now = self._units.now()
+        async with self._units.begin() as work:
+            unfinished = await self._orders.load_unfinished(work, timeout, most)
+            cancelled = [order.cancel(CancelReason.DRAFT_EXPIRED, "", now) for order in unfinished]
+            await self._save(work, unfinished, cancelled)
+        return len(unfinished) == most
+
     async def cancel_again(self, timeout: timedelta, *, most: int = 256) -> bool:
         """Ask the payment service again about orders that are CANCELLING for `timeout`. Returns as `cancel_overdue`.
 

@@ -6,18 +6,29 @@ import os
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from mesh.batch.keyed import KeyedGroupCommit
-from mesh.db.idempotency import KeyTaken
-from mesh.errors import TRANSIENT, MeshError
+from mesh.db.idempotency import KeyTaken, find
+from mesh.errors import (
+    TRANSIENT,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    MeshError,
+    NotFound,
+    StaleWrite,
+)
 from mesh.ids import new_id
 from order_svc.domain import (
+    Cause,
     Hold,
     HoldLost,
     HoldRequest,
     Order,
+    OrderNotFound,
     OrderPlaced,
     PaymentMethod,
     PaymentMethodMissing,
@@ -37,6 +48,8 @@ T = TypeVar("T")
 
 _UNPRICED = {"PRICE_CHANGED", "PRODUCT_NOT_FOUND", "PRODUCT_ARCHIVED", "CURRENCY_MISMATCH", "VALIDATION_FAILED"}
 """Why there is no hold whose total is zero. Without a payment method, there is no order then."""
+_REFUSALS = (AlreadyExists, FailedPrecondition, InvalidArgument, NotFound)
+"""Errors after which nothing is held."""
 
 
 @dataclass(slots=True)
@@ -47,12 +60,18 @@ class Placing:
     customer_id: UUID
     quantities: dict[UUID, int]
     payment_method_id: UUID | None
+    draft: Order | None = None
+    """The draft that is placed, if it is one: its placing has begun."""
     order_id: UUID = field(default_factory=new_id)
     hold_key: bytes = b""
 
     def __post_init__(self) -> None:
-        # Without an idempotency key, no other call adopts the hold.
-        self.hold_key = self.change.key.digest if self.change.key else os.urandom(32)
+        if self.draft is not None:
+            # Every attempt to place a draft adopts the hold of the one before.
+            self.order_id, self.hold_key = self.draft.id, sha256(b"draft" + self.draft.id.bytes).digest()
+        else:
+            # Without an idempotency key, no other call adopts the hold.
+            self.hold_key = self.change.key.digest if self.change.key else os.urandom(32)
 
 
 @dataclass(slots=True)
@@ -114,6 +133,49 @@ class Placement:
         owner = owner_of(change.caller, customer_id)
         return await self.group.submit(Placing(change, owner, merged(lines), payment_method_id))
 
+    async def place_draft(
+        self, change: Change[Order], order_id: UUID, payment_method_id: UUID | None, *, etag: str
+    ) -> Reply[Order]:
+        """Place a draft at the current prices. It keeps its id.
+
+        From then on the draft cannot be edited, because the hold has its items. A refusal ends that. When
+        the outcome is not known, it stays so until the draft is placed again, or cancelled.
+
+        Raises OrderNotFound, EtagMismatch, OrderState unless it is a draft, OrderEmpty, and the errors of `place`.
+        """
+        try:
+            draft, has_begun_here = await self._begin_placing(change, order_id, etag)
+        except MeshError:
+            # An earlier call with this key may have placed it.
+            if change.key and (stored := (await find(self._units.database, [change.key])).get(change.key)):
+                raise stored from None
+            raise
+        quantities = {item.product_id: item.quantity for item in draft.items}
+        method_id = payment_method_id or draft.payment_method_id
+        try:
+            return await self.group.submit(Placing(change, draft.customer_id, quantities, method_id, draft))
+        except _REFUSALS:
+            # If the placing had begun before, an earlier attempt may hold its stock.
+            if has_begun_here:
+                await self._end_placing(draft)
+            raise
+
+    async def _begin_placing(self, change: Change[Order], order_id: UUID, etag: str) -> tuple[Order, bool]:
+        """The draft, and whether its placing has begun with this."""
+        async with self._units.begin(pessimistic=True) as work:
+            order = (await self._orders.load(work, [order_id]))[order_id]
+            change.caller.own(order.customer_id, OrderNotFound(order_id))
+            placing = order.begin_placing(etag, self._units.now())
+            self._orders.save(work, [(order, placing)])
+        return placing, placing is not order
+
+    async def _end_placing(self, draft: Order) -> None:
+        """Let a draft be edited again whose placing was refused."""
+        async with self._units.begin(pessimistic=True) as work:
+            order = (await self._orders.load(work, [draft.id]))[draft.id]
+            if order.version == draft.version:
+                self._orders.save(work, [(order, order.moved(Cause.REFUSED, self._units.now()))])
+
     async def _place(self, batch: Sequence[Placing]) -> list[Reply[Order] | Exception]:
         attempts = [_Attempt(placing) for placing in batch]
         await self._select_payment_methods(attempts)
@@ -165,6 +227,7 @@ class Placement:
                 each.reply = each.change.reply(self._order(each, now))
             except MeshError as refusal:
                 each.failure = refusal
+        _fail_duplicate_drafts(attempts)
         while pending := _open(attempts):
             try:
                 await self._write(pending)
@@ -175,26 +238,33 @@ class Placement:
                     raise
                 for each in pending:
                     each.failure = stored.get(each.change.key) if each.change.key else None
+            except StaleWrite as stale:
+                _fail_drafts(pending, stale)
             else:
                 return
 
     def _order(self, attempt: _Attempt, now: datetime) -> Order:
         hold = attempt.hold
         assert hold is not None, "only what is held is ordered"
-        return placed(
+        draft = attempt.placing.draft
+        known = {item.product_id: item.id for item in draft.items} if draft else {}
+        order = placed(
             attempt.placing.customer_id,
             hold,
-            [new_id() for _ in hold.lines],
+            [known.get(line.product_id) or new_id() for line in hold.lines],
             attempt.method,
             now=now,
             deadline=self._deadline,
         )
+        return draft.placed_as(order) if draft else order
 
     async def _write(self, attempts: Sequence[_Attempt]) -> None:
         replies = [(each, each.reply) for each in attempts if each.reply is not None]
         async with self._units.begin() as work:
             work.store_replies((each.change.key, reply.wire) for each, reply in replies)
-            self._orders.add(work, [reply.value for _, reply in replies])
+            self._orders.add(work, [reply.value for each, reply in replies if each.placing.draft is None])
+            drafts = [(each.placing.draft, reply.value) for each, reply in replies if each.placing.draft is not None]
+            self._orders.place_drafts(work, drafts)
             for each, (order, _) in replies:
                 provider = each.method.provider if each.method and order.payment_method_id else ""
                 work.publish(OrderPlaced(order, provider), each.change.trace)
@@ -203,6 +273,31 @@ class Placement:
 def _open(attempts: Sequence[_Attempt]) -> list[_Attempt]:
     """The attempts that have not failed."""
     return [each for each in attempts if each.failure is None]
+
+
+def _of_drafts(attempts: Sequence[_Attempt]) -> list[_Attempt]:
+    """The attempts to place drafts."""
+    return [each for each in attempts if each.placing.draft is not None]
+
+
+def _fail_drafts(attempts: Sequence[_Attempt], stale: StaleWrite) -> None:
+    """Fail the placings of drafts: one of these was cancelled, or placed by another call.
+
+    Only drafts have an earlier version. Raises `stale` if there are none.
+    """
+    if not (drafts := _of_drafts(attempts)):
+        raise stale
+    for each in drafts:
+        each.failure = stale
+
+
+def _fail_duplicate_drafts(attempts: Sequence[_Attempt]) -> None:
+    """Let only the first of several attempts place the same draft."""
+    first: set[UUID] = set()
+    for each in _of_drafts(attempts):
+        if each.placing.order_id in first:
+            each.failure = StaleWrite()
+        first.add(each.placing.order_id)
 
 
 async def _answer_for_each(question: Awaitable[list[T | MeshError]], count: int) -> list[T | MeshError]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from uuid import UUID, uuid4
 
 import pytest
 
 from commerce.order.v1 import events_pb2, order_pb2, order_pb2_grpc
-from mesh.errors import Aborted, FailedPrecondition, InvalidArgument, MeshError, NotFound
+from mesh.errors import Aborted, FailedPrecondition, InvalidArgument, MeshError, NotFound, Unavailable
 from stack.servers import Servers
 from tests.mesh.house import Buyer, House, house
 from tests.services import Keys, new_key, refused
@@ -280,3 +281,89 @@ async def test_staff_create_drafts_for_a_customer_they_name_and_customers_only_f
     error = await refused(staff(method, order_pb2.CreateOrderRequest(draft=True)))
     assert kind(error) == (InvalidArgument, "VALIDATION_FAILED")
     assert [each.field for each in error.violations] == ["customer_id"]
+
+
+async def place(
+    buyer: Buyer, order_id: str, *, etag: str = "", method: str = "", key: str | None = None
+) -> order_pb2.Order:
+    """The draft, placed."""
+    request = order_pb2.PlaceOrderRequest(order_id=order_id, etag=etag, payment_method_id=method)
+    order: order_pb2.Order = (await buyer.orders(Stub(buyer.orders.channel).PlaceOrder, request, key=key)).order
+    return order
+
+
+async def test_draft_is_placed_at_the_prices_of_that_moment_and_keeps_its_ids(mesh: House, buyer: Buyer) -> None:
+    one, other = await mesh.product(5, units=10), await mesh.product(5, units=20)
+    draft = await create(buyer, {one: 2, other: 1})
+    await set_price(mesh, one, 15)
+    placed = await place(buyer, draft.id, etag="1")
+    assert (placed.id, placed.status) == (draft.id, order_pb2.ORDER_STATUS_PENDING)
+    assert contents(placed) == [(one, 2, 15), (other, 1, 20)]
+    assert placed.total_amount.units == 50
+    assert [item.id for item in placed.items] == [item.id for item in draft.items]
+    assert placed.payment_method_id == buyer.methods["tok_visa"]
+    assert placed.HasField("payment_deadline")
+    order = await mesh.decided(buyer, draft.id)
+    assert (order.status, list(order.items)) == (order_pb2.ORDER_STATUS_CONFIRMED, list(placed.items))
+    assert (await mesh.payment(buyer, draft.id)).amount.units == 50
+    assert [(await mesh.unreserved(product)).on_hand for product in (one, other)] == [3, 4]
+
+
+async def test_draft_is_paid_by_the_method_that_it_names_unless_placing_names_another(mesh: House) -> None:
+    buyer, product = await mesh.buyer("tok_visa", "tok_flaky"), await mesh.product(5)
+    default, other = buyer.methods["tok_visa"], buyer.methods["tok_flaky"]
+    drafts = [await create(buyer, {product: 1}, method=other) for _ in range(2)]
+    assert (await place(buyer, drafts[0].id)).payment_method_id == other
+    assert (await place(buyer, drafts[1].id, method=default)).payment_method_id == default
+    for draft in drafts:
+        await mesh.decided(buyer, draft.id)
+
+
+async def test_retries_of_a_placing_get_its_reply_and_a_second_placing_is_refused(mesh: House, buyer: Buyer) -> None:
+    product, key = await mesh.product(5), new_key()
+    draft = await create(buyer, {product: 2})
+    placed, *others = await asyncio.gather(*(place(buyer, draft.id, etag="1", key=key) for _ in range(8)))
+    assert all(other == placed for other in others)
+    await mesh.decided(buyer, draft.id)
+    assert await place(buyer, draft.id, etag="1", key=key) == placed
+    assert kind(await refused(place(buyer, draft.id, key=new_key()))) == (FailedPrecondition, "ORDER_STATE")
+    assert (await mesh.unreserved(product)).on_hand == 3
+
+
+async def test_one_of_several_placings_of_a_draft_at_once_places_it(mesh: House, buyer: Buyer) -> None:
+    product = await mesh.product(20)
+    draft = await create(buyer, {product: 2})
+    results = await asyncio.gather(*(place(buyer, draft.id, key=new_key()) for _ in range(8)), return_exceptions=True)
+    placed = [result for result in results if isinstance(result, order_pb2.Order)]
+    assert len(placed) == 1, results
+    assert {type(result) for result in results} <= {order_pb2.Order, FailedPrecondition, Unavailable}
+    assert (await mesh.decided(buyer, draft.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+    assert (await mesh.unreserved(product)).on_hand == 18
+
+
+async def test_refused_placing_holds_nothing_and_the_draft_can_be_edited_and_placed(mesh: House, buyer: Buyer) -> None:
+    product, penniless = await mesh.product(3), await mesh.buyer()
+    draft = await create(buyer, {product: 4})
+    assert kind(await refused(place(buyer, draft.id))) == (FailedPrecondition, "STOCK_INSUFFICIENT")
+    unpaid = await create(penniless, {product: 1})
+    assert kind(await refused(place(penniless, unpaid.id))) == (FailedPrecondition, "PAYMENT_METHOD_MISSING")
+    assert (await mesh.stock(product)).reserved == 0
+    assert (await mesh.read(buyer, draft.id)).status == DRAFT
+    await update(buyer, draft.id, draft.items[0].id, 3)
+    assert (await place(buyer, draft.id)).status == order_pb2.ORDER_STATUS_PENDING
+    assert (await mesh.decided(buyer, draft.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+    assert (await mesh.unreserved(product)).on_hand == 0
+
+
+async def test_empty_cancelled_and_strange_drafts_and_an_old_etag_are_not_placed(mesh: House, buyer: Buyer) -> None:
+    stranger, product = await mesh.buyer("tok_visa"), await mesh.product(3)
+    empty = await create(buyer)
+    assert kind(await refused(place(buyer, empty.id))) == (FailedPrecondition, "ORDER_EMPTY")
+    draft = await add(buyer, empty.id, product)
+    assert kind(await refused(place(buyer, draft.id, etag="1"))) == (Aborted, "ETAG_MISMATCH")
+    assert kind(await refused(place(stranger, draft.id))) == (NotFound, "ORDER_NOT_FOUND")
+    assert kind(await refused(place(buyer, str(uuid4())))) == (NotFound, "ORDER_NOT_FOUND")
+    assert await mesh.read(buyer, draft.id) == draft
+    await mesh.cancel(buyer, draft.id)
+    assert kind(await refused(place(buyer, draft.id))) == (FailedPrecondition, "ORDER_STATE")
+    assert (await mesh.stock(product)).reserved == 0

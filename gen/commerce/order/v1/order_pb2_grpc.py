@@ -186,7 +186,8 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PlaceOrder(self, request, context):
-        """Places a draft at the current prices.
+        """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
+        `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,

@@ -86,7 +86,8 @@ class OrderServiceStub:
     `ABORTED` / `ETAG_MISMATCH`.
     """
     PlaceOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.PlaceOrderRequest, _order_pb2.PlaceOrderResponse]
-    """Places a draft at the current prices.
+    """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
+    `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
     `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
@@ -191,7 +192,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     `ABORTED` / `ETAG_MISMATCH`.
     """
     PlaceOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.PlaceOrderRequest, _order_pb2.PlaceOrderResponse]  # type: ignore[assignment]
-    """Places a draft at the current prices.
+    """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
+    `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
     `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
@@ -335,7 +337,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.PlaceOrderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.PlaceOrderResponse, _abc.Awaitable[_order_pb2.PlaceOrderResponse]]:
-        """Places a draft at the current prices.
+        """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
+        `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
