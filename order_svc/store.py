@@ -249,10 +249,10 @@ class OrderStore:
 
         The transaction fails with StaleWrite if an order has another version than the loaded one.
         """
-        changed = [(known, new) for known, new in changes if new is not known]
-        NEW_VERSIONS.write(work.transaction, changed)
-        for known, new in changed:
-            if new.shipment is not None and new.shipment is not known.shipment:
+        versions = list(changes)
+        NEW_VERSIONS.write(work.transaction, versions)
+        for known, new in versions:
+            if new.shipment is not known.shipment and new.shipment is not None:
                 if known.shipment is None:
                     work.transaction.add(ADD_SHIPMENTS, [(new.id, *SHIPMENTS.values(new.shipment))])
                 else:

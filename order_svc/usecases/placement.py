@@ -247,24 +247,22 @@ class Placement:
         hold = attempt.hold
         assert hold is not None, "only what is held is ordered"
         draft = attempt.placing.draft
-        known = {item.product_id: item.id for item in draft.items} if draft else {}
-        order = placed(
-            attempt.placing.customer_id,
-            hold,
-            [known.get(line.product_id) or new_id() for line in hold.lines],
-            attempt.method,
-            now=now,
-            deadline=self._deadline,
-        )
-        return draft.placed_as(order) if draft else order
+        if draft is None:
+            item_ids = [new_id() for _ in hold.lines]
+        else:
+            known = {item.product_id: item.id for item in draft.items}
+            item_ids = [known[line.product_id] for line in hold.lines]
+        order = placed(attempt.placing.customer_id, hold, item_ids, attempt.method, now=now, deadline=self._deadline)
+        return order if draft is None else draft.placed_as(order)
 
     async def _write(self, attempts: Sequence[_Attempt]) -> None:
         replies = [(each, each.reply) for each in attempts if each.reply is not None]
         async with self._units.begin() as work:
             work.store_replies((each.change.key, reply.wire) for each, reply in replies)
             self._orders.add(work, [reply.value for each, reply in replies if each.placing.draft is None])
-            drafts = [(each.placing.draft, reply.value) for each, reply in replies if each.placing.draft is not None]
-            self._orders.place_drafts(work, drafts)
+            self._orders.place_drafts(
+                work, [(each.placing.draft, reply.value) for each, reply in replies if each.placing.draft is not None]
+            )
             for each, (order, _) in replies:
                 provider = each.method.provider if each.method and order.payment_method_id else ""
                 work.publish(OrderPlaced(order, provider), each.change.trace)
