@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,10 +21,11 @@ from mesh.errors import MeshError, NotFound
 from mesh.rpc.call import Call
 from mesh.rpc.server import Server
 from stack import pki
+from tests.census import Census
 from tests.gateway.clients import failure
 from tests.gateway.conftest import SUBJECT
 from tests.gateway.contract import A_UUID
-from tests.gateway.envoy import running
+from tests.gateway.envoy import Envoy, running
 from tests.runtime.served import settings
 from tests.services import Keys, eventually
 
@@ -47,7 +49,7 @@ def keys(credentials: Mapping[str, pki.Credentials], signing_key: pki.SigningKey
     return Keys(credentials, signing_key)
 
 
-Watched = tuple[Server, httpx.AsyncClient]
+Watched = tuple[Server, httpx.AsyncClient, Envoy]
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def watched(config: EdgeConfig, keys: Keys, short_folder: Path) -> Callable[...,
                 async with httpx.AsyncClient(
                     base_url=edge.url, headers=headers, timeout=30, http1=not http2, http2=http2
                 ) as client:
-                    yield server, client
+                    yield server, client, edge
         finally:
             await server.stop()
 
@@ -109,7 +111,7 @@ async def test_watch_as_json_has_a_line_for_each_message_and_ends(watched: Calla
         for number in range(3):
             yield number
 
-    async with watched(watch) as (_, client):
+    async with watched(watch) as (_, client, _):
         response = await client.get(WATCH)
     assert response.status_code == 200
     assert [json.loads(line)["order"]["etag"] for line in response.text.splitlines()] == ["0", "1", "2"]
@@ -117,7 +119,7 @@ async def test_watch_as_json_has_a_line_for_each_message_and_ends(watched: Calla
 
 async def test_watch_error_before_the_first_message_is_a_status_as_json(watched: Callable[..., Any]) -> None:
     missing = NotFound("there is none", reason="ORDER_NOT_FOUND")
-    async with watched(raising(missing, after=0)) as (_, client):
+    async with watched(raising(missing, after=0)) as (_, client, _):
         response = await client.get(WATCH)
         assert (response.status_code, failure(response).reason) == (404, "ORDER_NOT_FOUND")
         without = await client.get(WATCH, headers={"authorization": ""})
@@ -129,13 +131,13 @@ async def test_watch_error_before_the_first_message_is_a_status_as_json(watched:
 async def test_watch_error_after_the_first_message_aborts_the_json_response(
     watched: Callable[..., Any], error: MeshError | RuntimeError, http2: bool
 ) -> None:
-    async with watched(raising(error, after=2), http2=http2) as (_, client), client.stream("GET", WATCH) as response:
+    async with watched(raising(error, after=2), http2=http2) as (_, client, _), client.stream("GET", WATCH) as response:
         assert response.status_code == 200
         assert await until_cut(response) == ["0", "1"]
 
 
 async def test_watch_of_a_json_client_that_is_gone_is_closed(watched: Callable[..., Any]) -> None:
-    async with watched(endless) as (server, client):
+    async with watched(endless) as (server, client, _):
         async with client.stream("GET", WATCH) as response:
             assert await anext(response.aiter_lines())
             assert server.streams.count == 1
@@ -147,7 +149,7 @@ async def test_watch_of_a_json_client_that_is_gone_is_closed(watched: Callable[.
 
 
 async def test_watch_as_json_is_aborted_when_the_server_drains(watched: Callable[..., Any]) -> None:
-    async with watched(endless, drain_seconds=3600) as (server, client), client.stream("GET", WATCH) as response:
+    async with watched(endless, drain_seconds=3600) as (server, client, _), client.stream("GET", WATCH) as response:
         cut = asyncio.create_task(until_cut(response))
 
         async def is_open() -> bool:
@@ -159,15 +161,54 @@ async def test_watch_as_json_is_aborted_when_the_server_drains(watched: Callable
 
 
 async def test_watch_as_json_is_aborted_when_its_token_expires(watched: Callable[..., Any]) -> None:
-    async with watched(endless, lifetime_seconds=4) as (_, client), client.stream("GET", WATCH) as response:
+    async with watched(endless, lifetime_seconds=4) as (_, client, _), client.stream("GET", WATCH) as response:
         assert await until_cut(response) == ["0"]
 
 
 async def test_watch_above_the_bound_of_a_caller_is_a_status_as_json(watched: Callable[..., Any]) -> None:
     async with (
-        watched(endless, max_streams_per_caller=1) as (_, client),
+        watched(endless, max_streams_per_caller=1) as (_, client, _),
         client.stream("GET", WATCH) as first,
     ):
         assert first.status_code == 200
         refused = await client.get(WATCH)
         assert (refused.status_code, failure(refused).reason, failure(refused).retry_after) == (429, "RATE_LIMITED", 1)
+
+
+async def test_a_thousand_connects_of_json_streams_leave_nothing_behind(watched: Callable[..., Any]) -> None:
+    """Every second stream fails after its first message; the client leaves the others."""
+    numbers = itertools.count()
+
+    async def watch() -> AsyncGenerator[int, None]:
+        number = next(numbers)
+        yield number
+        if number % 2:
+            raise NotFound("there is none", reason="ORDER_NOT_FOUND")
+        await asyncio.Event().wait()
+
+    async with watched(watch, max_streams_per_caller=200) as (server, client, edge):
+
+        async def connect() -> None:
+            async with client.stream("GET", WATCH) as response:
+                lines = response.aiter_lines()
+                if int(json.loads(await anext(lines))["order"]["etag"]) % 2:
+                    with pytest.raises(httpx.RemoteProtocolError):
+                        await anext(lines)
+
+        async def none_is_open() -> bool:
+            return bool(server.streams.count == 0)
+
+        async def connects(count: int) -> None:
+            for _ in range(count // 100):
+                await asyncio.gather(*(connect() for _ in range(100)))
+                await eventually(none_is_open)
+
+        await connects(200)
+        before, tasks = Census.taken(), len(asyncio.all_tasks())
+        await connects(1_000)
+        assert next(numbers) == 1_200
+        assert len(asyncio.all_tasks()) <= tasks
+        assert Census.taken().grown_since(before, by=300) == {}
+        for cluster in ("order", "unreachable"):
+            await edge.until(f"cluster.{cluster}.upstream_rq_active", 0)
+        await edge.until("http.edge.downstream_rq_active", 0)
