@@ -114,6 +114,11 @@ def queries(shop: Shop, number: int) -> Mapping[str, Any]:
 
 FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
     "GetCustomer": lambda shop, number: {"customer_id": some([shop.buyer.id], number)},
+    "ListCustomers": lambda _, number: {
+        "email": f"guess-{number}@example.com" if number % 3 else "",
+        "page_size": number % 7,
+    },
+    "ListAddresses": lambda shop, number: {"customer_id": some([shop.buyer.id], number), "page_size": number % 7},
     "ListPaymentMethods": lambda shop, number: {"customer_id": shop.buyer.id, "page_size": number % 7},
     "SelectPaymentMethods": queries,
     "ResolvePaymentMethods": queries,

@@ -12,6 +12,7 @@ from importlib import import_module
 from itertools import chain, pairwise
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
 
 import asyncpg
 import pytest
@@ -119,20 +120,19 @@ def _tables(name: str) -> set[sa.Table]:
     return {schema.inbox, schema.idempotency, *chain.from_iterable(own)}
 
 
+_VALUES: dict[type[sa.types.TypeEngine[Any]], str] = {
+    sa.Uuid: "gen_random_uuid()",
+    sa.LargeBinary: "uuid_send(gen_random_uuid())",
+    sa.Boolean: "false",
+    sa.DateTime: "now()",
+    sa.ARRAY: "'{}'",
+}
+
+
 def _value(column: sa.Column[object]) -> str:
-    match column.type:
-        case sa.Uuid():
-            return "gen_random_uuid()"
-        case sa.String():
-            return f"left(gen_random_uuid()::text, {column.type.length or 36})"
-        case sa.LargeBinary():
-            return "uuid_send(gen_random_uuid())"
-        case sa.Boolean():
-            return "false"
-        case sa.DateTime():
-            return "now()"
-        case _:
-            return "1"
+    if isinstance(column.type, sa.String):
+        return f"left(gen_random_uuid()::text, {column.type.length or 36})"
+    return next((value for kind, value in _VALUES.items() if isinstance(column.type, kind)), "1")
 
 
 async def test_rows_are_changed_in_the_order_in_which_they_are_given(room: tuple[str, asyncpg.Connection]) -> None:
