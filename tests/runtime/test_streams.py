@@ -442,4 +442,5 @@ async def test_ten_thousand_connects_of_streams_leave_nothing_behind(keys: Keys)
         await connects(10_000)
         assert (ended, server.streams.count) == (10_200, 0)
         assert len(asyncio.all_tasks()) == tasks
-        assert Census.taken().grown_since(before, by=1_000) == {}
+        # Each kind of connect is made 3,333 times. Smaller growth comes from other parts of the process.
+        assert Census.taken().grown_since(before, by=3_000) == {}
