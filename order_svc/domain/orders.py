@@ -1,0 +1,281 @@
+"""Orders and drafts, and the only ways in which they change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
+from uuid import UUID
+
+from mesh.errors import InvalidArgument, Violation
+from order_svc.domain.errors import (
+    CurrencyMismatch,
+    EtagMismatch,
+    ItemNotFound,
+    OrderEmpty,
+    OrderState,
+    ProductArchived,
+)
+from order_svc.domain.statuses import TRANSITIONS, UNMOVED, CancelReason, Cause, Status
+
+MAX_QUANTITY = 10_000
+"""The most of one product that an order may have."""
+
+MAX_ITEMS = 100
+"""The most items that an order may have."""
+
+MAX_TOTAL = Decimal(10**15 - 1)
+"""The largest total of an order, in units of its currency."""
+
+
+class Offer(NamedTuple):
+    """What the product service says of a product: how it is sold now."""
+
+    product_id: UUID
+    sku: str
+    name: str
+    unit_price: Decimal
+    currency: str
+    is_archived: bool
+
+
+class Item(NamedTuple):
+    """One product of an order, at the price of when it was placed; in a draft, of when the product was last added."""
+
+    id: UUID
+    product_id: UUID
+    sku: str
+    name: str
+    quantity: int
+    unit_price: Decimal
+
+    @property
+    def line_total(self) -> Decimal:
+        """Quantity times unit price."""
+        return self.quantity * self.unit_price
+
+
+def item_of(item_id: UUID, offer: Offer, quantity: int) -> Item:
+    """An item of a draft, at the current price. Raises ProductArchived."""
+    if offer.is_archived:
+        raise ProductArchived(offer.product_id)
+    return Item(item_id, offer.product_id, offer.sku, offer.name, quantity, offer.unit_price)
+
+
+class Shipment(NamedTuple):
+    """The delivery of an order to the customer."""
+
+    carrier: str
+    tracking_number: str
+    ship_time: datetime
+    """When the order was handed over to the carrier."""
+    deliver_time: datetime | None
+    """None until the order is delivered."""
+
+
+class PaymentResult(NamedTuple):
+    """What became of the payment of an order."""
+
+    order_id: UUID
+    payment_id: UUID
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order. `version` grows with every change and is its etag."""
+
+    id: UUID
+    customer_id: UUID
+    status: Status
+    items: tuple[Item, ...]
+    total: Decimal
+    currency: str
+    """Empty for a draft without items."""
+    payment_method_id: UUID | None
+    """None if nothing is to be paid, and in a draft that names none."""
+    payment_id: UUID | None
+    order_date: datetime
+    payment_deadline: datetime | None
+    """None for a draft."""
+    cancel_reason: CancelReason | None
+    cancel_note: str
+    update_time: datetime
+    version: int
+    shipment: Shipment | None = None
+    """None until the order is shipped."""
+
+    @property
+    def size(self) -> int:
+        """The order and its items, counted: what it weighs in a portion of work."""
+        return 1 + len(self.items)
+
+    def moved(self, cause: Cause, now: datetime, **changes: object) -> Order:
+        """The order after `cause`; the very same one when that changes nothing. Raises OrderState."""
+        if (self.status, cause) in UNMOVED:
+            return self
+        try:
+            status = TRANSITIONS[self.status, cause]
+        except KeyError:
+            raise OrderState(self.id, self.status, cause) from None
+        return replace(self, status=status, update_time=now, version=self.version + 1, **changes)  # type: ignore[arg-type]
+
+    def add_item(self, item_id: UUID, offer: Offer, quantity: int, now: datetime) -> Order:
+        """The draft with more of a product, all of it at the current price.
+
+        Raises OrderState unless it is a draft, ProductArchived, CurrencyMismatch, or InvalidArgument when it would
+        have too many items, too much of the product, or too large a total.
+        """
+        draft = self.moved(Cause.EDIT, now)
+        others = [item for item in self.items if item.product_id != offer.product_id]
+        if others and offer.currency != self.currency:
+            raise CurrencyMismatch(sorted({self.currency, offer.currency}))
+        items = list(self.items)
+        for position, item in enumerate(items):
+            if item.product_id == offer.product_id:
+                items[position] = item_of(item.id, offer, item.quantity + quantity)
+                break
+        else:
+            items.append(item_of(item_id, offer, quantity))
+        return draft.with_items(items, offer.currency)
+
+    def change_quantity(self, item_id: UUID, quantity: int, now: datetime) -> Order:
+        """The draft with another quantity of an item, at the price that it has there.
+
+        Raises OrderState unless it is a draft, ItemNotFound, or InvalidArgument when the total would be too large.
+        """
+        draft = self.moved(Cause.EDIT, now)
+        self._require_item(item_id)
+        items = [item._replace(quantity=quantity) if item.id == item_id else item for item in self.items]
+        return draft.with_items(items, self.currency)
+
+    def remove_item(self, item_id: UUID, now: datetime) -> Order:
+        """The draft without an item. Raises OrderState unless it is a draft, or ItemNotFound."""
+        draft = self.moved(Cause.EDIT, now)
+        self._require_item(item_id)
+        return draft.with_items([item for item in self.items if item.id != item_id], self.currency)
+
+    def _require_item(self, item_id: UUID) -> None:
+        if all(item.id != item_id for item in self.items):
+            raise ItemNotFound(self.id, item_id)
+
+    def begin_placing(self, etag: str, now: datetime) -> Order:
+        """The draft, no longer to be edited; the draft itself when its placing has begun already.
+
+        The etag of the draft before that is accepted then, so that a retry need not read it. Raises EtagMismatch,
+        OrderState unless it is a draft, or OrderEmpty.
+        """
+        if not (self.status is Status.PLACING and etag == str(self.version - 1)):
+            self.require_etag(etag)
+        placing = self.moved(Cause.PLACE, now)
+        if not self.items:
+            raise OrderEmpty(self.id)
+        return placing
+
+    def placed_as(self, order: Order) -> Order:
+        """This draft, placed with the items, prices and payment of `order`. Raises OrderState unless it is placing."""
+        return self.moved(
+            Cause.PLACED,
+            order.order_date,
+            # In the order in which they are read.
+            items=tuple(sorted(order.items)),
+            total=order.total,
+            currency=order.currency,
+            payment_method_id=order.payment_method_id,
+            order_date=order.order_date,
+            payment_deadline=order.payment_deadline,
+        )
+
+    def with_items(self, items: Sequence[Item], currency: str) -> Order:
+        """This draft with these items. Raises InvalidArgument when it has too many, or too much."""
+        violations = [
+            Violation("items", f"{item.quantity} of product {item.product_id}: must be at most {MAX_QUANTITY}")
+            for item in items
+            if item.quantity > MAX_QUANTITY
+        ]
+        if len(items) > MAX_ITEMS:
+            violations.append(Violation("items", f"are {len(items)}: must be at most {MAX_ITEMS}"))
+        total = sum((item.line_total for item in items), Decimal(0))
+        if total > MAX_TOTAL:
+            violations.append(Violation("items", f"come to more than {MAX_TOTAL} {currency}"))
+        if violations:
+            raise InvalidArgument("the request is not valid", violations=violations)
+        return replace(self, items=tuple(items), total=total, currency=currency if items else "")
+
+    def cancel(self, reason: CancelReason, note: str, now: datetime) -> Order:
+        """Ask for the end of it; asked again, nothing changes. A draft is cancelled at once.
+
+        Raises OrderState once it is shipped.
+        """
+        return self.moved(Cause.CANCEL, now, cancel_reason=reason, cancel_note=note)
+
+    def ship(self, carrier: str, tracking_number: str, now: datetime) -> Order:
+        """The order, handed over to a carrier. Raises OrderState unless it is confirmed."""
+        return self.moved(Cause.SHIP, now, shipment=Shipment(carrier, tracking_number, now, None))
+
+    def deliver(self, now: datetime) -> Order:
+        """The order, delivered. Raises OrderState unless it is shipped."""
+        shipment = self.shipment and self.shipment._replace(deliver_time=now)
+        return self.moved(Cause.DELIVER, now, shipment=shipment)
+
+    def still_cancelling(self, now: datetime) -> Order:
+        """A newer version of an order that is being cancelled, to ask for the end of it once more."""
+        return replace(self, update_time=now, version=self.version + 1)
+
+    def apply_payment(self, result: PaymentResult, now: datetime) -> Order:
+        """The order after the result of its payment. Raises OrderState when that cannot follow."""
+        reason = self.cancel_reason
+        if result.cause is Cause.DECLINED and reason is None:
+            reason = CancelReason.PAYMENT_DECLINED
+        return self.moved(result.cause, now, payment_id=result.payment_id, cancel_reason=reason)
+
+    def require_etag(self, etag: str) -> None:
+        """Raise EtagMismatch when the caller names another version than this one."""
+        if etag and etag != str(self.version):
+            raise EtagMismatch(self.id)
+
+
+def draft(
+    order_id: UUID,
+    customer_id: UUID,
+    lines: Sequence[tuple[UUID, Offer, int]],
+    payment_method_id: UUID | None,
+    now: datetime,
+) -> Order:
+    """A new draft of these (item id, offer, quantity). Raises ProductArchived, CurrencyMismatch or InvalidArgument."""
+    items = [item_of(*line) for line in lines]
+    currencies = sorted({offer.currency for _, offer, _ in lines})
+    if len(currencies) > 1:
+        raise CurrencyMismatch(currencies)
+    empty = Order(
+        id=order_id,
+        customer_id=customer_id,
+        status=Status.DRAFT,
+        items=(),
+        total=Decimal(0),
+        currency="",
+        payment_method_id=payment_method_id,
+        payment_id=None,
+        order_date=now,
+        payment_deadline=None,
+        cancel_reason=None,
+        cancel_note="",
+        update_time=now,
+        version=1,
+    )
+    return empty.with_items(items, currencies[0] if currencies else "")
+
+
+class OrderPlaced(NamedTuple):
+    """An order was placed. `provider` charges it; empty if nothing is to be paid."""
+
+    order: Order
+    provider: str
+
+
+class OrderMoved(NamedTuple):
+    """An order has a new status, or is still being cancelled."""
+
+    order: Order

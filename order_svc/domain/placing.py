@@ -1,0 +1,109 @@
+"""What the other services contribute to an order that is placed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+from uuid import UUID
+
+from mesh.errors import InvalidArgument, Violation
+from order_svc.domain.errors import CurrencyMismatch, PaymentMethodMissing
+from order_svc.domain.orders import MAX_QUANTITY, Item, Order
+from order_svc.domain.statuses import Status
+
+
+class HeldLine(NamedTuple):
+    """One line of a hold: the offer at which the product service set the goods aside."""
+
+    product_id: UUID
+    sku: str
+    name: str
+    quantity: int
+    unit_price: Decimal
+    currency: str
+
+
+class HoldRequest(NamedTuple):
+    """A request to hold stock for an order, all lines or none.
+
+    `key` identifies the hold across retries. With `only_if_free` nothing is held unless the total is zero.
+    """
+
+    order_id: UUID
+    key: bytes
+    customer_id: UUID
+    quantities: Mapping[UUID, int]
+    only_if_free: bool
+
+
+class Hold(NamedTuple):
+    """Stock that the product service holds, under the order id of the first attempt."""
+
+    order_id: UUID
+    lines: tuple[HeldLine, ...]
+
+
+class PaymentMethod(NamedTuple):
+    """How an order is to be paid."""
+
+    id: UUID
+    provider: str
+
+
+def merged(lines: Iterable[tuple[UUID, int]]) -> dict[UUID, int]:
+    """Quantities by product; lines of the same product become one. Raises InvalidArgument above `MAX_QUANTITY`."""
+    quantities: dict[UUID, int] = {}
+    for product_id, quantity in lines:
+        quantities[product_id] = quantities.get(product_id, 0) + quantity
+    violations = [
+        Violation("items", f"{quantity} of product {product_id}: must be at most {MAX_QUANTITY}")
+        for product_id, quantity in quantities.items()
+        if quantity > MAX_QUANTITY
+    ]
+    if violations:
+        raise InvalidArgument("the request is not valid", violations=violations)
+    return quantities
+
+
+def placed(
+    customer_id: UUID,
+    hold: Hold,
+    item_ids: Sequence[UUID],
+    payment_method: PaymentMethod | None,
+    *,
+    now: datetime,
+    deadline: timedelta,
+) -> Order:
+    """The order for goods that are held. If it costs nothing, it has no payment method.
+
+    Raises InvalidArgument / CURRENCY_MISMATCH (one currency an order), or PaymentMethodMissing. The product service
+    makes no such hold, but one of an earlier version may.
+    """
+    currencies = sorted({line.currency for line in hold.lines})
+    if len(currencies) > 1:
+        raise CurrencyMismatch(currencies)
+    items = tuple(
+        Item(item_id, line.product_id, line.sku, line.name, line.quantity, line.unit_price)
+        for item_id, line in zip(item_ids, hold.lines, strict=True)
+    )
+    total = sum((item.line_total for item in items), Decimal(0))
+    if total and payment_method is None:
+        raise PaymentMethodMissing(customer_id)
+    return Order(
+        id=hold.order_id,
+        customer_id=customer_id,
+        status=Status.PENDING,
+        items=items,
+        total=total,
+        currency=currencies[0],
+        payment_method_id=payment_method.id if total and payment_method else None,
+        payment_id=None,
+        order_date=now,
+        payment_deadline=now + deadline,
+        cancel_reason=None,
+        cancel_note="",
+        update_time=now,
+        version=1,
+    )
