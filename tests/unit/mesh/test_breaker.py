@@ -84,14 +84,23 @@ async def probes_are(count: int, dependency: Dependency) -> None:
 
 
 async def test_breaker_opens_after_two_failed_probes_and_refuses_calls_without_sending_them() -> None:
-    dependency = Dependency()
+    states: list[State] = []
+
+    class Dead(Dependency):
+        async def probe(self) -> None:
+            states.append(breaker.state)
+            await super().probe()
+
+    dependency = Dead()
+    dependency.is_alive = False
     async with guarded(dependency, probe_interval=0.01) as breaker:
-        dependency.is_alive = False
         with pytest.raises(ConnectionError):
             await dependency.call(breaker, ConnectionError())
         assert breaker.state is State.CLOSED
         await until(breaker, State.OPEN)
-        assert (dependency.probes, breaker.opened) == (2, 1)
+        await dependency.is_probed_again()
+        assert states[:3] == [State.CLOSED, State.CLOSED, State.OPEN]
+        assert breaker.opened == 1
         with pytest.raises(BreakerOpen) as refusal:
             await dependency.call(breaker)
         assert (refusal.value.reason, refusal.value.metadata) == ("DEPENDENCY_UNAVAILABLE", {"service": "stock"})
