@@ -82,9 +82,10 @@ class StockPeer:
             wire.put_time(reservation.expire_time, expire_time)
             for product_id, quantity in each.quantities.items():
                 reservation.lines.add(product_id=str(product_id), quantity=quantity)
-            if each.only_if_free:
-                # Zero, in whatever currency the products are sold.
+            if each.expected_total is not None:
+                # A total of zero without a currency is a message with no field set.
                 reservation.expected_total.SetInParent()
+                wire.put_money(reservation.expected_total, *each.expected_total)
         reply = await self._peer.ask(stub.ReserveStock, request, calls=calls)
         return [_refusal(result.error) if result.HasField("error") else _hold(result.hold) for result in reply.results]
 

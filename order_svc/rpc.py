@@ -40,12 +40,7 @@ class OrderService:
     async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda created: order.CreateOrderResponse(order=wire.order(created)))
         create = self._drafts.create_draft if request.draft else self._placement.place
-        return await create(
-            change,
-            uuid_or_none(request.customer_id),
-            wire.lines(request),
-            uuid_or_none(request.payment_method_id),
-        )
+        return await create(change, wire.order_request(request))
 
     async def GetOrder(self, request: order.GetOrderRequest, call: Call) -> order.GetOrderResponse:
         found = await self._reading.get_order(call, parse_id(request.order_id))
@@ -93,7 +88,7 @@ class OrderService:
     async def PlaceOrder(self, request: order.PlaceOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda placed: order.PlaceOrderResponse(order=wire.order(placed)))
         return await self._placement.place_draft(
-            change, parse_id(request.order_id), uuid_or_none(request.payment_method_id), etag=request.etag
+            change, parse_id(request.order_id), wire.draft_request(request), etag=request.etag
         )
 
     async def CancelOrder(self, request: order.CancelOrderRequest, call: Call) -> Reply[Order]:

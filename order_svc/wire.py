@@ -11,7 +11,19 @@ from commerce.payment.v1 import payment_pb2
 from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
 from mesh.rpc import wire
-from order_svc.domain import CancelReason, Cause, HoldDecision, Order, OrderMoved, OrderPlaced, PaymentResult, Status
+from order_svc.domain import (
+    CancelReason,
+    Cause,
+    HoldDecision,
+    Order,
+    OrderMoved,
+    OrderPlaced,
+    OrderRequest,
+    PaymentResult,
+    Status,
+    Total,
+    merged,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -84,9 +96,29 @@ def order(value: Order) -> order_pb2.Order:
     return message
 
 
-def lines(request: order_pb2.CreateOrderRequest) -> list[tuple[UUID, int]]:
-    """Products and quantities as they were asked for."""
-    return [(parse_id(line.product_id), line.quantity) for line in request.items]
+def order_request(request: order_pb2.CreateOrderRequest) -> OrderRequest:
+    """What is ordered; lines of the same product become one. Raises InvalidArgument above `MAX_QUANTITY`."""
+    return OrderRequest(
+        merged((parse_id(line.product_id), line.quantity) for line in request.items),
+        customer_id=wire.uuid_or_none(request.customer_id),
+        payment_method_id=wire.uuid_or_none(request.payment_method_id),
+        expected_total=_expected_total(request),
+    )
+
+
+def draft_request(request: order_pb2.PlaceOrderRequest) -> OrderRequest:
+    """What the placing of a draft adds to it."""
+    return OrderRequest(
+        {},
+        payment_method_id=wire.uuid_or_none(request.payment_method_id),
+        expected_total=_expected_total(request),
+    )
+
+
+def _expected_total(request: order_pb2.CreateOrderRequest | order_pb2.PlaceOrderRequest) -> Total | None:
+    if not request.HasField("expected_total"):
+        return None
+    return Total(wire.amount(request.expected_total), request.expected_total.currency_code)
 
 
 def decision(order_id: UUID, value: HoldDecision) -> order_pb2.HoldDecision:

@@ -10,6 +10,7 @@ from order_svc.domain.errors import (
     OrderNotFound,
     OrderState,
     PaymentMethodMissing,
+    PriceChanged,
     ProductArchived,
 )
 from order_svc.domain.orders import (
@@ -21,15 +22,19 @@ from order_svc.domain.orders import (
     Order,
     OrderMoved,
     OrderPlaced,
+    OrderRequest,
     PaymentResult,
     Shipment,
+    Total,
     draft,
     item_of,
+    merged,
 )
-from order_svc.domain.placing import HeldLine, Hold, HoldRequest, PaymentMethod, merged, placed
+from order_svc.domain.placing import FREE, HeldLine, Hold, HoldRequest, PaymentMethod, placed
 from order_svc.domain.statuses import HOLD_DECISIONS, TRANSITIONS, UNMOVED, CancelReason, Cause, HoldDecision, Status
 
 __all__ = [
+    "FREE",
     "HOLD_DECISIONS",
     "MAX_ITEMS",
     "MAX_QUANTITY",
@@ -54,13 +59,16 @@ __all__ = [
     "OrderMoved",
     "OrderNotFound",
     "OrderPlaced",
+    "OrderRequest",
     "OrderState",
     "PaymentMethod",
     "PaymentMethodMissing",
     "PaymentResult",
+    "PriceChanged",
     "ProductArchived",
     "Shipment",
     "Status",
+    "Total",
     "draft",
     "item_of",
     "merged",

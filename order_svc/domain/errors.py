@@ -89,6 +89,17 @@ class CurrencyMismatch(InvalidArgument):
         )
 
 
+class PriceChanged(FailedPrecondition):
+    """The total is not the one that the customer expects."""
+
+    reason = "PRICE_CHANGED"
+
+    def __init__(self, expected: str, total: str) -> None:
+        super().__init__(
+            f"the items come to {total}, not {expected}", metadata={"expectedTotal": expected, "total": total}
+        )
+
+
 class PaymentMethodMissing(FailedPrecondition):
     """The customer has no payment method, and the order costs something."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,6 +16,7 @@ from order_svc.domain.errors import (
     ItemNotFound,
     OrderEmpty,
     OrderState,
+    PriceChanged,
     ProductArchived,
 )
 from order_svc.domain.statuses import TRANSITIONS, UNMOVED, CancelReason, Cause, Status
@@ -28,6 +29,50 @@ MAX_ITEMS = 100
 
 MAX_TOTAL = Decimal(10**15 - 1)
 """The largest total of an order, in units of its currency."""
+
+
+def merged(lines: Iterable[tuple[UUID, int]]) -> dict[UUID, int]:
+    """Quantities by product; lines of the same product become one. Raises InvalidArgument above `MAX_QUANTITY`."""
+    quantities: dict[UUID, int] = {}
+    for product_id, quantity in lines:
+        quantities[product_id] = quantities.get(product_id, 0) + quantity
+    violations = [
+        Violation("items", f"{quantity} of product {product_id}: must be at most {MAX_QUANTITY}")
+        for product_id, quantity in quantities.items()
+        if quantity > MAX_QUANTITY
+    ]
+    if violations:
+        raise InvalidArgument("the request is not valid", violations=violations)
+    return quantities
+
+
+class Total(NamedTuple):
+    """An amount in whole units of a currency. The currency of a total of zero may be empty, which means any."""
+
+    amount: Decimal
+    currency: str
+
+    def __str__(self) -> str:
+        return f"{self.amount.normalize():f} {self.currency}".rstrip()
+
+
+class OrderRequest(NamedTuple):
+    """What a customer asks to order."""
+
+    quantities: Mapping[UUID, int]
+    """The quantity of each product; of a draft, its own."""
+    customer_id: UUID | None = None
+    """None if the caller orders."""
+    payment_method_id: UUID | None = None
+    """None for the customer's default one."""
+    expected_total: Total | None = None
+    """The total without which nothing is ordered; any total is accepted if there is none."""
+
+    def require_total(self, total: Total) -> None:
+        """Raise PriceChanged unless this total is the expected one, or none is expected."""
+        expected = self.expected_total
+        if expected is not None and (total.amount != expected.amount or total.currency not in {"", expected.currency}):
+            raise PriceChanged(str(expected), str(total))
 
 
 class Offer(NamedTuple):
@@ -174,6 +219,13 @@ class Order:
             raise OrderEmpty(self.id)
         return placing
 
+    def complete(self, request: OrderRequest) -> OrderRequest:
+        """The request to place this draft: its own items, and its payment method unless `request` names another."""
+        return request._replace(
+            quantities={item.product_id: item.quantity for item in self.items},
+            payment_method_id=request.payment_method_id or self.payment_method_id,
+        )
+
     def placed_as(self, order: Order) -> Order:
         """This draft, placed with the items, prices and payment of `order`. Raises OrderState unless it is placing."""
         return self.moved(
@@ -240,13 +292,17 @@ class Order:
 def draft(
     order_id: UUID,
     customer_id: UUID,
-    lines: Sequence[tuple[UUID, Offer, int]],
-    payment_method_id: UUID | None,
+    request: OrderRequest,
+    offers: Mapping[UUID, Offer],
+    new_item_id: Callable[[], UUID],
     now: datetime,
 ) -> Order:
-    """A new draft of these (item id, offer, quantity). Raises ProductArchived, CurrencyMismatch or InvalidArgument."""
-    items = [item_of(*line) for line in lines]
-    currencies = sorted({offer.currency for _, offer, _ in lines})
+    """A new draft of the requested products.
+
+    Raises ProductArchived, CurrencyMismatch, PriceChanged, or InvalidArgument when it has too many items, or too much.
+    """
+    items = [item_of(new_item_id(), offers[each], quantity) for each, quantity in request.quantities.items()]
+    currencies = sorted({offers[each].currency for each in request.quantities})
     if len(currencies) > 1:
         raise CurrencyMismatch(currencies)
     empty = Order(
@@ -256,7 +312,7 @@ def draft(
         items=(),
         total=Decimal(0),
         currency="",
-        payment_method_id=payment_method_id,
+        payment_method_id=request.payment_method_id,
         payment_id=None,
         order_date=now,
         payment_deadline=None,
@@ -265,7 +321,9 @@ def draft(
         update_time=now,
         version=1,
     )
-    return empty.with_items(items, currencies[0] if currencies else "")
+    made = empty.with_items(items, currencies[0] if currencies else "")
+    request.require_total(Total(made.total, made.currency))
+    return made
 
 
 class OrderPlaced(NamedTuple):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
-from mesh.errors import InvalidArgument, Violation
 from order_svc.domain.errors import CurrencyMismatch, PaymentMethodMissing
-from order_svc.domain.orders import MAX_QUANTITY, Item, Order
+from order_svc.domain.orders import Item, Order, OrderRequest, Total
 from order_svc.domain.statuses import Status
+
+FREE = Total(Decimal(0), "")
+"""The total of an order that costs nothing."""
 
 
 class HeldLine(NamedTuple):
@@ -28,14 +30,14 @@ class HeldLine(NamedTuple):
 class HoldRequest(NamedTuple):
     """A request to hold stock for an order, all lines or none.
 
-    `key` identifies the hold across retries. With `only_if_free` nothing is held unless the total is zero.
+    `key` identifies the hold across retries. Nothing is held if the total is not the expected one.
     """
 
     order_id: UUID
     key: bytes
     customer_id: UUID
     quantities: Mapping[UUID, int]
-    only_if_free: bool
+    expected_total: Total | None
 
 
 class Hold(NamedTuple):
@@ -52,23 +54,9 @@ class PaymentMethod(NamedTuple):
     provider: str
 
 
-def merged(lines: Iterable[tuple[UUID, int]]) -> dict[UUID, int]:
-    """Quantities by product; lines of the same product become one. Raises InvalidArgument above `MAX_QUANTITY`."""
-    quantities: dict[UUID, int] = {}
-    for product_id, quantity in lines:
-        quantities[product_id] = quantities.get(product_id, 0) + quantity
-    violations = [
-        Violation("items", f"{quantity} of product {product_id}: must be at most {MAX_QUANTITY}")
-        for product_id, quantity in quantities.items()
-        if quantity > MAX_QUANTITY
-    ]
-    if violations:
-        raise InvalidArgument("the request is not valid", violations=violations)
-    return quantities
-
-
 def placed(
     customer_id: UUID,
+    request: OrderRequest,
     hold: Hold,
     item_ids: Sequence[UUID],
     payment_method: PaymentMethod | None,
@@ -78,8 +66,8 @@ def placed(
 ) -> Order:
     """The order for goods that are held. If it costs nothing, it has no payment method.
 
-    Raises InvalidArgument / CURRENCY_MISMATCH (one currency an order), or PaymentMethodMissing. The product service
-    makes no such hold, but one of an earlier version may.
+    Raises InvalidArgument / CURRENCY_MISMATCH (one currency an order), PriceChanged, or PaymentMethodMissing. The
+    product service makes no such hold, but one of an earlier version may.
     """
     currencies = sorted({line.currency for line in hold.lines})
     if len(currencies) > 1:
@@ -89,6 +77,8 @@ def placed(
         for item_id, line in zip(item_ids, hold.lines, strict=True)
     )
     total = sum((item.line_total for item in items), Decimal(0))
+    if request.expected_total is not None:
+        request.require_total(Total(total, currencies[0]))
     if total and payment_method is None:
         raise PaymentMethodMissing(customer_id)
     return Order(

@@ -10,13 +10,13 @@ from uuid import UUID
 
 from mesh.errors import MeshError
 from mesh.ids import new_id
-from order_svc.domain import Order, OrderNotFound, draft, merged
+from order_svc.domain import Order, OrderNotFound, draft
 from order_svc.usecases.owner import owner_of
 
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.replies import Change, Reply
-    from order_svc.domain import Offer
+    from order_svc.domain import Offer, OrderRequest
     from order_svc.peers import CustomerPeer, ProductPeer
     from order_svc.store import OrderStore
 
@@ -35,29 +35,20 @@ class Drafts:
         self._customers = customers
         self._products = products
 
-    async def create_draft(
-        self,
-        change: Change[Order],
-        customer_id: UUID | None,
-        lines: Iterable[tuple[UUID, int]],
-        payment_method_id: UUID | None,
-    ) -> Reply[Order]:
-        """Create a draft of these products and quantities, none or many; the same product becomes one item.
+    async def create_draft(self, change: Change[Order], request: OrderRequest) -> Reply[Order]:
+        """Create a draft of the requested products, none or many.
 
         Raises the errors of the customer service about the customer and the payment method, and of the product service
         about the products; CustomerNotFound, ProductArchived, CurrencyMismatch, InvalidArgument.
         """
-        owner = owner_of(change.caller, customer_id)
-        quantities = merged(lines)
+        owner = owner_of(change.caller, request.customer_id)
         offers, refusal = await asyncio.gather(
-            self._offers(change, quantities), self._customer_refusal(change, owner, payment_method_id)
+            self._offers(change, request.quantities), self._customer_refusal(change, owner, request.payment_method_id)
         )
         async with self._units.once(change) as work:
             if refusal is not None:
                 raise refusal
-            found = _offers_or_error(offers)
-            items = [(new_id(), found[product_id], quantity) for product_id, quantity in quantities.items()]
-            made = draft(new_id(), owner, items, payment_method_id, self._units.now())
+            made = draft(new_id(), owner, request, _offers_or_error(offers), new_id, self._units.now())
             self._orders.add_draft(work, made)
             return work.reply(made)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -23,6 +23,7 @@ from mesh.errors import (
 )
 from mesh.ids import new_id
 from order_svc.domain import (
+    FREE,
     Cause,
     Hold,
     HoldLost,
@@ -30,9 +31,10 @@ from order_svc.domain import (
     Order,
     OrderNotFound,
     OrderPlaced,
+    OrderRequest,
     PaymentMethod,
     PaymentMethodMissing,
-    merged,
+    Total,
     placed,
 )
 from order_svc.usecases.owner import owner_of
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_UNPRICED = {"PRICE_CHANGED", "PRODUCT_NOT_FOUND", "PRODUCT_ARCHIVED", "CURRENCY_MISMATCH", "VALIDATION_FAILED"}
+_NOT_FREE = {"PRICE_CHANGED", "PRODUCT_NOT_FOUND", "PRODUCT_ARCHIVED", "CURRENCY_MISMATCH", "VALIDATION_FAILED"}
 """Why there is no hold whose total is zero. Without a payment method, there is no order then."""
 _REFUSALS = (AlreadyExists, FailedPrecondition, InvalidArgument, NotFound)
 """Errors after which nothing is held."""
@@ -58,8 +60,7 @@ class Placing:
 
     change: Change[Order]
     customer_id: UUID
-    quantities: dict[UUID, int]
-    payment_method_id: UUID | None
+    request: OrderRequest
     draft: Order | None = None
     """The draft that is placed, if it is one: its placing has begun."""
     order_id: UUID = field(default_factory=new_id)
@@ -87,6 +88,12 @@ class _Attempt:
     @property
     def change(self) -> Change[Order]:
         return self.placing.change
+
+    @property
+    def expected_total(self) -> Total | None:
+        """The total without which nothing is held. Who has no payment method may order what costs nothing."""
+        expected = self.placing.request.expected_total
+        return FREE if expected is None and self.method is None else expected
 
     @property
     def result(self) -> Reply[Order] | Exception:
@@ -118,23 +125,18 @@ class Placement:
         self._hold_margin = hold_margin
         self.group = KeyedGroupCommit[Placing, Order]("order placement", self._place, database=units.database)
 
-    async def place(
-        self,
-        change: Change[Order],
-        customer_id: UUID | None,
-        lines: Iterable[tuple[UUID, int]],
-        payment_method_id: UUID | None,
-    ) -> Reply[Order]:
+    async def place(self, change: Change[Order], request: OrderRequest) -> Reply[Order]:
         """Place an order: its stock is held when this returns, and its payment is under way.
 
         Raises the errors of the customer service about the payment method and of the product service about the stock;
-        InvalidArgument (CURRENCY_MISMATCH; staff must name the customer), CustomerNotFound, HoldLost; Replay.
+        InvalidArgument (CURRENCY_MISMATCH; staff must name the customer), CustomerNotFound, PriceChanged, HoldLost;
+        Replay.
         """
-        owner = owner_of(change.caller, customer_id)
-        return await self.group.submit(Placing(change, owner, merged(lines), payment_method_id))
+        owner = owner_of(change.caller, request.customer_id)
+        return await self.group.submit(Placing(change, owner, request))
 
     async def place_draft(
-        self, change: Change[Order], order_id: UUID, payment_method_id: UUID | None, *, etag: str
+        self, change: Change[Order], order_id: UUID, request: OrderRequest, *, etag: str
     ) -> Reply[Order]:
         """Place a draft at the current prices. It keeps its id.
 
@@ -150,10 +152,8 @@ class Placement:
             if change.key and (stored := (await find(self._units.database, [change.key])).get(change.key)):
                 raise stored from None
             raise
-        quantities = {item.product_id: item.quantity for item in draft.items}
-        method_id = payment_method_id or draft.payment_method_id
         try:
-            return await self.group.submit(Placing(change, draft.customer_id, quantities, method_id, draft))
+            return await self.group.submit(Placing(change, draft.customer_id, draft.complete(request), draft))
         except _REFUSALS:
             # If the placing had begun before, an earlier attempt may hold its stock.
             if has_begun_here:
@@ -188,7 +188,7 @@ class Placement:
         """The method that each names, or the customer's default. Who has none may order what costs nothing."""
         methods = await _answer_for_each(
             self._customers.payment_methods(
-                [(each.placing.customer_id, each.placing.payment_method_id) for each in attempts],
+                [(each.placing.customer_id, each.placing.request.payment_method_id) for each in attempts],
                 [each.change.call for each in attempts],
             ),
             len(attempts),
@@ -196,6 +196,8 @@ class Placement:
         for each, method in zip(attempts, methods, strict=True):
             if isinstance(method, MeshError):
                 each.failure = method
+            elif method is None and (expected := each.placing.request.expected_total) and expected.amount:
+                each.failure = PaymentMethodMissing(each.placing.customer_id)
             else:
                 each.method = method
 
@@ -204,7 +206,7 @@ class Placement:
         if not attempts:
             return
         requests = [
-            HoldRequest(p.order_id, p.hold_key, p.customer_id, p.quantities, only_if_free=each.method is None)
+            HoldRequest(p.order_id, p.hold_key, p.customer_id, p.request.quantities, each.expected_total)
             for each in attempts
             for p in [each.placing]
         ]
@@ -214,7 +216,7 @@ class Placement:
         for each, hold in zip(attempts, holds, strict=True):
             if not isinstance(hold, MeshError):
                 each.hold = hold
-            elif each.method is None and hold.reason in _UNPRICED:
+            elif each.expected_total is FREE and hold.reason in _NOT_FREE:
                 each.failure = PaymentMethodMissing(each.placing.customer_id)
             else:
                 each.failure = hold
@@ -252,7 +254,15 @@ class Placement:
         else:
             known = {item.product_id: item.id for item in draft.items}
             item_ids = [known[line.product_id] for line in hold.lines]
-        order = placed(attempt.placing.customer_id, hold, item_ids, attempt.method, now=now, deadline=self._deadline)
+        order = placed(
+            attempt.placing.customer_id,
+            attempt.placing.request,
+            hold,
+            item_ids,
+            attempt.method,
+            now=now,
+            deadline=self._deadline,
+        )
         return order if draft is None else draft.placed_as(order)
 
     async def _write(self, attempts: Sequence[_Attempt]) -> None:

@@ -1,4 +1,4 @@
-"""The database of orders, with no service at work on it."""
+"""The database of orders with no service at work on it, and all four services."""
 
 from collections.abc import AsyncIterator
 
@@ -6,7 +6,8 @@ import pytest
 
 from mesh.db.database import Database
 from stack.servers import Servers
-from tests.services import migrated
+from tests.mesh.house import Buyer, House, house
+from tests.services import Keys, migrated
 
 
 @pytest.fixture(scope="package")
@@ -18,3 +19,16 @@ async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Da
         await opened.start()
         yield opened
         await opened.stop()
+
+
+@pytest.fixture(scope="module")
+async def mesh(servers: Servers, keys: Keys) -> AsyncIterator[House]:
+    """All four services, shared by the tests of this module."""
+    async with house(servers, keys) as running:
+        yield running
+
+
+@pytest.fixture
+async def buyer(mesh: House) -> Buyer:
+    """A customer with a payment method."""
+    return await mesh.buyer("tok_visa")

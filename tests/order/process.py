@@ -23,7 +23,17 @@ from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
 from order_svc import wire
-from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, Offer, Order, PaymentMethod, PaymentResult
+from order_svc.domain import (
+    Cause,
+    HeldLine,
+    Hold,
+    HoldRequest,
+    Offer,
+    Order,
+    OrderRequest,
+    PaymentMethod,
+    PaymentResult,
+)
 from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
 from order_svc.store import OrderStore
 from order_svc.usecases import (
@@ -201,7 +211,7 @@ def placing(customer: UUID, key: str, products: Mapping[UUID, int]) -> Placing:
     )
     call = Call("CreateOrder", caller=caller, key=IdempotencyKey.of(key, caller, "CreateOrder", request))
     change: Change[Order] = Change(call, lambda placed: order_pb2.CreateOrderResponse(order=wire.order(placed)))
-    return Placing(change, customer, dict(products), None)
+    return Placing(change, customer, OrderRequest(products))
 
 
 def message_of(result: Reply[Order] | BaseException) -> order_pb2.Order:

@@ -12,7 +12,7 @@ from mesh.db.database import Database
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change
 from order_svc.app import Settings
-from order_svc.domain import CancelReason, Order, Status
+from order_svc.domain import CancelReason, Order, OrderRequest, Status
 from tests.order.process import OrderProcess, process_of
 
 LIFETIME = timedelta(days=30)
@@ -22,7 +22,7 @@ async def draft_of(process: OrderProcess, age: timedelta, products: list[tuple[U
     """A draft that last changed so long ago."""
     call = Call("CreateOrder", caller=Caller(Kind.CUSTOMER, str(uuid4())))
     change: Change[Order] = Change(call, lambda _: order_pb2.CreateOrderResponse())
-    draft = (await process.drafts.create_draft(change, None, products, None)).value
+    draft = (await process.drafts.create_draft(change, OrderRequest(dict(products)))).value
     connection = await asyncpg.connect(process.database.url)
     await connection.execute("UPDATE orders SET update_time = now() - $2::interval WHERE id = $1", draft.id, age)
     await connection.close()

@@ -17,7 +17,7 @@ from mesh.errors import FailedPrecondition, StaleWrite, Unavailable
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
 from order_svc import wire
-from order_svc.domain import CancelReason, HoldDecision, HoldRequest, Order, OrderState, Status
+from order_svc.domain import CancelReason, HoldDecision, HoldRequest, Order, OrderRequest, OrderState, Status
 from order_svc.usecases import Placing
 from tests.order.process import OrderProcess, Reserved, Stock, placing, process_of
 from tests.services import new_key
@@ -33,7 +33,7 @@ def change_of(customer: UUID) -> Change[Order]:
 
 async def draft_of(process: OrderProcess, customer: UUID) -> Order:
     """A draft with one item."""
-    return (await process.drafts.create_draft(change_of(customer), None, [(uuid4(), 2)], None)).value
+    return (await process.drafts.create_draft(change_of(customer), OrderRequest({uuid4(): 2}))).value
 
 
 async def read(process: OrderProcess, order_id: UUID) -> Order:
@@ -51,7 +51,7 @@ async def unfinished(process: OrderProcess, stock: Stock, customer: UUID) -> Ord
 
     stock.instead = silent
     with pytest.raises(Unavailable):
-        await process.placement.place_draft(change_of(customer), draft.id, None, etag="1")
+        await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
     stock.instead = None
     return await read(process, draft.id)
 
@@ -73,10 +73,10 @@ async def test_draft_that_may_hold_stock_is_not_edited_and_is_placed_by_a_retry(
     # A refusal now does not prove that the attempt before holds nothing.
     stock.instead = stock_insufficient
     with pytest.raises(FailedPrecondition, match="nothing left"):
-        await process.placement.place_draft(change_of(customer), draft.id, None, etag="1")
+        await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
     assert await read(process, draft.id) == draft
     stock.instead = None
-    placed = (await process.placement.place_draft(change_of(customer), draft.id, None, etag="1")).value
+    placed = (await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")).value
     assert (placed.id, placed.status) == (draft.id, Status.PENDING)
     assert await read(process, draft.id) == placed
 
@@ -97,7 +97,7 @@ async def test_every_attempt_to_place_a_draft_asks_for_the_same_hold(database: D
 
     stock.reserve = noted  # type: ignore[assignment, method-assign]
     draft = await unfinished(process, stock, customer)
-    await process.placement.place_draft(change_of(customer), draft.id, None, etag="")
+    await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="")
     assert keys == [keys[0]] * 2
     assert keys[0][0] == draft.id
 
@@ -120,7 +120,7 @@ async def test_draft_cancelled_while_it_is_placed_stays_cancelled_and_others_of_
     stock, customer = Stock(), uuid4()
     process, there = process_of(database, stock), process_of(database)
     draft = await unfinished(process, stock, customer)
-    wanted = Placing(change_of(customer), customer, {draft.items[0].product_id: 2}, None, draft)
+    wanted = Placing(change_of(customer), customer, draft.complete(OrderRequest({})), draft)
     other = placing(uuid4(), new_key(), {uuid4(): 1})
     reserve = stock.reserve
 
@@ -143,7 +143,7 @@ async def test_two_placings_of_one_draft_in_a_batch_place_it_once(database: Data
     stock, customer = Stock(), uuid4()
     process = process_of(database, stock)
     draft = await unfinished(process, stock, customer)
-    wanted = [Placing(change_of(customer), customer, {draft.items[0].product_id: 2}, None, draft) for _ in range(2)]
+    wanted = [Placing(change_of(customer), customer, draft.complete(OrderRequest({})), draft) for _ in range(2)]
     placed, failed = await process.place(*wanted)
     assert stock.asked[-1] == 2, "both in one batch"
     assert isinstance(failed, StaleWrite)
@@ -175,7 +175,7 @@ async def test_drafts_and_new_orders_are_placed_in_one_batch(database: Database)
     stock, customer = Stock(), uuid4()
     process = process_of(database, stock)
     drafts = [await unfinished(process, stock, customer) for _ in range(3)]
-    batch = [Placing(change_of(customer), customer, {each.items[0].product_id: 2}, None, each) for each in drafts] + [
+    batch = [Placing(change_of(customer), customer, each.complete(OrderRequest({})), each) for each in drafts] + [
         placing(uuid4(), new_key(), {uuid4(): 1})
     ]
     stock.price = Decimal(11)

@@ -416,6 +416,7 @@ class CreateOrderRequest(_message.Message):
     PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_TOTAL_FIELD_NUMBER: _builtins.int
     payment_method_id: _builtins.str
     """Optional. The UUID of the payment method. If empty, the customer's default payment method is used. An order whose
     total is zero needs none.
@@ -430,6 +431,12 @@ class CreateOrderRequest(_message.Message):
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLine]:
         """Required. The lines to order, 1 to 100. A draft may have none."""
 
+    @_builtins.property
+    def expected_total(self) -> _money_pb2.Money:
+        """Optional. The total that the customer expects. If the total is different, nothing is held or charged, and the error
+        is `PRICE_CHANGED`. If unset, any total is accepted.
+        """
+
     def __init__(
         self,
         *,
@@ -437,10 +444,11 @@ class CreateOrderRequest(_message.Message):
         payment_method_id: _builtins.str = ...,
         draft: _builtins.bool = ...,
         customer_id: _builtins.str = ...,
+        expected_total: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_total", b"expected_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "draft", b"draft", "items", b"items", "payment_method_id", b"payment_method_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "draft", b"draft", "expected_total", b"expected_total", "items", b"items", "payment_method_id", b"payment_method_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -761,6 +769,7 @@ class PlaceOrderRequest(_message.Message):
     ORDER_ID_FIELD_NUMBER: _builtins.int
     PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EXPECTED_TOTAL_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """Required. The UUID of the draft."""
     payment_method_id: _builtins.str
@@ -769,16 +778,23 @@ class PlaceOrderRequest(_message.Message):
     """
     etag: _builtins.str
     """Optional. The expected version of the order. If empty, any version is accepted."""
+    @_builtins.property
+    def expected_total(self) -> _money_pb2.Money:
+        """Optional. The total that the customer expects. If the total is different, nothing is held or charged, and the error
+        is `PRICE_CHANGED`. If unset, any total is accepted.
+        """
+
     def __init__(
         self,
         *,
         order_id: _builtins.str = ...,
         payment_method_id: _builtins.str = ...,
         etag: _builtins.str = ...,
+        expected_total: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_total", b"expected_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "order_id", b"order_id", "payment_method_id", b"payment_method_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expected_total", b"expected_total", "order_id", b"order_id", "payment_method_id", b"payment_method_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,8 +46,8 @@ class OrderServiceStub:
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
     a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-    `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-    is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+    `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
+    when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]
     """Gets an order.
@@ -90,7 +90,7 @@ class OrderServiceStub:
     `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-    `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+    `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
     `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
     is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
     """
@@ -152,8 +152,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
     a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-    `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-    is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+    `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
+    when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
     """
     GetOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]  # type: ignore[assignment]
     """Gets an order.
@@ -196,7 +196,7 @@ class OrderServiceAsyncStub(OrderServiceStub):
     `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-    `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+    `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
     `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
     is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
     """
@@ -261,8 +261,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
         a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-        `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-        is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+        `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
+        when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
         """
 
     @_abc_1.abstractmethod
@@ -341,7 +341,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
-        `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+        `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
         `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
         is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
         """
