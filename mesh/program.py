@@ -1,4 +1,4 @@
-"""A service as a program: `python -m order_svc` runs it, `--check` checks its settings, `--help` lists them."""
+"""A service as a program: `python -m order_svc` runs it; `--check`, `--migrate` and `--help` do one thing and exit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 
+from asyncpg import PostgresError
+from sqlalchemy.exc import SQLAlchemyError
+
 from mesh import lifecycle
 from mesh import settings as settings_module
+from mesh.db import migrations
+from mesh.db.migrations import DatabaseTooNew
 from mesh.lifecycle import Service
 from mesh.rpc import reflection
-from mesh.settings import Settings, SettingsInvalid
+from mesh.settings import DatabaseSettings, Settings, SettingsInvalid
 
 _CHECK = "check the settings and build the service, without a network; print the result and exit with 0 or 1"
+_MIGRATE = "migrate the database to the newest version and exit; it needs no setting but MESH_DATABASE_URL"
+_AWAIT = (
+    "wait at most this long for another process to migrate the database, and exit with 0 or 1; "
+    "it needs no setting but MESH_DATABASE_URL"
+)
+_PAUSE_S = 1.0
+"""Between two looks at the version of the database."""
 
 
 def main(name: str, settings: type[Settings], build: Callable[[Settings], Service]) -> None:
@@ -25,9 +37,17 @@ def main(name: str, settings: type[Settings], build: Callable[[Settings], Servic
         epilog=f"settings, from the environment:\n\n{settings_module.describe(settings)}",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--check", action="store_true", help=_CHECK)
-    if parser.parse_args().check:
+    once = parser.add_mutually_exclusive_group()
+    once.add_argument("--check", action="store_true", help=_CHECK)
+    once.add_argument("--migrate", action="store_true", help=_MIGRATE)
+    once.add_argument("--await-migrations", type=float, metavar="SECONDS", help=_AWAIT)
+    arguments = parser.parse_args()
+    if arguments.check:
         check(name, settings, build)
+    elif arguments.migrate:
+        migrate(name)
+    elif arguments.await_migrations is not None:
+        await_migrations(name, arguments.await_migrations)
     else:
         lifecycle.run(name, settings, build)
 
@@ -43,6 +63,50 @@ def check(name: str, settings: type[Settings], build: Callable[[Settings], Servi
     except Exception as error:  # noqa: BLE001  # any error is reported with its type
         sys.exit(f"{name}: it cannot be built: {type(error).__name__}: {error}")
     sys.stdout.write(f"{name}: the settings are valid, and the service can be built\n")
+
+
+def migrate(name: str) -> None:
+    """Migrate the database. Exits with 1 and the error if that fails, also if later code has migrated it."""
+    url = _database_url(name)
+    try:
+        migrations.upgrade(f"{name}_svc", url)
+    except DatabaseTooNew as error:
+        sys.exit(f"{name}: the database has version {error}, which this version of the service does not know")
+    except Exception as error:  # noqa: BLE001  # any error is reported with its type
+        sys.exit(f"{name}: the database cannot be migrated: {type(error).__name__}: {error}")
+    sys.stdout.write(f"{name}: the database is up to date\n")
+
+
+def await_migrations(name: str, seconds: float) -> None:
+    """Return when the database has been migrated. Exits with 1 and the last error after `seconds`."""
+    try:
+        asyncio.run(_migrated(name, _database_url(name), seconds))
+    except TimeoutError as error:
+        sys.exit(f"{name}: the database was not migrated within {seconds:g} s: {error}")
+    sys.stdout.write(f"{name}: the database is up to date\n")
+
+
+async def _migrated(name: str, url: str, seconds: float) -> None:
+    """Look at least once. Raises TimeoutError with what was seen last."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        try:
+            if await migrations.is_migrated(f"{name}_svc", url):
+                return
+            seen = "it has an older version"
+        except (OSError, SQLAlchemyError, PostgresError) as error:
+            seen = f"{type(error).__name__}: {error}"
+        if loop.time() >= deadline:
+            raise TimeoutError(seen)
+        await asyncio.sleep(_PAUSE_S)
+
+
+def _database_url(name: str) -> str:
+    try:
+        return settings_module.read(DatabaseSettings).database_url.get_secret_value()
+    except SettingsInvalid as error:
+        sys.exit(f"{name}: the settings are not valid\n{error}")
 
 
 async def _build(read: Settings, build: Callable[[Settings], Service]) -> Service:

@@ -30,19 +30,27 @@ Target = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min
 """The addresses of a service: `host:port` or DNS names, separated by commas in the environment."""
 
 
-class ServiceSettings(BaseSettings):
-    """The settings of every service. Each field is read from the variable `MESH_` plus its name in upper case."""
+class DatabaseSettings(BaseSettings):
+    """The settings of a program that only migrates a database.
+
+    Each field is read from the variable `MESH_` plus its name in upper case.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="MESH_", frozen=True, extra="ignore", use_attribute_docstrings=True, env_ignore_empty=True
     )
 
+    database_url: SecretStr
+    """The URL of the service's own database, in the form of libpq."""
+
+
+class ServiceSettings(DatabaseSettings):
+    """The settings of every service."""
+
     listen: str = "127.0.0.1:0"
     """The address on which the gRPC server listens, `host:port`."""
     health_listen: str = "127.0.0.1:0"
     """The address on which health checks are answered without TLS, for probes. A free port if the port is 0."""
-    database_url: SecretStr
-    """The URL of the service's own database, in the form of libpq."""
     database_connections: int = Field(default=16, ge=3, le=500)
     """The maximum number of database connections of the process."""
     nats_url: Annotated[SecretStr, AfterValidator(_require_url)] = SecretStr("nats://127.0.0.1:4222")
@@ -78,16 +86,17 @@ class ServiceSettings(BaseSettings):
 
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class SettingsInvalid(Exception):
     """The environment has missing or invalid settings. The message has one line for each error."""
 
 
-def read(settings: type[Settings]) -> Settings:
+def read(settings: type[AnySettings]) -> AnySettings:
     """Read the settings. Raises SettingsInvalid with all errors; their texts contain no values."""
     try:
-        return settings()  # type: ignore[call-arg]  # pydantic reads them from the environment
+        return settings()
     except ValidationError as error:
         raise SettingsInvalid(
             "\n".join(
@@ -97,7 +106,7 @@ def read(settings: type[Settings]) -> Settings:
         ) from None
 
 
-def describe(settings: type[ServiceSettings]) -> str:
+def describe(settings: type[BaseSettings]) -> str:
     """A paragraph for each setting: its variable, whether it is required or its default, and its meaning."""
     return "\n".join(
         f"  MESH_{name.upper()} ({_default(field)})\n{indent(fill(field.description or '', 96), ' ' * 6)}"

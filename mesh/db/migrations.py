@@ -9,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command, context, op
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
@@ -32,6 +33,22 @@ def upgrade(package: str, database_url: str) -> None:
     config = _config(package)
     config.attributes["database_url"] = database_url
     command.upgrade(config, "head")
+
+
+async def is_migrated(package: str, database_url: str) -> bool:
+    """Whether the database has the newest version of this code, or one of later code.
+
+    Raises the driver's errors, or TimeoutError, when the database does not answer.
+    """
+    script = ScriptDirectory.from_config(_config(package))
+    engine = create_async_engine(_sqlalchemy_url(database_url), poolclass=sa.NullPool, connect_args={"timeout": 10})
+    try:
+        async with engine.connect() as connection:
+            heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
+    finally:
+        await engine.dispose()
+    known = {each.revision for each in script.walk_revisions()}
+    return bool(heads) and (set(heads) == set(script.get_heads()) or not known.issuperset(heads))
 
 
 def head(package: str) -> str | None:
@@ -171,12 +188,15 @@ def publish_by_position() -> None:
 
 
 async def _run(database_url: str) -> None:
-    url = make_url(database_url).set(drivername="postgresql+asyncpg")
-    engine = create_async_engine(url, poolclass=sa.NullPool)
+    engine = create_async_engine(_sqlalchemy_url(database_url), poolclass=sa.NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)
         await connection.commit()
     await engine.dispose()
+
+
+def _sqlalchemy_url(database_url: str) -> sa.URL:
+    return make_url(database_url).set(drivername="postgresql+asyncpg")
 
 
 def _migrate(connection: sa.Connection) -> None:
