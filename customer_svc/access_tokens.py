@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey
 
 from mesh.ids import new_id
 from mesh.rpc.call import Kind
-from mesh.rpc.identity import ALGORITHM, ISSUER
+from mesh.rpc.identity import ALGORITHM, ISSUER, SESSION
 
 
 class AccessTokens:
@@ -25,8 +25,8 @@ class AccessTokens:
             raise ValueError(f"{signing_key} holds no private key with a kid")
         self._lifetime = lifetime
 
-    def issue(self, customer_id: UUID, now: datetime) -> tuple[str, datetime]:
-        """A token that says its bearer is this customer, and when it expires, a whole second."""
+    def issue(self, customer_id: UUID, session_id: UUID, now: datetime) -> tuple[str, datetime]:
+        """A token that says its bearer is this customer, in this session, and when it expires, a whole second."""
         issued = now.replace(microsecond=0)
         expires = issued + self._lifetime
         claims = {
@@ -34,6 +34,7 @@ class AccessTokens:
             "aud": ISSUER,
             "sub": str(customer_id),
             "role": Kind.CUSTOMER.value,
+            SESSION: str(session_id),
             "iat": int(issued.timestamp()),
             "exp": int(expires.timestamp()),
             "jti": str(new_id()),

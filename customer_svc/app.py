@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pydantic import Field, FilePath, SecretStr
+from pydantic import Field, FilePath
 
 from customer_svc import wire
 from customer_svc.access_tokens import AccessTokens
@@ -20,6 +20,7 @@ from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
 from mesh.lifecycle import Service
+from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, secret_bytes
 
@@ -27,8 +28,6 @@ from mesh.settings import ServiceSettings, secret_bytes
 class Settings(ServiceSettings):
     """The customer service's settings."""
 
-    redis_url: SecretStr
-    """Where Redis is. Without it nobody signs in; all else works."""
     signing_key: FilePath
     """The private key that signs access tokens, a JSON Web Key on P-256 whose public half is in the JWKS."""
     access_token_seconds: int = Field(default=15 * 60, ge=10)
@@ -68,6 +67,7 @@ def build(settings: Settings) -> Service:
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="customer", replicas=settings.nats_replicas)
     relay = Relay("customer", database, bus)
+    revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event)
     store = CustomerStore()
     pages = Pages(secret_bytes(settings.page_secret))
@@ -79,15 +79,17 @@ def build(settings: Settings) -> Service:
         cores=settings.password_cores,
         max_waiting=settings.password_hashes_waiting,
     )
+    token_lifetime = timedelta(seconds=settings.access_token_seconds)
     session_store = SessionStore(
         settings.redis_url.get_secret_value(),
         lifetime=timedelta(seconds=settings.session_seconds),
+        token_lifetime=token_lifetime,
         failures=settings.sign_in_failures,
         failures_per_email=settings.sign_in_failures_per_email,
         window=timedelta(seconds=settings.sign_in_window_seconds),
         rate=settings.sign_in_rate_per_address,
     )
-    tokens = AccessTokens(settings.signing_key, timedelta(seconds=settings.access_token_seconds))
+    tokens = AccessTokens(settings.signing_key, token_lifetime)
 
     customers = Customers(units, store, passwords, session_store, pages)
     payment_methods = PaymentMethods(units, store, pages)
@@ -103,6 +105,7 @@ def build(settings: Settings) -> Service:
             passwords,
             session_store,
             *housekeeping(database),
+            revocations,
             Server(
                 settings,
                 {
@@ -111,6 +114,7 @@ def build(settings: Settings) -> Service:
                 },
                 # Not Redis: without it customers and their payment methods are still served.
                 checks=[database.check],
+                revoked=revocations.ids,
             ),
         ],
     )

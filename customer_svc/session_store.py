@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from hashlib import blake2b, sha256
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -19,6 +20,7 @@ from redis.exceptions import RedisError
 from customer_svc.domain import ClientLimited, CredentialsInvalid, SessionRevoked, SignInLimited
 from mesh.errors import Unavailable
 from mesh.ids import new_id
+from mesh.rpc.revocations import REVOKE, SLACK_S, STREAM
 
 BURST = 50
 """Sign-ins, and sign-ups, that one client may send at once after a pause."""
@@ -72,11 +74,47 @@ redis.call('SET', KEYS[1], string.format('%.3f', full), 'PX', math.ceil(full - n
 return 0
 """
 
-# Rotation. KEYS[1] is the family. ARGV: the digests of the token that was sent and of its successor, the retry window
-# in ms, and how many tokens may be good. `token_sha256` holds the digests of all good tokens, separated by blanks: more
-# than one while a used token is sent again and no successor has been used. To run the script twice with the same
-# arguments has the effect of running it once.
-_REFRESH = """
+# A family that ends takes the access tokens of its session with it. KEYS: the family and the stream of revocations.
+_END_FAMILY = (
+    REVOKE
+    + """
+local function end_family(family, customer, seconds)
+  redis.call('DEL', KEYS[1])
+  redis.call('ZREM', 'sessions:' .. customer, family)
+  revoke(KEYS[2], family, seconds)
+end
+"""
+)
+
+_CLOSE = (
+    _END_FAMILY
+    + """
+local customer = redis.call('HGET', KEYS[1], 'customer_id')
+if customer then
+  end_family(ARGV[1], customer, ARGV[2])
+end
+"""
+)
+
+# KEYS: the families of the customer and the stream of revocations.
+_END_ALL = (
+    REVOKE
+    + """
+for _, family in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  redis.call('DEL', 'session:' .. family)
+end
+redis.call('DEL', KEYS[1])
+revoke(KEYS[2], ARGV[1], ARGV[2])
+"""
+)
+
+# Rotation. KEYS: the family and the stream of revocations. ARGV: the digests of the token that was sent and of its
+# successor, the retry window in ms, how many tokens may be good, and the arguments of `end_family`. `token_sha256` has
+# the digests of all good tokens, separated by blanks: more than one while a used token is sent again and no successor
+# has been used. To run the script twice with the same arguments has the effect of running it once.
+_REFRESH = (
+    _END_FAMILY
+    + """
 local customer, good, used, used_ms = unpack(redis.call('HMGET', KEYS[1], 'customer_id', 'token_sha256', 'used_sha256',
   'used_ms'))
 if not customer then
@@ -94,7 +132,7 @@ for digest in string.gmatch(good, '%S+') do
   end
 end
 if sent ~= used or now - tonumber(used_ms) > window then
-  redis.call('DEL', KEYS[1])
+  end_family(ARGV[5], customer, ARGV[6])
   return {'reused', customer}
 end
 if digests[#digests] ~= successor then
@@ -103,30 +141,51 @@ if digests[#digests] ~= successor then
 end
 return {'refreshed', customer}
 """
+)
 
 log = structlog.get_logger(__name__)
+
+
+class OpenSession(NamedTuple):
+    """A session family and the refresh token that is good now."""
+
+    id: UUID
+    """The id of the family, which the access tokens of the session name."""
+    customer_id: UUID
+    refresh_token: str
 
 
 class SessionStore:
     """Redis, as the customer service uses it. Every method raises Unavailable when Redis does not answer.
 
     `session:<family>` is a hash for all refresh tokens that descend from one sign-in: the customer, the SHA-256 of each
-    good token, and that of the token used last with the time of its first use. `sign-in:{<email>}` and
-    `sign-in:{<email>}:<client>` are sorted sets of attempts; `signed-in:{<email>}:<client>` marks one that succeeded.
-    `rate:<kind>:<client>` is a bucket of tokens. Email addresses and clients are digests. A client is a string that
-    identifies where requests come from, empty when that is unknown.
+    good token, and that of the token used last with the time of its first use. `sessions:<customer>` is a sorted set of
+    the families of a customer, by the time when they expire. `sign-in:{<email>}` and `sign-in:{<email>}:<client>` are
+    sorted sets of attempts; `signed-in:{<email>}:<client>` marks one that succeeded. `rate:<kind>:<client>` is a bucket
+    of tokens. Email addresses and clients are digests. A client is a string that identifies where requests come from,
+    empty when that is unknown.
     """
 
     def __init__(
-        self, url: str, *, lifetime: timedelta, failures: int, failures_per_email: int, window: timedelta, rate: float
+        self,
+        url: str,
+        *,
+        lifetime: timedelta,
+        token_lifetime: timedelta,
+        failures: int,
+        failures_per_email: int,
+        window: timedelta,
+        rate: float,
     ) -> None:
         """Session and limits.
 
-        A session lives for `lifetime`. In a `window`, at most `failures` sign-ins with one email address may fail for
-        one client, and `failures_per_email` for all clients from which nobody has signed in with it. A client may
-        sign in `rate` times per second in the long run, and sign up as often; 0 is no limit.
+        A session lives for `lifetime`, its access tokens for `token_lifetime`. In a `window`, at most `failures`
+        sign-ins with one email address may fail for one client, and `failures_per_email` for all clients from which
+        nobody has signed in with it. A client may sign in `rate` times per second in the long run, and sign up as
+        often; 0 is no limit.
         """
         self._lifetime = lifetime
+        self._revoked_for = round(token_lifetime.total_seconds()) + SLACK_S
         self._failures = failures
         self._failures_per_email = failures_per_email
         self._window = window
@@ -145,6 +204,8 @@ class SessionStore:
         self._begin = self._redis.register_script(_BEGIN)
         self._admit = self._redis.register_script(_ADMIT)
         self._refresh = self._redis.register_script(_REFRESH)
+        self._close = self._redis.register_script(_CLOSE)
+        self._end_all = self._redis.register_script(_END_ALL)
 
     async def start(self) -> None:
         """Nothing to wait for: it connects when it is used."""
@@ -153,13 +214,13 @@ class SessionStore:
         """Close the connections."""
         await self._redis.aclose()
 
-    async def open(self, customer_id: UUID, now: datetime) -> str:
-        """Begin a session family; its refresh token, of which only a digest is kept.
+    async def open(self, customer_id: UUID, now: datetime) -> OpenSession:
+        """Begin a session family. Of its refresh token only a digest is kept.
 
         The token names its family, so that a used one that comes back leads to what must then be revoked.
         """
         family, secret = new_id(), secrets.token_urlsafe(32)
-        key = _session(family)
+        key, families = _session(family), _sessions_of(customer_id)
         with _answering():
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.hset(
@@ -171,14 +232,17 @@ class SessionStore:
                     },
                 )
                 pipeline.expire(key, self._lifetime)
+                pipeline.zremrangebyscore(families, "-inf", now.timestamp())
+                pipeline.zadd(families, {str(family): (now + self._lifetime).timestamp()})
+                pipeline.expire(families, self._lifetime)
                 await pipeline.execute()
-        return f"{family}.{secret}"
+        return OpenSession(family, customer_id, f"{family}.{secret}")
 
-    async def refresh(self, refresh_token: str) -> tuple[UUID, str]:
-        """Replace a refresh token; returns the customer and the new refresh token of the same family.
+    async def refresh(self, refresh_token: str) -> OpenSession:
+        """Replace a refresh token by a new one of the same family.
 
         A token is good once. A used one gets another successor within `RETRY_WINDOW` of its first use, as long as no
-        successor has been used. Any other token of the family that is not good revokes the family.
+        successor has been used. Any other token of the family that is not good ends the family, as `close` does.
         Raises SessionRevoked.
         """
         family, secret = _parsed(refresh_token)
@@ -188,20 +252,33 @@ class SessionStore:
         window_ms = round(RETRY_WINDOW.total_seconds() * 1000)
         with _answering():
             outcome, customer_id = await self._refresh(
-                keys=[_session(family)], args=[_sha256(secret), _sha256(successor), window_ms, _MAX_GOOD_TOKENS]
+                keys=[_session(family), STREAM],
+                args=[
+                    *(_sha256(secret), _sha256(successor), window_ms, _MAX_GOOD_TOKENS),
+                    *(str(family), self._revoked_for),
+                ],
             )
         if outcome == "reused":
             log.warning("refresh token reused", customer_id=customer_id)
         if outcome != "refreshed":
             raise SessionRevoked
-        return UUID(customer_id), f"{family}.{successor}"
+        return OpenSession(family, UUID(customer_id), f"{family}.{successor}")
 
     async def close(self, refresh_token: str) -> None:
-        """Revoke the family of a refresh token; an unknown one changes nothing."""
+        """Revoke the family of a refresh token and its access tokens; an unknown one changes nothing."""
         family, _ = _parsed(refresh_token)
         if family is not None:
             with _answering():
-                await self._redis.delete(_session(family))
+                await self._close(keys=[_session(family), STREAM], args=[str(family), self._revoked_for])
+
+    async def end_all(self, customer_id: UUID) -> None:
+        """End all sessions of a customer, who is not to sign in any more, and revoke all their access tokens.
+
+        Until the access tokens issued so far have expired, no access token of the customer is accepted, new ones
+        included. A sign-in or refresh in progress fails if the customer can no longer be read (`Sessions`).
+        """
+        with _answering():
+            await self._end_all(keys=[_sessions_of(customer_id), STREAM], args=[str(customer_id), self._revoked_for])
 
     async def admit_sign_in(self, client: str) -> None:
         """Count a sign-in against the client's rate. Raises ClientLimited."""
@@ -262,6 +339,10 @@ class SessionStore:
 
 def _session(family: UUID) -> str:
     return f"session:{family}"
+
+
+def _sessions_of(customer_id: UUID) -> str:
+    return f"sessions:{customer_id}"
 
 
 def _parsed(refresh_token: str) -> tuple[UUID | None, str]:

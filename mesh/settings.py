@@ -57,6 +57,8 @@ class ServiceSettings(DatabaseSettings):
     """The URL of NATS, `nats://user:password@host:port`."""
     nats_replicas: int = Field(default=1, ge=1, le=5)
     """The number of replicas of each stream in the NATS cluster."""
+    redis_url: SecretStr
+    """The URL of Redis. Without Redis nobody can sign in, and revoked access tokens are accepted until they expire."""
     tls_ca: FilePath
     """The file with the certificate of the mesh's certificate authority, PEM."""
     tls_cert: FilePath

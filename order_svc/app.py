@@ -17,6 +17,7 @@ from mesh.events.relay import Relay
 from mesh.jobs import Periodic
 from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
+from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from order_svc import wire
@@ -55,6 +56,7 @@ def build(settings: Settings) -> Service:
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="order", replicas=settings.nats_replicas)
     relay = Relay("order", database, bus)
+    revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event)
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
@@ -101,6 +103,7 @@ def build(settings: Settings) -> Service:
             ),
             Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
             unused_holds,
+            revocations,
             Server(
                 settings,
                 {
@@ -109,6 +112,7 @@ def build(settings: Settings) -> Service:
                     )
                 },
                 checks=[database.check],
+                revoked=revocations.ids,
             ),
         ],
     )

@@ -16,6 +16,7 @@ from mesh.events.relay import Relay
 from mesh.jobs import Periodic
 from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
+from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target
 from payment_svc import wire
@@ -57,6 +58,7 @@ def build(settings: Settings) -> Service:
     database = Database(url, max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="payment", replicas=settings.nats_replicas)
     relay = Relay("payment", database, bus)
+    revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event)
     store = PaymentStore()
 
@@ -91,10 +93,12 @@ def build(settings: Settings) -> Service:
             charger,
             Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
             Consumer("payment", "order", order_events(orders), bus=bus, units=units),
+            revocations,
             Server(
                 settings,
                 {"commerce.payment.v1.PaymentService": PaymentService(payments)},
                 checks=[database.check],
+                revoked=revocations.ids,
             ),
         ],
     )

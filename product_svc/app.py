@@ -18,6 +18,7 @@ from mesh.events.relay import Relay
 from mesh.jobs import Periodic
 from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
+from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from product_svc import wire
@@ -80,6 +81,7 @@ def build(settings: Settings) -> Service:
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
     bus = Bus(settings.nats_url.get_secret_value(), name="product", replicas=settings.nats_replicas)
     relay = Relay("product", database, bus)
+    revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event)
     orders = Peer("order", settings.order_target, settings)
     pages = Pages(secret_bytes(settings.page_secret))
@@ -95,6 +97,7 @@ def build(settings: Settings) -> Service:
             *housekeeping(database),
             Periodic("hold sweep", settings.hold_sweep_seconds, use.sweep.run),
             Consumer("product", "order", order_events(use.holds), bus=bus, units=units, linger=_SALES_LINGER_S),
+            revocations,
             Server(
                 settings,
                 {
@@ -104,6 +107,7 @@ def build(settings: Settings) -> Service:
                     ),
                 },
                 checks=[database.check],
+                revoked=revocations.ids,
             ),
         ],
     )

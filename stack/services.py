@@ -68,6 +68,7 @@ class Services:
             "MESH_LISTEN": f"{_HOST}:{port}",
             "MESH_DATABASE_URL": self.servers.postgres.url_for(f"{name}_svc"),
             "MESH_NATS_URL": self.servers.nats.url,
+            "MESH_REDIS_URL": self.servers.redis.url,
             "MESH_TLS_CA": str(own.ca),
             "MESH_TLS_CERT": str(own.cert),
             "MESH_TLS_KEY": str(own.key),
@@ -77,7 +78,6 @@ class Services:
         for other in NAMES:
             settings[f"MESH_{other.upper()}_TARGET"] = ",".join(f"{_HOST}:{port}" for port in self.ports[other])
         if name == "customer":
-            settings["MESH_REDIS_URL"] = self.servers.redis.url
             settings["MESH_SIGNING_KEY"] = str(self.signing_key.private)
             # glibc: the 19 MiB that a password's hash takes go back to the system, and are not kept for the next one.
             settings["MALLOC_MMAP_THRESHOLD_"] = str(4 * 1024 * 1024)

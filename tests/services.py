@@ -67,6 +67,7 @@ def settings_for(kind: type[S], name: str, servers: Servers, keys: Keys, **more:
             "database_url": SecretStr(servers.postgres.url_for(f"{name}_svc")),
             "database_connections": 8,
             "nats_url": SecretStr(servers.nats.url),
+            "redis_url": SecretStr(servers.redis.url),
             "tls_ca": peer.ca,
             "tls_cert": peer.cert,
             "tls_key": peer.key,

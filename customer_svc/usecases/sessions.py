@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
-from uuid import UUID
 from weakref import WeakValueDictionary
 
-from customer_svc.domain import Credentials, CredentialsInvalid, Session, same_email
+from customer_svc.domain import (
+    Credentials,
+    CredentialsInvalid,
+    CustomerNotFound,
+    Session,
+    SessionRevoked,
+    same_email,
+)
 
 if TYPE_CHECKING:
     from customer_svc.access_tokens import AccessTokens
     from customer_svc.passwords import Passwords
-    from customer_svc.session_store import SessionStore
+    from customer_svc.session_store import OpenSession, SessionStore
     from customer_svc.store import CustomerStore
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Call
@@ -52,21 +58,31 @@ class Sessions:
             credentials = await self._verified(email, password, client)
         if self._passwords.is_outdated(credentials.password_hash):
             await self._rehash(credentials, password, client)
-        refresh_token = await self._sessions.open(credentials.customer_id, self._units.now())
-        return self._session(credentials.customer_id, refresh_token)
+        opened = await self._sessions.open(credentials.customer_id, self._units.now())
+        return await self._session(opened, CredentialsInvalid())
 
     async def refresh_session(self, refresh_token: str) -> Session:
         """Replace a session by its successor. Raises SessionRevoked; Unavailable while sessions cannot be kept."""
-        customer_id, successor = await self._sessions.refresh(refresh_token)
-        return self._session(customer_id, successor)
+        return await self._session(await self._sessions.refresh(refresh_token), SessionRevoked())
 
     async def delete_session(self, refresh_token: str) -> None:
         """Sign a customer out; an unknown token changes nothing. Raises Unavailable while sessions cannot be kept."""
         await self._sessions.close(refresh_token)
 
-    def _session(self, customer_id: UUID, refresh_token: str) -> Session:
-        access_token, expire_time = self._tokens.issue(customer_id, self._units.now())
-        return Session(customer_id, expire_time, access_token, refresh_token)
+    async def _session(self, opened: OpenSession, refusal: Exception) -> Session:
+        """The session with a new access token. Ends it and raises `refusal` if the customer is gone.
+
+        The customer is read after the session was written: either an erasure in the meantime has ended the session, or
+        this read no longer finds the customer.
+        """
+        try:
+            async with self._units.database.reading() as reading:
+                await self._customers.read(reading, opened.customer_id)
+        except CustomerNotFound:
+            await self._sessions.close(opened.refresh_token)
+            raise refusal from None
+        access_token, expire_time = self._tokens.issue(opened.customer_id, opened.id, self._units.now())
+        return Session(opened.customer_id, expire_time, access_token, opened.refresh_token)
 
     async def _verified(self, email: str, password: str, client: str) -> Credentials:
         async with self._units.database.reading() as reading:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 ISSUER = "commerce-mesh"
 """Both `iss` and `aud` of the access tokens."""
 ALGORITHM = "ES256"
+SESSION = "sid"
+"""The claim with the id of the session to which a token belongs. A token that no sign-in has issued lacks it."""
 CLOCK_SKEW_S = 60
 """The seconds by which the clock of the issuer of a token may be ahead. The expiry of tokens has no tolerance."""
 TRUST_DOMAIN = "spiffe://commerce-mesh/"
@@ -31,14 +34,27 @@ _REMEMBERED = 20_000
 _NOBODY = (ANYBODY, None)
 
 
+class _Known(NamedTuple):
+    """What a valid token says."""
+
+    caller: Caller
+    expires: float
+    session: str
+    """Empty if the token belongs to no session."""
+
+
 class Tokens:
     """Verifies access tokens. A valid token is remembered until it expires.
 
     Expiry is checked with the clock of this machine, as by the edge and every other reader of a JWT.
     """
 
-    def __init__(self, jwks: Path) -> None:
-        """Raises ValueError or OSError if `jwks` is not a file with a JSON Web Key Set."""
+    def __init__(self, jwks: Path, *, revoked: Collection[str] = ()) -> None:
+        """`revoked` are the ids of sessions and subjects whose tokens are refused; it may change.
+
+        Raises ValueError or OSError if `jwks` is not a file with a JSON Web Key Set.
+        """
+        self._revoked = revoked
         self._keys = KeySet.import_key_set(json.loads(jwks.read_text()))
         self._rules = jwt.JWTClaimsRegistry(
             leeway=CLOCK_SKEW_S,
@@ -48,7 +64,7 @@ class Tokens:
             exp={"essential": True},
             role={"essential": True, "values": [Kind.CUSTOMER.value, Kind.STAFF.value]},
         )
-        self._known: dict[str, tuple[Caller, float]] = {}
+        self._known: dict[str, _Known] = {}
 
     def caller(self, authorization: str) -> Caller:
         """The caller that an `authorization` header identifies; `ANYBODY` if it is empty. Raises as `verified`."""
@@ -58,7 +74,8 @@ class Tokens:
         """The caller that an `authorization` header identifies, and when its token expires, in seconds since the epoch.
 
         `ANYBODY` and None if the header is empty.
-        Raises Unauthenticated / TOKEN_INVALID unless it contains a valid, unexpired bearer token.
+        Raises Unauthenticated / TOKEN_INVALID unless it contains a valid bearer token that has neither expired nor been
+        revoked.
         """
         if not authorization:
             return _NOBODY
@@ -73,21 +90,24 @@ class Tokens:
             if len(self._known) >= _REMEMBERED:
                 self._forget()
             self._known[token] = known
-        if known[1] <= time.time():  # noqa: TID251  # see above
+        if known.expires <= time.time():  # noqa: TID251  # see above
             raise Unauthenticated("the access token has expired")
-        return known
+        if self._revoked and (known.session in self._revoked or known.caller.id in self._revoked):
+            raise Unauthenticated("the access token is revoked: its session has ended")
+        return known.caller, known.expires
 
-    def _decoded(self, token: str) -> tuple[Caller, float]:
+    def _decoded(self, token: str) -> _Known:
         try:
             claims: dict[str, Any] = jwt.decode(token, self._keys, algorithms=[ALGORITHM]).claims
             self._rules.validate(claims)
-            return Caller(Kind(claims["role"]), str(claims["sub"])), float(claims["exp"])
+            caller = Caller(Kind(claims["role"]), str(claims["sub"]))
+            return _Known(caller, float(claims["exp"]), str(claims.get(SESSION, "")))
         except (JoseError, ValueError, TypeError) as error:
             raise Unauthenticated("the access token is not valid") from error
 
     def _forget(self) -> None:
         now = time.time()  # noqa: TID251
-        self._known = {token: known for token, known in self._known.items() if known[1] > now}
+        self._known = {token: known for token, known in self._known.items() if known.expires > now}
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
 

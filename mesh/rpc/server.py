@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -53,8 +53,17 @@ class MethodUnknown(Exception):
 class Server:
     """Serves contracts with mutual TLS. Health reports SERVING while all checks pass and it does not drain."""
 
-    def __init__(self, settings: ServiceSettings, servicers: Mapping[str, object], *, checks: Sequence[Check]) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        servicers: Mapping[str, object],
+        *,
+        checks: Sequence[Check],
+        revoked: Collection[str] = (),
+    ) -> None:
         """`servicers` are listed by the full name of their service, such as `commerce.order.v1.OrderService`.
+
+        Access tokens of the sessions and subjects whose ids are in `revoked` are refused.
 
         Raises AccessUndeclared, KeyScopeUndeclared, MethodUnknown or ShapeMismatch if a contract is incomplete or does
         not match its servicer.
@@ -68,7 +77,7 @@ class Server:
         self._in_flight = InFlight(settings.max_in_flight)
         self.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
         """The open streams."""
-        policy = Policy(Tokens(settings.jwks), settings.default_timeout)
+        policy = Policy(Tokens(settings.jwks, revoked=revoked), settings.default_timeout)
         pool = descriptor_pool.Default()
         self._handlers = {
             name: self._handlers_of(pool.FindServiceByName(name), servicer, policy)

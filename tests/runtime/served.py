@@ -37,6 +37,7 @@ def settings(keys: Keys, name: str = "product", **more: Any) -> ServiceSettings:
     return ServiceSettings.model_validate(
         {
             "database_url": SecretStr("postgresql://"),
+            "redis_url": SecretStr("redis://"),
             "tls_ca": peer.ca,
             "tls_cert": peer.cert,
             "tls_key": peer.key,

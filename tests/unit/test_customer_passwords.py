@@ -218,13 +218,13 @@ async def test_a_hash_of_other_parameters_is_outdated(passwords: Passwords) -> N
 
 def test_an_access_token_is_accepted_by_every_service_until_it_expires(tmp_path: Path) -> None:
     key = make_signing_key(tmp_path)
-    customer_id, now = uuid4(), datetime.now(UTC)
+    customer_id, session_id, now = uuid4(), uuid4(), datetime.now(UTC)
     tokens = AccessTokens(key.private, timedelta(minutes=15))
-    token, expire_time = tokens.issue(customer_id, now)
+    token, expire_time = tokens.issue(customer_id, session_id, now)
     assert timedelta(minutes=14, seconds=59) <= expire_time - now <= timedelta(minutes=15)
     assert Tokens(key.jwks).caller(f"Bearer {token}") == Caller(Kind.CUSTOMER, str(customer_id))
-    assert tokens.issue(customer_id, now)[0] != token
-    expired, _ = tokens.issue(customer_id, now - timedelta(minutes=16))
+    assert tokens.issue(customer_id, session_id, now)[0] != token
+    expired, _ = tokens.issue(customer_id, session_id, now - timedelta(minutes=16))
     with pytest.raises(Unauthenticated):
         Tokens(key.jwks).caller(f"Bearer {expired}")
 

@@ -23,6 +23,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> pytest.MonkeyP
         (folder / name).touch()
         monkeypatch.setenv(f"MESH_{name}", str(folder / name))
     monkeypatch.setenv("MESH_DATABASE_URL", "postgresql://user:hunter2@/db")
+    monkeypatch.setenv("MESH_REDIS_URL", "redis://127.0.0.1:1")
     monkeypatch.setenv("MESH_PAGE_SECRET", "0123456789abcdef")
     monkeypatch.setenv("MESH_ORDER_TARGET", "127.0.0.1:1, 127.0.0.1:2")
     return monkeypatch

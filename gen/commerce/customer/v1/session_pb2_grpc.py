@@ -76,9 +76,10 @@ class SessionServiceServicer:
 
     def RefreshSession(self, request, context):
         """Exchanges a refresh token for a new access token and a new refresh token. A refresh token is valid once. When it
-        is used again, all refresh tokens of the same sign-in are revoked. There is one exception, for a client that lost
-        the reply: within 10 seconds of the first use, the same token gets another new session of the same sign-in, unless
-        a refresh token that replaced it has been used. Refreshing does not extend the lifetime of the sign-in.
+        is used again, all refresh tokens and access tokens of the same sign-in are revoked. There is one exception, for a
+        client that lost the reply: within 10 seconds of the first use, the same token gets another new session of the
+        same sign-in, unless a refresh token that replaced it has been used. Refreshing does not extend the lifetime of
+        the sign-in.
 
         Errors: `UNAUTHENTICATED` / `SESSION_REVOKED`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store
         does not answer.
@@ -88,8 +89,10 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Signs a customer out: revokes all refresh tokens of the same sign-in. Access tokens remain valid until they
-        expire. Signing out with an unknown refresh token succeeds and changes nothing.
+        """Signs a customer out: revokes all refresh tokens and access tokens of the same sign-in. A service usually refuses
+        the access tokens within milliseconds, and after about a second if it had lost its connection to the session
+        store. Open streams end when their access token expires. Signing out with an unknown refresh token succeeds and
+        changes nothing.
 
         Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """

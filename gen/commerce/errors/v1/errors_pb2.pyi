@@ -31,7 +31,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOKEN_MISSING: _ErrorReason.ValueType  # 3
     """`UNAUTHENTICATED`: the method requires an access token and none was sent."""
     ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 4
-    """`UNAUTHENTICATED`: the access token is malformed or expired, or is not signed by this mesh."""
+    """`UNAUTHENTICATED`: the access token is malformed, expired or revoked, or is not signed by this mesh."""
     ERROR_REASON_ROLE_REQUIRED: _ErrorReason.ValueType  # 5
     """`PERMISSION_DENIED`: the method requires another role."""
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 6
@@ -92,7 +92,7 @@ ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 2
 ERROR_REASON_TOKEN_MISSING: ErrorReason.ValueType  # 3
 """`UNAUTHENTICATED`: the method requires an access token and none was sent."""
 ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 4
-"""`UNAUTHENTICATED`: the access token is malformed or expired, or is not signed by this mesh."""
+"""`UNAUTHENTICATED`: the access token is malformed, expired or revoked, or is not signed by this mesh."""
 ERROR_REASON_ROLE_REQUIRED: ErrorReason.ValueType  # 5
 """`PERMISSION_DENIED`: the method requires another role."""
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 6
