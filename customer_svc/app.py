@@ -9,10 +9,11 @@ from pydantic import Field, FilePath
 from customer_svc import wire
 from customer_svc.access_tokens import AccessTokens
 from customer_svc.passwords import Passwords
+from customer_svc.peers import OrderPeer
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
 from customer_svc.store import CustomerStore
-from customer_svc.usecases import Addresses, Customers, PaymentMethods, Sessions
+from customer_svc.usecases import Addresses, Customers, Orders, PaymentMethods, Sessions
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
@@ -20,14 +21,17 @@ from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
 from mesh.lifecycle import Service
+from mesh.rpc.clients import Peer
 from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Server
-from mesh.settings import ServiceSettings, secret_bytes
+from mesh.settings import ServiceSettings, Target, secret_bytes
 
 
 class Settings(ServiceSettings):
     """The customer service's settings."""
 
+    order_target: Target
+    """Where the order service is."""
     signing_key: FilePath
     """The private key that signs access tokens, a JSON Web Key on P-256 whose public half is in the JWKS."""
     access_token_seconds: int = Field(default=15 * 60, ge=10)
@@ -69,6 +73,7 @@ def build(settings: Settings) -> Service:
     relay = Relay("customer", database, bus)
     revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event)
+    orders_peer = Peer("order", settings.order_target, settings)
     store = CustomerStore()
     pages = Pages(secret_bytes(settings.page_secret))
     passwords = Passwords(
@@ -94,6 +99,7 @@ def build(settings: Settings) -> Service:
     customers = Customers(units, store, passwords, session_store, pages)
     payment_methods = PaymentMethods(units, store, pages)
     addresses = Addresses(units, store, pages)
+    orders = Orders(units, store, OrderPeer(orders_peer))
     sessions = Sessions(units, store, passwords, session_store, tokens)
 
     return Service(
@@ -101,6 +107,7 @@ def build(settings: Settings) -> Service:
         [
             database,
             bus,
+            orders_peer,
             relay,
             passwords,
             session_store,
@@ -109,7 +116,9 @@ def build(settings: Settings) -> Service:
             Server(
                 settings,
                 {
-                    "commerce.customer.v1.CustomerService": CustomerService(customers, payment_methods, addresses),
+                    "commerce.customer.v1.CustomerService": CustomerService(
+                        customers, payment_methods, addresses, orders
+                    ),
                     "commerce.customer.v1.SessionService": SessionService(sessions),
                 },
                 # Not Redis: without it customers and their payment methods are still served.

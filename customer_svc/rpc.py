@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from commerce.customer.v1 import customer_pb2 as customer
 from commerce.customer.v1 import session_pb2 as session
+from commerce.order.v1 import order_pb2
 from customer_svc import wire
 from customer_svc.domain import Address, Customer, PaymentMethod
-from customer_svc.usecases import Addresses, Customers, PaymentMethods, Sessions
+from customer_svc.usecases import Addresses, Customers, Orders, PaymentMethods, Sessions
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
@@ -15,10 +16,17 @@ from mesh.rpc.replies import Change, Reply
 class CustomerService:
     """`commerce.customer.v1.CustomerService`."""
 
-    def __init__(self, customers: Customers, payment_methods: PaymentMethods, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        customers: Customers,
+        payment_methods: PaymentMethods,
+        addresses: Addresses,
+        orders: Orders[order_pb2.Order],
+    ) -> None:
         self._customers = customers
         self._payment_methods = payment_methods
         self._addresses = addresses
+        self._orders = orders
 
     async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> Reply[Customer]:
         change: Change[Customer] = Change(
@@ -43,6 +51,14 @@ class CustomerService:
         return await self._customers.update_customer(
             change, wire.named(request.customer.id), wire.customer_update(request), etag=request.customer.etag
         )
+
+    async def ListCustomerOrders(
+        self, request: customer.ListCustomerOrdersRequest, call: Call
+    ) -> customer.ListCustomerOrdersResponse:
+        found, token = await self._orders.list_customer_orders(
+            call, wire.named(request.customer_id), page_size=request.page_size, page_token=request.page_token
+        )
+        return customer.ListCustomerOrdersResponse(orders=found, next_page_token=token)
 
     async def AddPaymentMethod(self, request: customer.AddPaymentMethodRequest, call: Call) -> Reply[PaymentMethod]:
         change: Change[PaymentMethod] = Change(

@@ -74,6 +74,7 @@ def settings_for(kind: type[S], name: str, servers: Servers, keys: Keys, **more:
             "jwks": keys.signing.jwks,
             "page_secret": SecretStr("a secret of the tests"),
             "drain_seconds": 5,
+            **{f"{other}_target": NOWHERE for other in ("customer", "order", "product", "payment")},
             **more,
         }
     )

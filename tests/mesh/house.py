@@ -77,6 +77,10 @@ class House:
             buyer.methods[each] = method.payment_method.id
         return buyer
 
+    def customer(self, buyer: Buyer) -> Client:
+        """The buyer as a client of the customer service."""
+        return self.staff["customer"].as_(self.keys.token("customer", UUID(buyer.id)))
+
     async def product(self, stock: int, *, units: int = 10, currency: str = "EUR") -> str:
         """A new product with this much stock; its id."""
         staff = self.staff["product"]

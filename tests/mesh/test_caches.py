@@ -122,6 +122,10 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
     "ListPaymentMethods": lambda shop, number: {"customer_id": shop.buyer.id, "page_size": number % 7},
     "SelectPaymentMethods": queries,
     "ResolvePaymentMethods": queries,
+    "ListCustomerOrders": lambda shop, number: {
+        "customer_id": some([shop.buyer.id], number),
+        "page_size": number % 7,
+    },
     "GetOrder": lambda shop, number: {"order_id": some(shop.orders, number)},
     "ListOrders": lambda shop, number: {
         "status": STATUSES[number % len(STATUSES)],

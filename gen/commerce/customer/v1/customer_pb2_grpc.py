@@ -189,7 +189,11 @@ class CustomerServiceServicer:
     def ListCustomerOrders(self, request, context):
         """Lists the orders of a customer, newest first. The orders are read from the order service.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+        A page may contain fewer orders than requested, also if it is not the last one. Only an empty `next_page_token`
+        marks the last page.
+
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`; `UNAVAILABLE` /
+        `DEPENDENCY_UNAVAILABLE` when the order service does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,7 +75,11 @@ class CustomerServiceStub:
     ListCustomerOrders: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ListCustomerOrdersRequest, _customer_pb2.ListCustomerOrdersResponse]
     """Lists the orders of a customer, newest first. The orders are read from the order service.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+    A page may contain fewer orders than requested, also if it is not the last one. Only an empty `next_page_token`
+    marks the last page.
+
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`; `UNAVAILABLE` /
+    `DEPENDENCY_UNAVAILABLE` when the order service does not answer.
     """
     AddPaymentMethod: _grpc.UnaryUnaryMultiCallable[_customer_pb2.AddPaymentMethodRequest, _customer_pb2.AddPaymentMethodResponse]
     """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
@@ -175,7 +179,11 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     ListCustomerOrders: _aio.UnaryUnaryMultiCallable[_customer_pb2.ListCustomerOrdersRequest, _customer_pb2.ListCustomerOrdersResponse]  # type: ignore[assignment]
     """Lists the orders of a customer, newest first. The orders are read from the order service.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+    A page may contain fewer orders than requested, also if it is not the last one. Only an empty `next_page_token`
+    marks the last page.
+
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`; `UNAVAILABLE` /
+    `DEPENDENCY_UNAVAILABLE` when the order service does not answer.
     """
     AddPaymentMethod: _aio.UnaryUnaryMultiCallable[_customer_pb2.AddPaymentMethodRequest, _customer_pb2.AddPaymentMethodResponse]  # type: ignore[assignment]
     """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
@@ -314,7 +322,11 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_customer_pb2.ListCustomerOrdersResponse, _abc.Awaitable[_customer_pb2.ListCustomerOrdersResponse]]:
         """Lists the orders of a customer, newest first. The orders are read from the order service.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
+        A page may contain fewer orders than requested, also if it is not the last one. Only an empty `next_page_token`
+        marks the last page.
+
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`; `UNAVAILABLE` /
+        `DEPENDENCY_UNAVAILABLE` when the order service does not answer.
         """
 
     @_abc_1.abstractmethod
