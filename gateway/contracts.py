@@ -55,6 +55,8 @@ class Method:
     """The HTTP verb for JSON clients, `POST`; empty for a method without an HTTP rule."""
     template: str
     """The HTTP path for JSON clients, `/v1/orders/{order_id}:cancel`; empty for a method without an HTTP rule."""
+    body: str
+    """The field of the request that JSON clients send as the body, `*` for all fields outside the path; or empty."""
     parameters: Mapping[str, Parameter]
     """The query parameters for JSON clients, by each name that is accepted."""
     is_raw: bool
@@ -121,6 +123,7 @@ def _method(service: str, method: MethodDescriptorProto, pool: DescriptorPool) -
         is_stream=method.server_streaming,
         verb=verb.upper(),
         template=template,
+        body=rule.body,
         parameters=parameters(request, rule, frozenset(PATH_VARIABLE.findall(template))) if verb else {},
         is_raw=body is not None and body.message_type == pool.FindMessageTypeByName("google.api.HttpBody"),
         response_body=response.fields_by_name[rule.response_body].json_name if rule.response_body else "",

@@ -25,16 +25,20 @@ def parameters(request: Descriptor, rule: HttpRule, in_path: frozenset[str]) -> 
 
     Raises ValueError for a field whose values the edge cannot check.
     """
-    if rule.body == "*":
-        return {}
     found = {}
-    for path in _leaves(request):
-        name = ".".join(field.name for field in path)
-        if name not in in_path and path[0].name != rule.body:
-            parameter = _parameter(path[-1])
-            found[name] = parameter
-            found[".".join(field.json_name for field in path)] = parameter
+    for path in fields(request, rule.body, in_path):
+        parameter = _parameter(path[-1])
+        found[".".join(field.name for field in path)] = parameter
+        found[".".join(field.json_name for field in path)] = parameter
     return found
+
+
+def fields(request: Descriptor, body: str, in_path: frozenset[str]) -> Iterator[tuple[FieldDescriptor, ...]]:
+    """The fields that are neither in the path nor in the body, each as a path from the request."""
+    if body != "*":
+        for path in _leaves(request):
+            if ".".join(field.name for field in path) not in in_path and path[0].name != body:
+                yield path
 
 
 def _leaves(message: Descriptor, above: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:

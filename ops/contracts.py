@@ -34,6 +34,9 @@ EVENTS = Path("docs", "events.md")
 DESCRIPTORS = Path("commerce", "commerce.binpb")
 """The contracts as a descriptor set, in the package `commerce` so that it is installed with it."""
 
+OPENAPI = Path("commerce", "openapi.json")
+"""The contracts as the OpenAPI document of the edge, in the same package."""
+
 _SERVICE = re.compile(r"^service ", re.MULTILINE)
 
 
@@ -146,7 +149,7 @@ def _is_current(path: Path, text: str) -> bool:
 
 
 def _compile(protos: Path, into: Path) -> None:
-    """Write Python code, type stubs and the descriptor set of the contracts to the folder `into`."""
+    """Write Python code, type stubs, the descriptor set and the OpenAPI document to the folder `into`."""
     into.mkdir(parents=True)
     plugins = [f"--plugin={name}={_tool(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     contracts = _contracts(protos)
@@ -172,6 +175,22 @@ def _compile(protos: Path, into: Path) -> None:
             (into / package / "__init__.py").touch()
             if package.parent == Path():
                 (into / package / "py.typed").touch()
+    _write_openapi(protos, into)
+
+
+def _write_openapi(protos: Path, gen: Path) -> None:
+    """Write the OpenAPI document in a process of its own, which imports the code just generated in `gen`."""
+    with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
+        contracts = image(protos, Path(scratch) / "image.binpb")
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "gateway.openapi", str(contracts), str(gen / OPENAPI)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(gen), str(ROOT)])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise ContractsError(f"the OpenAPI document: {done.stderr.strip() or 'failed'}")
 
 
 def _contracts(protos: Path) -> list[str]:
