@@ -6,7 +6,7 @@ No message of an error here holds an email address, a token or a password: messa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from mesh.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
+    MeshError,
     NotFound,
     ResourceExhausted,
     Unauthenticated,
@@ -281,15 +282,20 @@ class PaymentMethodQuery:
 
     customer_id: UUID
     payment_method_id: UUID | None
+    address_id: UUID | None = None
+    """None for the customer's only address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """The payment methods of a customer, as far as they were asked for, and which of them is the default."""
+    """The payment methods and addresses of a customer, as far as they were asked for."""
 
     customer_id: UUID
     methods: Sequence[PaymentMethodSecret]
     default_id: UUID | None
+    """The default payment method."""
+    addresses: Mapping[UUID, PostalAddress] = field(default_factory=dict, repr=False)
+    """Several if the customer has several, but not all of them."""
 
     def pick(self, payment_method_id: UUID | None) -> PaymentMethodSecret:
         """The one with this id, or the default one. Raises PaymentMethodNotFound, or PaymentMethodMissing."""
@@ -300,6 +306,15 @@ class Wallet:
             if method.id == wanted:
                 return method
         raise PaymentMethodNotFound(wanted)
+
+    def address(self, address_id: UUID | None) -> PostalAddress | None:
+        """The address with this id, or the only one; None if there is none, or several. Raises AddressNotFound."""
+        if address_id is None:
+            return next(iter(self.addresses.values())) if len(self.addresses) == 1 else None
+        try:
+            return self.addresses[address_id]
+        except KeyError:
+            raise AddressNotFound(address_id) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +331,14 @@ class PostalAddress:
     address_lines: Sequence[str]
     recipients: Sequence[str]
     organization: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A customer's payment method for an order, or the reason why there is none, and the address to ship to."""
+
+    payment_method: PaymentMethodSecret | MeshError
+    postal_address: PostalAddress | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,8 +121,8 @@ class CustomerService:
     async def SelectPaymentMethods(
         self, request: customer.SelectPaymentMethodsRequest, call: Call
     ) -> customer.SelectPaymentMethodsResponse:
-        outcomes = await self._payment_methods.resolve([wire.payment_method_query(each) for each in request.queries])
-        return customer.SelectPaymentMethodsResponse(results=[wire.selected_payment_method(each) for each in outcomes])
+        selections = await self._payment_methods.select([wire.payment_method_query(each) for each in request.queries])
+        return customer.SelectPaymentMethodsResponse(results=[wire.selection(each) for each in selections])
 
     async def ResolvePaymentMethods(
         self, request: customer.ResolvePaymentMethodsRequest, call: Call

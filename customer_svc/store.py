@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import chain
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -27,7 +30,7 @@ from mesh.db.columns import TIME
 from mesh.db.database import BulkInsert, Row, Statement, Transaction
 from mesh.db.rows import Rows, Values, Versions
 from mesh.db.unit_of_work import UnitOfWork
-from mesh.ids import LAST_ID
+from mesh.ids import LAST_ID, parse_id
 
 metadata = sa.MetaData()
 
@@ -151,7 +154,7 @@ LIST_PAYMENT_METHODS = Statement(
     .order_by(payment_methods.c.id.desc())
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
-WALLETS = Statement(
+_wallets = (
     sa.select(
         customers.c.id.label("owner_id"),
         payment_methods.c.id,
@@ -166,8 +169,37 @@ WALLETS = Statement(
         & (payment_methods.c.customer_id == _customer_ids)
         & (_default | (payment_methods.c.id == _method_ids)),
     )
-    .where(customers.c.id == _customer_ids),
-    name="read wallets",
+    .where(customers.c.id == _customer_ids)
+)
+_others = addresses.alias("others")
+# Two are enough to see that a customer has several.
+_two = (
+    sa.select(_others.c.id)
+    .where(_others.c.customer_id == customers.c.id)
+    .order_by(_others.c.id)
+    .limit(2)
+    .correlate(customers)
+)
+_parts = chain(*((sa.literal_column(f"'{name}'"), addresses.c[name]) for name in _POSTAL))
+_addresses = (
+    sa.select(
+        sa.func.jsonb_object_agg(
+            addresses.c.id,
+            sa.func.jsonb_build_object(
+                *chain(*((sa.literal_column(f"'{name}'"), addresses.c[name]) for name in _POSTAL))
+            ),
+        )
+    )
+    .where(
+        addresses.c.customer_id == customers.c.id,
+        (addresses.c.id == sa.any_(sa.bindparam("address_ids", type_=sa.ARRAY(sa.Uuid)))) | addresses.c.id.in_(_two),
+    )
+    .correlate(customers)
+    .scalar_subquery()
+)
+WALLETS = Statement(_wallets, name="read wallets")
+WALLETS_WITH_ADDRESSES = Statement(
+    _wallets.add_columns(_addresses.label("addresses")), name="read wallets with addresses"
 )
 # Not a BulkInsert: its parameters are arrays of a column, and PostgreSQL flattens an array of arrays.
 ADD_ADDRESS = Statement(sa.insert(addresses))
@@ -274,17 +306,20 @@ class CustomerStore:
         rows = await reading.fetch(LIST_PAYMENT_METHODS, customer=customer_id, before=before or LAST_ID, most=most)
         return [PAYMENT_METHODS.read(row) for row in rows]
 
-    async def read_wallets(self, reading: Transaction, queries: Sequence[PaymentMethodQuery]) -> dict[UUID, Wallet]:
+    async def read_wallets(
+        self, reading: Transaction, queries: Sequence[PaymentMethodQuery], *, with_addresses: bool = False
+    ) -> dict[UUID, Wallet]:
         """The wallets of those customers of the queries that exist, in one statement for all."""
-        rows = await reading.fetch(
-            WALLETS,
-            customer_ids=list({query.customer_id for query in queries}),
-            method_ids=list({query.payment_method_id for query in queries if query.payment_method_id}),
-        )
+        values = {
+            "customer_ids": list({query.customer_id for query in queries}),
+            "method_ids": list({query.payment_method_id for query in queries if query.payment_method_id}),
+        }
+        if with_addresses:
+            values["address_ids"] = list({query.address_id for query in queries if query.address_id})
+        rows = await reading.fetch(WALLETS_WITH_ADDRESSES if with_addresses else WALLETS, **values)
         by_owner: dict[UUID, list[Row]] = {}
         for row in rows:
-            # A customer without a payment method has one row without it.
-            by_owner.setdefault(row["owner_id"], []).extend([row] if row["id"] else [])
+            by_owner.setdefault(row["owner_id"], []).append(row)
         return {owner_id: _as_wallet(owner_id, found) for owner_id, found in by_owner.items()}
 
     async def count_addresses(self, work: UnitOfWork, customer_id: UUID) -> int:
@@ -323,8 +358,13 @@ def _found_method(row: Row | None, method_id: UUID) -> PaymentMethod:
 
 
 def _as_wallet(owner_id: UUID, rows: Sequence[Row]) -> Wallet:
+    # A customer without a payment method has one row without it.
+    methods = [row for row in rows if row["id"]]
+    found = rows[0].get("addresses")
+    addresses: dict[str, dict[str, Any]] = json.loads(found) if found else {}
     return Wallet(
         owner_id,
-        [PaymentMethodSecret(row["id"], owner_id, row["provider"], row["token"]) for row in rows],
-        default_id=next((row["id"] for row in rows if row["is_default"]), None),
+        [PaymentMethodSecret(row["id"], owner_id, row["provider"], row["token"]) for row in methods],
+        default_id=next((row["id"] for row in methods if row["is_default"]), None),
+        addresses={parse_id(address_id): PostalAddress(**parts) for address_id, parts in addresses.items()},
     )

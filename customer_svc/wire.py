@@ -19,6 +19,7 @@ from customer_svc.domain import (
     PaymentMethodQuery,
     PaymentMethodSecret,
     PostalAddress,
+    Selection,
     Session,
 )
 from mesh.errors import MeshError
@@ -89,28 +90,41 @@ def postal_address(message: postal_address_pb2.PostalAddress) -> PostalAddress:
     )
 
 
+def _postal_address(value: PostalAddress) -> postal_address_pb2.PostalAddress:
+    return postal_address_pb2.PostalAddress(**asdict(value))
+
+
 def address(value: Address) -> customer_pb2.Address:
     """An address as its owner sees it."""
     return customer_pb2.Address(
         id=str(value.id),
         customer_id=str(value.customer_id),
-        postal_address=postal_address_pb2.PostalAddress(**asdict(value.postal_address)),
+        postal_address=_postal_address(value.postal_address),
         create_time=wire.timestamp(value.create_time),
     )
 
 
 def payment_method_query(message: customer_pb2.PaymentMethodQuery) -> PaymentMethodQuery:
     """A question of a service."""
-    return PaymentMethodQuery(parse_id(message.customer_id), wire.uuid_or_none(message.payment_method_id))
-
-
-def selected_payment_method(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.SelectedPaymentMethodResult:
-    """The payment method without its token, or why there is none."""
-    if isinstance(outcome, MeshError):
-        return customer_pb2.SelectedPaymentMethodResult(error=status.to_status(outcome))
-    return customer_pb2.SelectedPaymentMethodResult(
-        payment_method=customer_pb2.SelectedPaymentMethod(id=str(outcome.id), provider=outcome.provider)
+    return PaymentMethodQuery(
+        parse_id(message.customer_id),
+        wire.uuid_or_none(message.payment_method_id),
+        wire.uuid_or_none(message.address_id),
     )
+
+
+def selection(value: Selection) -> customer_pb2.SelectedPaymentMethodResult:
+    """The payment method without its token, or why there is none, and the address."""
+    method = value.payment_method
+    if isinstance(method, MeshError):
+        result = customer_pb2.SelectedPaymentMethodResult(error=status.to_status(method))
+    else:
+        result = customer_pb2.SelectedPaymentMethodResult(
+            payment_method=customer_pb2.SelectedPaymentMethod(id=str(method.id), provider=method.provider)
+        )
+    if value.postal_address is not None:
+        result.postal_address.CopyFrom(_postal_address(value.postal_address))
+    return result
 
 
 def payment_method_secret(outcome: PaymentMethodSecret | MeshError) -> customer_pb2.PaymentMethodResult:

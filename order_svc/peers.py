@@ -7,6 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from google.rpc import status_pb2
+from google.type import postal_address_pb2
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
@@ -15,7 +16,17 @@ from mesh.ids import parse_id
 from mesh.rpc import status, wire
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
-from order_svc.domain import HeldLine, Hold, HoldRequest, Offer, PaymentMethod, PaymentMethodMissing
+from order_svc.domain import (
+    HeldLine,
+    Hold,
+    HoldRequest,
+    Offer,
+    OrderRequest,
+    PaymentMethod,
+    PaymentMethodMissing,
+    PostalAddress,
+    Selection,
+)
 
 
 class CustomerPeer:
@@ -24,24 +35,26 @@ class CustomerPeer:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
 
-    async def payment_methods(
-        self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
-    ) -> list[PaymentMethod | MeshError | None]:
-        """For each customer the payment method with that id, or the default one.
+    async def select(
+        self, wanted: Sequence[tuple[UUID, OrderRequest]], calls: Sequence[Call]
+    ) -> list[Selection | MeshError]:
+        """The payment method and the address for each customer and request.
 
-        None if the customer has no payment method at all; an error if there is no such payment method or customer.
+        An error if there is no such customer, payment method or address.
         """
         stub = self._peer.stub(customer_pb2_grpc.CustomerServiceStub)
         request = customer_pb2.SelectPaymentMethodsRequest(
             queries=[
                 customer_pb2.PaymentMethodQuery(
-                    customer_id=str(customer_id), payment_method_id=str(method_id) if method_id else ""
+                    customer_id=str(customer_id),
+                    payment_method_id=str(each.payment_method_id) if each.payment_method_id else "",
+                    address_id=str(each.address_id) if each.address_id else "",
                 )
-                for customer_id, method_id in wanted
+                for customer_id, each in wanted
             ]
         )
         reply = await self._peer.ask(stub.SelectPaymentMethods, request, calls=calls)
-        return [_payment_method(result) for result in reply.results]
+        return [_selection(result) for result in reply.results]
 
 
 class ProductPeer:
@@ -97,12 +110,27 @@ class StockPeer:
         )
 
 
-def _payment_method(result: customer_pb2.SelectedPaymentMethodResult) -> PaymentMethod | MeshError | None:
+def _selection(result: customer_pb2.SelectedPaymentMethodResult) -> Selection | MeshError:
+    address = _postal_address(result.postal_address) if result.HasField("postal_address") else None
     if not result.HasField("error"):
-        method = result.payment_method
-        return PaymentMethod(parse_id(method.id), method.provider)
+        return Selection(PaymentMethod(parse_id(result.payment_method.id), result.payment_method.provider), address)
     error = status.from_status(result.error)
-    return None if error.reason == PaymentMethodMissing.reason else error
+    return Selection(None, address) if error.reason == PaymentMethodMissing.reason else error
+
+
+def _postal_address(message: postal_address_pb2.PostalAddress) -> PostalAddress:
+    return PostalAddress(
+        message.region_code,
+        message.language_code,
+        message.postal_code,
+        message.sorting_code,
+        message.administrative_area,
+        message.locality,
+        message.sublocality,
+        tuple(message.address_lines),
+        tuple(message.recipients),
+        message.organization,
+    )
 
 
 def _offer(message: product_pb2.Product) -> Offer:

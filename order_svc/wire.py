@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
+from google.type import postal_address_pb2
+
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.payment.v1 import payment_pb2
 from mesh.events.cloudevents import Event
@@ -83,6 +85,8 @@ def order(value: Order) -> order_pb2.Order:
         wire.put_time(message.shipment.ship_time, value.shipment.ship_time)
         if value.shipment.deliver_time:
             wire.put_time(message.shipment.deliver_time, value.shipment.deliver_time)
+    if value.shipping_address:
+        message.shipping_address.CopyFrom(postal_address_pb2.PostalAddress(**value.shipping_address._asdict()))
     for item in value.items:
         line = message.items.add(
             id=str(item.id),
@@ -102,6 +106,7 @@ def order_request(request: order_pb2.CreateOrderRequest) -> OrderRequest:
         merged((parse_id(line.product_id), line.quantity) for line in request.items),
         customer_id=wire.uuid_or_none(request.customer_id),
         payment_method_id=wire.uuid_or_none(request.payment_method_id),
+        address_id=wire.uuid_or_none(request.address_id),
         expected_total=_expected_total(request),
     )
 
@@ -111,6 +116,7 @@ def draft_request(request: order_pb2.PlaceOrderRequest) -> OrderRequest:
     return OrderRequest(
         {},
         payment_method_id=wire.uuid_or_none(request.payment_method_id),
+        address_id=wire.uuid_or_none(request.address_id),
         expected_total=_expected_total(request),
     )
 
@@ -138,6 +144,8 @@ def payment_result(cause: Cause) -> Callable[[_PaymentEvent], PaymentResult]:
 def event(fact: OrderPlaced | OrderMoved) -> Event:
     """The event of what has happened to an order."""
     value, message = fact.order, order(fact.order)
+    # Streams and outboxes keep events after a customer is deleted.
+    message.ClearField("shipping_address")
     if isinstance(fact, OrderPlaced):
         payload = events_pb2.OrderPlaced(
             order=message, provider=fact.provider, payment_deadline=message.payment_deadline

@@ -10,8 +10,11 @@ from uuid import UUID
 from customer_svc.domain import (
     CustomerNotFound,
     PaymentMethod,
+    PaymentMethodMissing,
     PaymentMethodQuery,
     PaymentMethodSecret,
+    Selection,
+    Wallet,
 )
 from customer_svc.providers import card_of
 from customer_svc.usecases.customers import record, whose
@@ -100,6 +103,16 @@ class PaymentMethods:
             found = await self._customers.list_payment_methods(reading, customer_id, before=before, most=size + 1)
         return self._pages.page(scope, found, size, lambda method: [str(method.id)])
 
+    async def select(self, queries: Sequence[PaymentMethodQuery]) -> list[Selection]:
+        """The payment method and the address of each query, with one statement for all.
+
+        Instead of a payment method there may be CustomerNotFound, PaymentMethodNotFound, AddressNotFound or, beside an
+        address, PaymentMethodMissing.
+        """
+        async with self._units.database.reading() as reading:
+            wallets = await self._customers.read_wallets(reading, queries, with_addresses=True)
+        return [_selection(wallets.get(query.customer_id), query) for query in queries]
+
     async def resolve(self, queries: Sequence[PaymentMethodQuery]) -> list[PaymentMethodSecret | MeshError]:
         """The payment method of each query, one result each, with one statement for all.
 
@@ -116,3 +129,16 @@ class PaymentMethods:
             except MeshError as refusal:
                 results.append(refusal)
         return results
+
+
+def _selection(wallet: Wallet | None, query: PaymentMethodQuery) -> Selection:
+    try:
+        if wallet is None:
+            raise CustomerNotFound(query.customer_id)
+        address = wallet.address(query.address_id)
+        try:
+            return Selection(wallet.pick(query.payment_method_id), address)
+        except PaymentMethodMissing as missing:
+            return Selection(missing, address)
+    except MeshError as refusal:
+        return Selection(refusal, None)

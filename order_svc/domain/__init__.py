@@ -24,13 +24,13 @@ from order_svc.domain.orders import (
     OrderPlaced,
     OrderRequest,
     PaymentResult,
+    PostalAddress,
     Shipment,
     Total,
-    draft,
     item_of,
     merged,
 )
-from order_svc.domain.placing import FREE, HeldLine, Hold, HoldRequest, PaymentMethod, placed
+from order_svc.domain.placing import FREE, HeldLine, Hold, HoldRequest, PaymentMethod, Selection, draft, placed
 from order_svc.domain.statuses import HOLD_DECISIONS, TRANSITIONS, UNMOVED, CancelReason, Cause, HoldDecision, Status
 
 __all__ = [
@@ -64,8 +64,10 @@ __all__ = [
     "PaymentMethod",
     "PaymentMethodMissing",
     "PaymentResult",
+    "PostalAddress",
     "PriceChanged",
     "ProductArchived",
+    "Selection",
     "Shipment",
     "Status",
     "Total",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -65,6 +65,8 @@ class OrderRequest(NamedTuple):
     """None if the caller orders."""
     payment_method_id: UUID | None = None
     """None for the customer's default one."""
+    address_id: UUID | None = None
+    """None for the customer's only address."""
     expected_total: Total | None = None
     """The total without which nothing is ordered; any total is accepted if there is none."""
 
@@ -73,6 +75,21 @@ class OrderRequest(NamedTuple):
         expected = self.expected_total
         if expected is not None and (total.amount != expected.amount or total.currency not in {"", expected.currency}):
             raise PriceChanged(str(expected), str(total))
+
+
+class PostalAddress(NamedTuple):
+    """A postal address, with the fields of `google.type.PostalAddress`. Fields that a region does not use are empty."""
+
+    region_code: str
+    language_code: str
+    postal_code: str
+    sorting_code: str
+    administrative_area: str
+    locality: str
+    sublocality: str
+    address_lines: tuple[str, ...]
+    recipients: tuple[str, ...]
+    organization: str
 
 
 class Offer(NamedTuple):
@@ -151,6 +168,8 @@ class Order:
     version: int
     shipment: Shipment | None = None
     """None until the order is shipped."""
+    shipping_address: PostalAddress | None = field(default=None, repr=False)
+    """None if nothing is to be shipped, in a draft that names none, and after the customer is deleted."""
 
     @property
     def size(self) -> int:
@@ -226,8 +245,12 @@ class Order:
             payment_method_id=request.payment_method_id or self.payment_method_id,
         )
 
-    def placed_as(self, order: Order) -> Order:
-        """This draft, placed with the items, prices and payment of `order`. Raises OrderState unless it is placing."""
+    def placed_as(self, order: Order, request: OrderRequest) -> Order:
+        """This draft, placed with the items, prices and payment of `order`. Raises OrderState unless it is placing.
+
+        Its address is that of `order` if `request` names one, or if the draft has none.
+        """
+        keeps_address = self.shipping_address is not None and request.address_id is None
         return self.moved(
             Cause.PLACED,
             order.order_date,
@@ -238,6 +261,7 @@ class Order:
             payment_method_id=order.payment_method_id,
             order_date=order.order_date,
             payment_deadline=order.payment_deadline,
+            shipping_address=self.shipping_address if keeps_address else order.shipping_address,
         )
 
     def with_items(self, items: Sequence[Item], currency: str) -> Order:
@@ -287,43 +311,6 @@ class Order:
         """Raise EtagMismatch when the caller names another version than this one."""
         if etag and etag != str(self.version):
             raise EtagMismatch(self.id)
-
-
-def draft(
-    order_id: UUID,
-    customer_id: UUID,
-    request: OrderRequest,
-    offers: Mapping[UUID, Offer],
-    new_item_id: Callable[[], UUID],
-    now: datetime,
-) -> Order:
-    """A new draft of the requested products.
-
-    Raises ProductArchived, CurrencyMismatch, PriceChanged, or InvalidArgument when it has too many items, or too much.
-    """
-    items = [item_of(new_item_id(), offers[each], quantity) for each, quantity in request.quantities.items()]
-    currencies = sorted({offers[each].currency for each in request.quantities})
-    if len(currencies) > 1:
-        raise CurrencyMismatch(currencies)
-    empty = Order(
-        id=order_id,
-        customer_id=customer_id,
-        status=Status.DRAFT,
-        items=(),
-        total=Decimal(0),
-        currency="",
-        payment_method_id=request.payment_method_id,
-        payment_id=None,
-        order_date=now,
-        payment_deadline=None,
-        cancel_reason=None,
-        cancel_note="",
-        update_time=now,
-        version=1,
-    )
-    made = empty.with_items(items, currencies[0] if currencies else "")
-    request.require_total(Total(made.total, made.currency))
-    return made
 
 
 class OrderPlaced(NamedTuple):

@@ -1,15 +1,15 @@
-"""What the other services contribute to an order that is placed."""
+"""New orders, and what the other services contribute to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
 from order_svc.domain.errors import CurrencyMismatch, PaymentMethodMissing
-from order_svc.domain.orders import Item, Order, OrderRequest, Total
+from order_svc.domain.orders import Item, Offer, Order, OrderRequest, PostalAddress, Total, item_of
 from order_svc.domain.statuses import Status
 
 FREE = Total(Decimal(0), "")
@@ -54,12 +54,60 @@ class PaymentMethod(NamedTuple):
     provider: str
 
 
+class Selection(NamedTuple):
+    """What the customer service selects for an order."""
+
+    payment_method: PaymentMethod | None
+    """None if the customer has none."""
+    shipping_address: PostalAddress | None
+    """The address that the order names, or the customer's only one."""
+
+
+def draft(
+    order_id: UUID,
+    customer_id: UUID,
+    request: OrderRequest,
+    shipping_address: PostalAddress | None,
+    offers: Mapping[UUID, Offer],
+    new_item_id: Callable[[], UUID],
+    now: datetime,
+) -> Order:
+    """A new draft of the requested products. It has only an address that is named.
+
+    Raises ProductArchived, CurrencyMismatch, PriceChanged, or InvalidArgument when it has too many items, or too much.
+    """
+    items = [item_of(new_item_id(), offers[each], quantity) for each, quantity in request.quantities.items()]
+    currencies = sorted({offers[each].currency for each in request.quantities})
+    if len(currencies) > 1:
+        raise CurrencyMismatch(currencies)
+    empty = Order(
+        id=order_id,
+        customer_id=customer_id,
+        status=Status.DRAFT,
+        items=(),
+        total=Decimal(0),
+        currency="",
+        payment_method_id=request.payment_method_id,
+        payment_id=None,
+        order_date=now,
+        payment_deadline=None,
+        cancel_reason=None,
+        cancel_note="",
+        update_time=now,
+        version=1,
+        shipping_address=shipping_address if request.address_id else None,
+    )
+    made = empty.with_items(items, currencies[0] if currencies else "")
+    request.require_total(Total(made.total, made.currency))
+    return made
+
+
 def placed(
     customer_id: UUID,
     request: OrderRequest,
     hold: Hold,
     item_ids: Sequence[UUID],
-    payment_method: PaymentMethod | None,
+    selection: Selection,
     *,
     now: datetime,
     deadline: timedelta,
@@ -79,6 +127,7 @@ def placed(
     total = sum((item.line_total for item in items), Decimal(0))
     if request.expected_total is not None:
         request.require_total(Total(total, currencies[0]))
+    payment_method = selection.payment_method
     if total and payment_method is None:
         raise PaymentMethodMissing(customer_id)
     return Order(
@@ -96,4 +145,5 @@ def placed(
         cancel_note="",
         update_time=now,
         version=1,
+        shipping_address=selection.shipping_address,
     )

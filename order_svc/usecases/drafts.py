@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from mesh.errors import MeshError
@@ -16,9 +16,11 @@ from order_svc.usecases.owner import owner_of
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.replies import Change, Reply
-    from order_svc.domain import Offer, OrderRequest
+    from order_svc.domain import Offer, OrderRequest, Selection
     from order_svc.peers import CustomerPeer, ProductPeer
     from order_svc.store import OrderStore
+
+T = TypeVar("T")
 
 
 class Drafts:
@@ -38,17 +40,17 @@ class Drafts:
     async def create_draft(self, change: Change[Order], request: OrderRequest) -> Reply[Order]:
         """Create a draft of the requested products, none or many.
 
-        Raises the errors of the customer service about the customer and the payment method, and of the product service
-        about the products; CustomerNotFound, ProductArchived, CurrencyMismatch, InvalidArgument.
+        Raises the errors of the customer service about the customer, the payment method and the address, and of the
+        product service about the products; CustomerNotFound, ProductArchived, CurrencyMismatch, PriceChanged,
+        InvalidArgument.
         """
         owner = owner_of(change.caller, request.customer_id)
-        offers, refusal = await asyncio.gather(
-            self._offers(change, request.quantities), self._customer_refusal(change, owner, request.payment_method_id)
+        offers, selection = await asyncio.gather(
+            self._offers(change, request.quantities), self._selection(change, owner, request)
         )
         async with self._units.once(change) as work:
-            if refusal is not None:
-                raise refusal
-            made = draft(new_id(), owner, request, _offers_or_error(offers), new_id, self._units.now())
+            address = _unless_error(selection).shipping_address
+            made = draft(new_id(), owner, request, address, _unless_error(offers), new_id, self._units.now())
             self._orders.add_draft(work, made)
             return work.reply(made)
 
@@ -63,7 +65,7 @@ class Drafts:
         offers = await self._offers(change, {product_id: quantity})
 
         def add(order: Order, now: datetime) -> Order:
-            return order.add_item(new_id(), _offers_or_error(offers)[product_id], quantity, now)
+            return order.add_item(new_id(), _unless_error(offers)[product_id], quantity, now)
 
         return await self._edit(change, order_id, etag, add)
 
@@ -96,18 +98,17 @@ class Drafts:
         except MeshError as error:
             return error
 
-    async def _customer_refusal(
-        self, change: Change[Order], customer_id: UUID, payment_method_id: UUID | None
-    ) -> MeshError | None:
-        """Why there is no such customer or payment method, or None."""
+    async def _selection(
+        self, change: Change[Order], customer_id: UUID, request: OrderRequest
+    ) -> Selection | MeshError:
         try:
-            (method,) = await self._customers.payment_methods([(customer_id, payment_method_id)], [change.call])
+            (selection,) = await self._customers.select([(customer_id, request)], [change.call])
         except MeshError as error:
             return error
-        return method if isinstance(method, MeshError) else None
+        return selection
 
 
-def _offers_or_error(offers: Mapping[UUID, Offer] | MeshError) -> Mapping[UUID, Offer]:
-    if isinstance(offers, MeshError):
-        raise offers
-    return offers
+def _unless_error(answer: T | MeshError) -> T:
+    if isinstance(answer, MeshError):
+        raise answer
+    return answer

@@ -1,4 +1,4 @@
-"""Placing orders, in groups: payment methods are selected, stock is held, then the orders are committed."""
+"""Placing orders, in groups: payment methods and addresses are selected, stock is held, the orders are committed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from order_svc.domain import (
     OrderNotFound,
     OrderPlaced,
     OrderRequest,
-    PaymentMethod,
     PaymentMethodMissing,
+    Selection,
     Total,
     placed,
 )
@@ -80,7 +80,7 @@ class _Attempt:
     """A placing on its way: each step adds its part, or the failure that ends it."""
 
     placing: Placing
-    method: PaymentMethod | None = None
+    selection: Selection | None = None
     hold: Hold | None = None
     reply: Reply[Order] | None = None
     failure: Exception | None = None
@@ -93,7 +93,12 @@ class _Attempt:
     def expected_total(self) -> Total | None:
         """The total without which nothing is held. Who has no payment method may order what costs nothing."""
         expected = self.placing.request.expected_total
-        return FREE if expected is None and self.method is None else expected
+        return FREE if expected is None and self.selection and not self.selection.payment_method else expected
+
+    @property
+    def provider(self) -> str:
+        """The payment provider of the customer's payment method; empty if there is none."""
+        return self.selection.payment_method.provider if self.selection and self.selection.payment_method else ""
 
     @property
     def result(self) -> Reply[Order] | Exception:
@@ -178,28 +183,29 @@ class Placement:
 
     async def _place(self, batch: Sequence[Placing]) -> list[Reply[Order] | Exception]:
         attempts = [_Attempt(placing) for placing in batch]
-        await self._select_payment_methods(attempts)
+        await self._select(attempts)
         await self._hold(_open(attempts))
         await self._commit(_open(attempts))
         self._unused_holds.release(each.hold.order_id for each in attempts if each.failure and each.hold)
         return [each.result for each in attempts]
 
-    async def _select_payment_methods(self, attempts: Sequence[_Attempt]) -> None:
-        """The method that each names, or the customer's default. Who has none may order what costs nothing."""
-        methods = await _answer_for_each(
-            self._customers.payment_methods(
-                [(each.placing.customer_id, each.placing.request.payment_method_id) for each in attempts],
+    async def _select(self, attempts: Sequence[_Attempt]) -> None:
+        """The payment method and the address of each. Who has no payment method may order what costs nothing."""
+        selections = await _answer_for_each(
+            self._customers.select(
+                [(each.placing.customer_id, each.placing.request) for each in attempts],
                 [each.change.call for each in attempts],
             ),
             len(attempts),
         )
-        for each, method in zip(attempts, methods, strict=True):
-            if isinstance(method, MeshError):
-                each.failure = method
-            elif method is None and (expected := each.placing.request.expected_total) and expected.amount:
+        for each, selection in zip(attempts, selections, strict=True):
+            expected = each.placing.request.expected_total
+            if isinstance(selection, MeshError):
+                each.failure = selection
+            elif expected and expected.amount and not selection.payment_method:
                 each.failure = PaymentMethodMissing(each.placing.customer_id)
             else:
-                each.method = method
+                each.selection = selection
 
     async def _hold(self, attempts: Sequence[_Attempt]) -> None:
         """Hold the stock of each order, all lines or none."""
@@ -246,9 +252,9 @@ class Placement:
                 return
 
     def _order(self, attempt: _Attempt, now: datetime) -> Order:
-        hold = attempt.hold
+        hold, selection, draft = attempt.hold, attempt.selection, attempt.placing.draft
         assert hold is not None, "only what is held is ordered"
-        draft = attempt.placing.draft
+        assert selection is not None, "only what can be paid is held"
         if draft is None:
             item_ids = [new_id() for _ in hold.lines]
         else:
@@ -259,11 +265,11 @@ class Placement:
             attempt.placing.request,
             hold,
             item_ids,
-            attempt.method,
+            selection,
             now=now,
             deadline=self._deadline,
         )
-        return order if draft is None else draft.placed_as(order)
+        return order if draft is None else draft.placed_as(order, attempt.placing.request)
 
     async def _write(self, attempts: Sequence[_Attempt]) -> None:
         replies = [(each, each.reply) for each in attempts if each.reply is not None]
@@ -274,8 +280,7 @@ class Placement:
                 work, [(each.placing.draft, reply.value) for each, reply in replies if each.placing.draft is not None]
             )
             for each, (order, _) in replies:
-                provider = each.method.provider if each.method and order.payment_method_id else ""
-                work.publish(OrderPlaced(order, provider), each.change.trace)
+                work.publish(OrderPlaced(order, each.provider if order.payment_method_id else ""), each.change.trace)
 
 
 def _open(attempts: Sequence[_Attempt]) -> list[_Attempt]:

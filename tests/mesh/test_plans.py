@@ -126,6 +126,7 @@ _VALUES: dict[type[sa.types.TypeEngine[Any]], str] = {
     sa.Boolean: "false",
     sa.DateTime: "now()",
     sa.ARRAY: "'{}'",
+    sa.JSON: "'{}'",
 }
 
 

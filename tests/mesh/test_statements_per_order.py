@@ -23,9 +23,9 @@ from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
-from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, PaymentMethod, Status
+from order_svc.domain import Cause, HeldLine, Hold, HoldRequest, OrderRequest, PaymentMethod, Selection, Status
 from order_svc.peers import CustomerPeer, StockPeer
-from order_svc.store import orders
+from order_svc.store.tables import orders
 from product_svc import wire
 from product_svc.app import UseCases, use_cases
 from product_svc.domain import Hold as ProductHold
@@ -43,12 +43,12 @@ class Wallets(CustomerPeer):
     def __init__(self) -> None:
         """No peer behind it."""
 
-    async def payment_methods(
-        self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
-    ) -> list[PaymentMethod | MeshError | None]:
+    async def select(
+        self, wanted: Sequence[tuple[UUID, OrderRequest]], calls: Sequence[Call]
+    ) -> list[Selection | MeshError]:
         """The card of each."""
         assert len(calls) == len(wanted)
-        return [PaymentMethod(new_id(), "sandbox") for _ in wanted]
+        return [Selection(PaymentMethod(new_id(), "sandbox"), None) for _ in wanted]
 
 
 class Stock(StockPeer):

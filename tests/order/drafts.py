@@ -79,11 +79,12 @@ async def place(
     *,
     etag: str = "",
     method: str = "",
+    address: str = "",
     expected: int | None = None,
     key: str | None = None,
 ) -> order_pb2.Order:
     """The draft, placed."""
-    request = order_pb2.PlaceOrderRequest(order_id=order_id, etag=etag, payment_method_id=method)
+    request = order_pb2.PlaceOrderRequest(order_id=order_id, etag=etag, payment_method_id=method, address_id=address)
     if expected is not None:
         request.expected_total.CopyFrom(Money(currency_code="EUR", units=expected))
     order: order_pb2.Order = (await buyer.orders(Stub(buyer.orders.channel).PlaceOrder, request, key=key)).order

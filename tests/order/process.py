@@ -33,6 +33,7 @@ from order_svc.domain import (
     OrderRequest,
     PaymentMethod,
     PaymentResult,
+    Selection,
 )
 from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
 from order_svc.store import OrderStore
@@ -59,16 +60,16 @@ class Wallets(CustomerPeer):
         self.failure: MeshError | None = None
         self.empty = empty
 
-    async def payment_methods(
-        self, wanted: Sequence[tuple[UUID, UUID | None]], calls: Sequence[Call]
-    ) -> list[PaymentMethod | MeshError | None]:
+    async def select(
+        self, wanted: Sequence[tuple[UUID, OrderRequest]], calls: Sequence[Call]
+    ) -> list[Selection | MeshError]:
         """The card of each."""
         assert len(calls) == len(wanted)
         if self.failure:
             raise self.failure
         if self.empty:
-            return [None] * len(wanted)
-        return [PaymentMethod(new_id(), "sandbox") for _ in wanted]
+            return [Selection(None, None)] * len(wanted)
+        return [Selection(PaymentMethod(new_id(), "sandbox"), None) for _ in wanted]
 
 
 class Catalogue(ProductPeer):

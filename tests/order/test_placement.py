@@ -17,7 +17,7 @@ from mesh.db.idempotency import IdempotencyKeyReused, Replay
 from mesh.errors import DeadlineExceeded, FailedPrecondition, Internal, MeshError, ResourceExhausted, Unavailable
 from mesh.rpc.replies import Reply
 from order_svc.domain import HeldLine, Hold, Order, PaymentMethodMissing, Status
-from order_svc.store import orders
+from order_svc.store.tables import orders
 from tests.order.process import Reserved, Stock, Wallets, message_of, placing, process_of, replayed
 from tests.services import eventually, new_key
 

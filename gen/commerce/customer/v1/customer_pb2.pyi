@@ -995,19 +995,25 @@ class PaymentMethodQuery(_message.Message):
 
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_ID_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Required. The customer's UUID."""
     payment_method_id: _builtins.str
     """Optional. The payment method's UUID. If empty, the customer's default payment method is returned."""
+    address_id: _builtins.str
+    """Optional. The UUID of an address. If empty, `SelectPaymentMethods` returns the customer's address if there is exactly
+    one. `ResolvePaymentMethods` returns no address.
+    """
     def __init__(
         self,
         *,
         customer_id: _builtins.str = ...,
         payment_method_id: _builtins.str = ...,
+        address_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "payment_method_id", b"payment_method_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_id", b"address_id", "customer_id", b"customer_id", "payment_method_id", b"payment_method_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1021,6 +1027,7 @@ class SelectedPaymentMethodResult(_message.Message):
 
     PAYMENT_METHOD_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    POSTAL_ADDRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment_method(self) -> Global___SelectedPaymentMethod:
         """The payment method, if it was found."""
@@ -1029,15 +1036,22 @@ class SelectedPaymentMethodResult(_message.Message):
     def error(self) -> _status_pb2.Status:
         """The error, if it was not found."""
 
+    @_builtins.property
+    def postal_address(self) -> _postal_address_pb2.PostalAddress:
+        """The named or the only address of the customer. Also set with the error `PAYMENT_METHOD_MISSING`, because an order
+        whose total is zero needs no payment method.
+        """
+
     def __init__(
         self,
         *,
         payment_method: Global___SelectedPaymentMethod | None = ...,
         error: _status_pb2.Status | None = ...,
+        postal_address: _postal_address_pb2.PostalAddress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "payment_method", b"payment_method"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "payment_method", b"payment_method", "postal_address", b"postal_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "payment_method", b"payment_method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "payment_method", b"payment_method", "postal_address", b"postal_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["payment_method", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

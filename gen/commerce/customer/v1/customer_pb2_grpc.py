@@ -264,11 +264,11 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SelectPaymentMethods(self, request, context):
-        """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
-        holds no token.
+        """Selects the payment methods and the shipping addresses of many orders in one call: for each query, the named or the
+        default payment method, and the named or the only address. The response holds no token.
 
         Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
-        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

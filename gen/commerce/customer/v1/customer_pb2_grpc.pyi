@@ -118,11 +118,11 @@ class CustomerServiceStub:
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `ADDRESS_NOT_FOUND`.
     """
     SelectPaymentMethods: _grpc.UnaryUnaryMultiCallable[_customer_pb2.SelectPaymentMethodsRequest, _customer_pb2.SelectPaymentMethodsResponse]
-    """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
-    holds no token.
+    """Selects the payment methods and the shipping addresses of many orders in one call: for each query, the named or the
+    default payment method, and the named or the only address. The response holds no token.
 
     Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
-    `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+    `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
     """
     ResolvePaymentMethods: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ResolvePaymentMethodsRequest, _customer_pb2.ResolvePaymentMethodsResponse]
     """Gets the providers' tokens of many payment methods in one call: for each query, that of the named or the default
@@ -222,11 +222,11 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `ADDRESS_NOT_FOUND`.
     """
     SelectPaymentMethods: _aio.UnaryUnaryMultiCallable[_customer_pb2.SelectPaymentMethodsRequest, _customer_pb2.SelectPaymentMethodsResponse]  # type: ignore[assignment]
-    """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
-    holds no token.
+    """Selects the payment methods and the shipping addresses of many orders in one call: for each query, the named or the
+    default payment method, and the named or the only address. The response holds no token.
 
     Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
-    `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+    `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
     """
     ResolvePaymentMethods: _aio.UnaryUnaryMultiCallable[_customer_pb2.ResolvePaymentMethodsRequest, _customer_pb2.ResolvePaymentMethodsResponse]  # type: ignore[assignment]
     """Gets the providers' tokens of many payment methods in one call: for each query, that of the named or the default
@@ -413,11 +413,11 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.SelectPaymentMethodsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.SelectPaymentMethodsResponse, _abc.Awaitable[_customer_pb2.SelectPaymentMethodsResponse]]:
-        """Selects the payment methods of many orders in one call: for each query, the named or the default one. The response
-        holds no token.
+        """Selects the payment methods and the shipping addresses of many orders in one call: for each query, the named or the
+        default payment method, and the named or the only address. The response holds no token.
 
         Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
-        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
+        `CUSTOMER_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_METHOD_MISSING`.
         """
 
     @_abc_1.abstractmethod

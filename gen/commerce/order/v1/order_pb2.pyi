@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.type import money_pb2 as _money_pb2
+from google.type import postal_address_pb2 as _postal_address_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -154,6 +155,7 @@ class Order(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CANCEL_NOTE_FIELD_NUMBER: _builtins.int
     SHIPMENT_FIELD_NUMBER: _builtins.int
+    SHIPPING_ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The order's UUID."""
     customer_id: _builtins.str
@@ -196,6 +198,12 @@ class Order(_message.Message):
     def shipment(self) -> Global___Shipment:
         """The shipment of the order. Unset until the order is shipped."""
 
+    @_builtins.property
+    def shipping_address(self) -> _postal_address_pb2.PostalAddress:
+        """The postal address to ship to, as it was when the order was placed. Unset if nothing is to be shipped, for a draft
+        whose creation named no address, after the customer is deleted, and in events.
+        """
+
     def __init__(
         self,
         *,
@@ -213,10 +221,11 @@ class Order(_message.Message):
         etag: _builtins.str = ...,
         cancel_note: _builtins.str = ...,
         shipment: Global___Shipment | None = ...,
+        shipping_address: _postal_address_pb2.PostalAddress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["order_date", b"order_date", "payment_deadline", b"payment_deadline", "shipment", b"shipment", "total_amount", b"total_amount", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order_date", b"order_date", "payment_deadline", b"payment_deadline", "shipment", b"shipment", "shipping_address", b"shipping_address", "total_amount", b"total_amount", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_note", b"cancel_note", "cancel_reason", b"cancel_reason", "customer_id", b"customer_id", "etag", b"etag", "id", b"id", "items", b"items", "order_date", b"order_date", "payment_deadline", b"payment_deadline", "payment_id", b"payment_id", "payment_method_id", b"payment_method_id", "shipment", b"shipment", "status", b"status", "total_amount", b"total_amount", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_note", b"cancel_note", "cancel_reason", b"cancel_reason", "customer_id", b"customer_id", "etag", b"etag", "id", b"id", "items", b"items", "order_date", b"order_date", "payment_deadline", b"payment_deadline", "payment_id", b"payment_id", "payment_method_id", b"payment_method_id", "shipment", b"shipment", "shipping_address", b"shipping_address", "status", b"status", "total_amount", b"total_amount", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -416,6 +425,7 @@ class CreateOrderRequest(_message.Message):
     PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_TOTAL_FIELD_NUMBER: _builtins.int
     payment_method_id: _builtins.str
     """Optional. The UUID of the payment method. If empty, the customer's default payment method is used. An order whose
@@ -426,6 +436,10 @@ class CreateOrderRequest(_message.Message):
     customer_id: _builtins.str
     """Optional. The UUID of the customer to order for. If empty, the caller is used. Staff must set it; a
     customer may name only themselves.
+    """
+    address_id: _builtins.str
+    """Optional. The UUID of the customer's address to ship to. If empty, the customer's only address is used; a customer
+    with none or several gets an order without an address. A draft gets only an address that is named.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLine]:
@@ -444,11 +458,12 @@ class CreateOrderRequest(_message.Message):
         payment_method_id: _builtins.str = ...,
         draft: _builtins.bool = ...,
         customer_id: _builtins.str = ...,
+        address_id: _builtins.str = ...,
         expected_total: _money_pb2.Money | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expected_total", b"expected_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "draft", b"draft", "expected_total", b"expected_total", "items", b"items", "payment_method_id", b"payment_method_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_id", b"address_id", "customer_id", b"customer_id", "draft", b"draft", "expected_total", b"expected_total", "items", b"items", "payment_method_id", b"payment_method_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -769,6 +784,7 @@ class PlaceOrderRequest(_message.Message):
     ORDER_ID_FIELD_NUMBER: _builtins.int
     PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    ADDRESS_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_TOTAL_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """Required. The UUID of the draft."""
@@ -778,6 +794,10 @@ class PlaceOrderRequest(_message.Message):
     """
     etag: _builtins.str
     """Optional. The expected version of the order. If empty, any version is accepted."""
+    address_id: _builtins.str
+    """Optional. The UUID of the customer's address to ship to. If empty, the address of the draft is used, or else the
+    customer's only address; with none or several, the order has no address.
+    """
     @_builtins.property
     def expected_total(self) -> _money_pb2.Money:
         """Optional. The total that the customer expects. If the total is different, nothing is held or charged, and the error
@@ -790,11 +810,12 @@ class PlaceOrderRequest(_message.Message):
         order_id: _builtins.str = ...,
         payment_method_id: _builtins.str = ...,
         etag: _builtins.str = ...,
+        address_id: _builtins.str = ...,
         expected_total: _money_pb2.Money | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expected_total", b"expected_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expected_total", b"expected_total", "order_id", b"order_id", "payment_method_id", b"payment_method_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_id", b"address_id", "etag", b"etag", "expected_total", b"expected_total", "order_id", b"order_id", "payment_method_id", b"payment_method_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -120,8 +120,8 @@ class OrderServiceServicer:
         A placed order is returned with the status `ORDER_STATUS_PENDING`: its stock is held and its payment has
         begun. Lines with the same product are merged into one.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
-        a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
+        `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
         `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
         when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
         """
@@ -189,7 +189,7 @@ class OrderServiceServicer:
         """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
         `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
         `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
         is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.

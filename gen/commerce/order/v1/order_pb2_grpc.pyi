@@ -44,8 +44,8 @@ class OrderServiceStub:
     A placed order is returned with the status `ORDER_STATUS_PENDING`: its stock is held and its payment has
     begun. Lines with the same product are merged into one.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
-    a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
+    `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
     `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
     when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
     """
@@ -89,7 +89,7 @@ class OrderServiceStub:
     """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
     `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
-    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
+    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
     `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
     `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
     is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
@@ -150,8 +150,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     A placed order is returned with the status `ORDER_STATUS_PENDING`: its stock is held and its payment has
     begun. Lines with the same product are merged into one.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
-    a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
+    `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
     `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
     when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
     """
@@ -195,7 +195,7 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
     `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
-    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
+    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
     `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
     `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
     is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
@@ -259,8 +259,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         A placed order is returned with the status `ORDER_STATUS_PENDING`: its stock is held and its payment has
         begun. Lines with the same product are merged into one.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, and `CUSTOMER_NOT_FOUND`, also when
-        a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
+        `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
         `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
         when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
         """
@@ -340,7 +340,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Places a draft at the current prices. The order keeps its id. If the outcome of a call is not known (such as
         `UNAVAILABLE`), the draft cannot be edited until it is placed again or cancelled; after a day it is cancelled.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`;
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
         `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
         is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.

@@ -1,83 +1,41 @@
-"""The order service's tables and statements: the only SQL of the service."""
+"""Orders: their statements, and how they are read, locked and written."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from operator import attrgetter
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
-from mesh.db.columns import AMOUNT, TIME
+from mesh.db.columns import TIME
 from mesh.db.database import BulkInsert, Row, Statement, Transaction, unnested
 from mesh.db.recent import Recent
 from mesh.db.rows import UUIDS, Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
-from order_svc.domain import HoldLost, Item, Order, OrderNotFound, Shipment, Status
+from order_svc.domain import HoldLost, Item, Order, OrderNotFound, PostalAddress, Shipment, Status
+from order_svc.store.tables import items, orders, shipments, shipping_addresses
 
-metadata = sa.MetaData()
 NOBODY = UUID(int=0)
 """The customer recorded on rows of abandoned orders."""
 
-orders = sa.Table(
-    "orders",
-    metadata,
-    sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("customer_id", sa.Uuid, nullable=False),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("total", AMOUNT, nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False, comment="empty for a draft without items"),
-    sa.Column("payment_method_id", sa.Uuid, comment="null if nothing is to be paid"),
-    sa.Column("payment_id", sa.Uuid),
-    sa.Column("order_date", TIME, nullable=False),
-    sa.Column("payment_deadline", TIME, comment="null for a draft"),
-    sa.Column("cancel_reason", sa.String),
-    sa.Column("cancel_note", sa.String, nullable=False),
-    sa.Column("update_time", TIME, nullable=False),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.CheckConstraint("total >= 0", name="total_not_negative"),
-    sa.CheckConstraint(
-        "status IN ('DRAFT', 'PLACING', 'CANCELLED') OR (payment_deadline IS NOT NULL AND currency <> '')",
-        name="complete_unless_draft",
-    ),
-)
-sa.Index("orders_customer", orders.c.customer_id, orders.c.id)
-sa.Index("orders_overdue", orders.c.payment_deadline, postgresql_where=sa.text("status = 'PENDING'"))
-sa.Index("orders_cancelling", orders.c.update_time, postgresql_where=sa.text("status = 'CANCELLING'"))
-sa.Index("orders_drafts", orders.c.update_time, postgresql_where=sa.text("status = 'DRAFT'"))
-sa.Index("orders_placing", orders.c.update_time, postgresql_where=sa.text("status = 'PLACING'"))
-
-items = sa.Table(
-    "order_items",
-    metadata,
-    sa.Column("order_id", sa.Uuid, primary_key=True),
-    sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("product_id", sa.Uuid, nullable=False),
-    sa.Column("sku", sa.String, nullable=False),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("quantity", sa.BigInteger, nullable=False),
-    sa.Column("unit_price", AMOUNT, nullable=False),
-    sa.CheckConstraint("quantity > 0", name="quantity_positive"),
-)
-
-# A table of its own, so that placing an order writes nothing of it.
-shipments = sa.Table(
-    "shipments",
-    metadata,
-    sa.Column("order_id", sa.Uuid, primary_key=True),
-    sa.Column("carrier", sa.String, nullable=False),
-    sa.Column("tracking_number", sa.String, nullable=False),
-    sa.Column("ship_time", TIME, nullable=False),
-    sa.Column("deliver_time", TIME, comment="null until the order is delivered"),
-)
-
-ORDERS = Rows(Order, orders, elsewhere=["items", "shipment"])
+ORDERS = Rows(Order, orders, elsewhere=["items", "shipment", "shipping_address"])
 SHIPMENTS = Rows(Shipment, shipments, apart=["order_id"])
 ITEMS = Rows(Item, items, apart=["order_id"])
 ITEMS_MUTABLE = ("sku", "name", "quantity", "unit_price")
+_columns = (
+    *ORDERS.columns,
+    sa.select(shipping_addresses.c.postal_address)
+    .where(shipping_addresses.c.order_id == orders.c.id)
+    .scalar_subquery()
+    .label("shipping_address"),
+)
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 _most = sa.bindparam("most", type_=sa.Integer)
 _SHIPPED = {Status.SHIPPED.value, Status.DELIVERED.value}
@@ -86,6 +44,17 @@ _placed = orders.c.status != Status.ABANDONED.value
 ADD_ORDERS = ORDERS.insertion(refusals={"orders_pkey": HoldLost})
 ADD_ITEMS = BulkInsert(items.c.order_id, *ITEMS.columns)
 ABANDON = ORDERS.insertion(skip_existing=True, name="abandon orders")
+_addressed = unnested({"order_ids": ("order_id", sa.Uuid), "postal_addresses": ("postal_address", postgresql.JSONB)})
+_new_addresses = postgresql.insert(shipping_addresses).from_select(
+    ["order_id", "postal_address"], sa.select(_addressed)
+)
+# The placing of a draft may replace its address.
+WRITE_ADDRESSES = Statement(
+    _new_addresses.on_conflict_do_update(
+        index_elements=["order_id"], set_={"postal_address": _new_addresses.excluded.postal_address}
+    ),
+    name="write shipping addresses",
+)
 ADD_SHIPMENTS = BulkInsert(shipments.c.order_id, *SHIPMENTS.columns)
 _changed = unnested(
     {"order_ids": ("order_id", sa.Uuid), "item_ids": ("id", sa.Uuid)}
@@ -111,12 +80,12 @@ DELIVER = Statement(
     name="deliver a shipment",
 )
 READ_SHIPMENTS = Statement(sa.select(*shipments.c).where(shipments.c.order_id == sa.any_(_ids)), name="read shipments")
-READ = Statement(sa.select(*ORDERS.columns).where(orders.c.id == sa.any_(_ids), _placed))
+READ = Statement(sa.select(*_columns).where(orders.c.id == sa.any_(_ids), _placed))
 LOCK = Statement(
-    sa.select(*ORDERS.columns).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update()
+    sa.select(*_columns).where(orders.c.id == sa.any_(_ids), _placed).order_by(orders.c.id).with_for_update()
 )
 LOCK_OVERDUE = Statement(
-    sa.select(*ORDERS.columns)
+    sa.select(*_columns)
     .where(orders.c.status == sa.literal_column("'PENDING'"), orders.c.payment_deadline < sa.func.now())
     .order_by(orders.c.payment_deadline)
     .limit(_most)
@@ -124,7 +93,7 @@ LOCK_OVERDUE = Statement(
     name="lock overdue orders",
 )
 LOCK_CANCELLING = Statement(
-    sa.select(*ORDERS.columns)
+    sa.select(*_columns)
     .where(
         orders.c.status == sa.literal_column("'CANCELLING'"),
         orders.c.update_time < sa.func.now() - sa.bindparam("timeout", type_=sa.Interval),
@@ -135,7 +104,7 @@ LOCK_CANCELLING = Statement(
     name="lock cancelling orders",
 )
 LOCK_EXPIRED_DRAFTS = Statement(
-    sa.select(*ORDERS.columns)
+    sa.select(*_columns)
     .where(
         orders.c.status == sa.literal_column("'DRAFT'"),
         orders.c.update_time < sa.func.now() - sa.bindparam("lifetime", type_=sa.Interval),
@@ -146,7 +115,7 @@ LOCK_EXPIRED_DRAFTS = Statement(
     name="lock expired drafts",
 )
 LOCK_UNFINISHED = Statement(
-    sa.select(*ORDERS.columns)
+    sa.select(*_columns)
     .where(
         orders.c.status == sa.literal_column("'PLACING'"),
         orders.c.update_time < sa.func.now() - sa.bindparam("timeout", type_=sa.Interval),
@@ -187,7 +156,7 @@ def _list(filters: frozenset[str]) -> Statement:
         "before": orders.c.id < sa.bindparam("before", type_=sa.Uuid),
     }
     return Statement(
-        sa.select(*ORDERS.columns)
+        sa.select(*_columns)
         .where(_placed, *(conditions[name] for name in sorted(filters)))
         .order_by(orders.c.id.desc())
         .limit(_most),
@@ -207,6 +176,7 @@ class OrderStore:
         in_order = sorted(placed, key=attrgetter("id"))
         work.transaction.add(ADD_ORDERS, map(ORDERS.values, in_order))
         work.transaction.add(ADD_ITEMS, ((order.id, *ITEMS.values(item)) for order in placed for item in order.items))
+        _write_addresses(work, placed)
         work.transaction.on_commit(lambda: self._recent.put({order.id: order for order in placed}))
 
     async def load(self, work: UnitOfWork, order_ids: Iterable[UUID]) -> dict[UUID, Order]:
@@ -262,6 +232,7 @@ class OrderStore:
         """Write a new draft with its items."""
         work.transaction.add(ADD_ORDERS, [ORDERS.values(draft)])
         work.transaction.add(ADD_ITEMS, ((draft.id, *ITEMS.values(item)) for item in draft.items))
+        _write_addresses(work, [draft])
 
     def save_draft(self, work: UnitOfWork, known: Order, new: Order) -> None:
         """Write a new version of a draft, and the items in which it differs.
@@ -279,6 +250,7 @@ class OrderStore:
         if drafts:
             PLACE_DRAFTS.write(work.transaction, drafts)
             _write_items(work, drafts)
+            _write_addresses(work, [new for _, new in drafts])
             work.transaction.on_commit(lambda: self._recent.put({new.id: new for _, new in drafts}))
 
     async def abandon_unknown(self, work: UnitOfWork, ids: Sequence[UUID], now: datetime) -> dict[UUID, Status]:
@@ -350,6 +322,17 @@ def _write_items(work: UnitOfWork, versions: Iterable[tuple[Order, Order]]) -> N
         )
 
 
+def _write_addresses(work: UnitOfWork, orders: Iterable[Order]) -> None:
+    """Write the shipping addresses of new orders, of those that have one."""
+    addressed = [(order.id, order.shipping_address) for order in orders if order.shipping_address]
+    if addressed:
+        work.transaction.write(
+            WRITE_ADDRESSES,
+            order_ids=[order_id for order_id, _ in addressed],
+            postal_addresses=[json.dumps(address._asdict()) for _, address in addressed],
+        )
+
+
 def _abandoned(order_id: UUID, now: datetime) -> Order:
     """What is written under an id that no order shall have."""
     return Order(
@@ -377,11 +360,27 @@ async def _with_items(reading: Transaction, rows: Sequence[Row]) -> list[Order]:
 
 
 async def _assembled(reading: Transaction, rows: Sequence[Row], lines: Iterable[Row]) -> list[Order]:
-    """Orders of these rows, each with its items in the order of these lines, and with its shipment."""
+    """Orders of these rows, each with its items in the order of these lines, with its shipment and its address."""
     by_order: dict[UUID, list[Item]] = {row["id"]: [] for row in rows}
     for line in lines:
         by_order[line["order_id"]].append(ITEMS.read(line))
     shipped: dict[UUID, Shipment] = {}
     if ids := [row["id"] for row in rows if row["status"] in _SHIPPED]:
         shipped = {row["order_id"]: SHIPMENTS.read(row) for row in await reading.fetch(READ_SHIPMENTS, ids=ids)}
-    return [ORDERS.read(row, items=tuple(by_order[row["id"]]), shipment=shipped.get(row["id"])) for row in rows]
+    return [
+        ORDERS.read(
+            row,
+            items=tuple(by_order[row["id"]]),
+            shipment=shipped.get(row["id"]),
+            shipping_address=_address(row["shipping_address"]),
+        )
+        for row in rows
+    ]
+
+
+def _address(document: str | None) -> PostalAddress | None:
+    if document is None:
+        return None
+    parts: dict[str, Any] = json.loads(document)
+    lists = {name: tuple(part) for name, part in parts.items() if isinstance(part, list)}
+    return PostalAddress(**(parts | lists))
