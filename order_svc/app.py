@@ -25,7 +25,17 @@ from order_svc.consumers import payment_events
 from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
 from order_svc.rpc import OrderService
 from order_svc.store import OrderStore
-from order_svc.usecases import Cancellation, Drafts, Fulfilment, Holds, Payments, Placement, Reading, UnusedHolds
+from order_svc.usecases import (
+    Cancellation,
+    Drafts,
+    Fulfilment,
+    Holds,
+    Payments,
+    Placement,
+    Reading,
+    UnusedHolds,
+    Watching,
+)
 
 
 class Settings(ServiceSettings):
@@ -80,6 +90,7 @@ def build(settings: Settings) -> Service:
     fulfilment = Fulfilment(units, orders)
     payments = Payments(units, orders)
     holds = Holds(units, orders)
+    watching = Watching(units, orders, bus)
     unfinished = timedelta(seconds=settings.placing_timeout)
     lifetime = timedelta(seconds=settings.draft_lifetime)
     timeout = timedelta(seconds=settings.cancelling_timeout)
@@ -104,11 +115,12 @@ def build(settings: Settings) -> Service:
             Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
             unused_holds,
             revocations,
+            watching.watches,
             Server(
                 settings,
                 {
                     "commerce.order.v1.OrderService": OrderService(
-                        placement, drafts, reading, cancellation, fulfilment, holds
+                        placement, drafts, reading, cancellation, fulfilment, holds, watching
                     )
                 },
                 checks=[database.check],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from operator import attrgetter
 
 from commerce.order.v1 import order_pb2 as order
@@ -12,7 +14,7 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.domain import Order
-from order_svc.usecases import Cancellation, Drafts, Fulfilment, Holds, Placement, Reading
+from order_svc.usecases import Cancellation, Drafts, Fulfilment, Holds, Placement, Reading, Watching
 
 _PORTION = 256
 """Orders and items of a reply that are converted without letting other calls run."""
@@ -29,6 +31,7 @@ class OrderService:
         cancellation: Cancellation,
         fulfilment: Fulfilment,
         holds: Holds,
+        watching: Watching,
     ) -> None:
         self._placement = placement
         self._drafts = drafts
@@ -36,6 +39,7 @@ class OrderService:
         self._cancellation = cancellation
         self._fulfilment = fulfilment
         self._holds = holds
+        self._watching = watching
 
     async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda created: order.CreateOrderResponse(order=wire.order(created)))
@@ -110,6 +114,11 @@ class OrderService:
     async def DeliverOrder(self, request: order.DeliverOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda delivered: order.DeliverOrderResponse(order=wire.order(delivered)))
         return await self._fulfilment.deliver_order(change, parse_id(request.order_id), etag=request.etag)
+
+    async def WatchOrder(self, request: order.WatchOrderRequest, call: Call) -> AsyncIterator[order.WatchOrderResponse]:
+        async with aclosing(self._watching.watch_order(call, parse_id(request.order_id))) as states:
+            async for state in states:
+                yield order.WatchOrderResponse(order=wire.order(state))
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
         ids = [parse_id(each) for each in request.order_ids]

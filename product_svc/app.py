@@ -27,7 +27,7 @@ from product_svc.domain import Hold, Product, Reservation
 from product_svc.peers import OrderPeer
 from product_svc.rpc import InventoryService, ProductService
 from product_svc.store import HoldStore, ProductStore, StockStore
-from product_svc.usecases import Catalogue, Holds, HoldSweep, Inventory, Orders, Reservations
+from product_svc.usecases import Catalogue, Holds, HoldSweep, Inventory, Orders, Reservations, Watching
 
 _READS_LINGER_S = 0.005
 _SALES_LINGER_S = 0.25
@@ -86,6 +86,7 @@ def build(settings: Settings) -> Service:
     orders = Peer("order", settings.order_target, settings)
     pages = Pages(secret_bytes(settings.page_secret))
     use = use_cases(units, pages, OrderPeer(orders), low_stock_threshold=settings.low_stock_threshold)
+    watching = Watching(units, StockStore(), bus)
 
     return Service(
         "product",
@@ -98,12 +99,13 @@ def build(settings: Settings) -> Service:
             Periodic("hold sweep", settings.hold_sweep_seconds, use.sweep.run),
             Consumer("product", "order", order_events(use.holds), bus=bus, units=units, linger=_SALES_LINGER_S),
             revocations,
+            watching.watches,
             Server(
                 settings,
                 {
                     "commerce.product.v1.ProductService": ProductService(use.catalogue, use.reads),
                     "commerce.product.v1.InventoryService": InventoryService(
-                        use.inventory, use.holds, use.reservations
+                        use.inventory, use.holds, use.reservations, watching
                     ),
                 },
                 checks=[database.check],

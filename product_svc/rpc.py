@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from uuid import UUID
 
 from commerce.product.v1 import inventory_pb2 as inventory
@@ -12,7 +14,7 @@ from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
 from product_svc import wire
 from product_svc.domain import Hold, HoldStates, Product, Reservation, Stock
-from product_svc.usecases import Catalogue, Holds, Inventory
+from product_svc.usecases import Catalogue, Holds, Inventory, Watching
 
 
 class ProductService:
@@ -51,10 +53,17 @@ class ProductService:
 class InventoryService:
     """`commerce.product.v1.InventoryService`."""
 
-    def __init__(self, inventory: Inventory, holds: Holds, reservations: GroupCommit[Reservation, Hold]) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        holds: Holds,
+        reservations: GroupCommit[Reservation, Hold],
+        watching: Watching,
+    ) -> None:
         self._inventory = inventory
         self._holds = holds
         self._reservations = reservations
+        self._watching = watching
 
     async def GetStock(self, request: inventory.GetStockRequest, call: Call) -> inventory.GetStockResponse:
         stock = await self._inventory.get_stock(parse_id(request.product_id))
@@ -73,6 +82,13 @@ class InventoryService:
         return inventory.ListStockMovementsResponse(
             stock_movements=[wire.movement(each) for each in found], next_page_token=token
         )
+
+    async def WatchStock(
+        self, request: inventory.WatchStockRequest, call: Call
+    ) -> AsyncIterator[inventory.WatchStockResponse]:
+        async with aclosing(self._watching.watch_stock(parse_id(request.product_id))) as states:
+            async for state in states:
+                yield inventory.WatchStockResponse(stock=wire.stock(state))
 
     async def ReserveStock(self, request: inventory.ReserveStockRequest, call: Call) -> inventory.ReserveStockResponse:
         results = await self._reservations.submit_all([wire.reservation(each) for each in request.reservations])

@@ -92,6 +92,9 @@ class Bus:
         self._inbox = ""
         self._flights: dict[str, asyncio.Future[int]] = {}
         self._numbers = itertools.count()
+        self._connections = itertools.count(1)
+        self.connection = 0
+        """The number of the current connection; 0 while there is none. Signals between two connections are lost."""
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self) -> None:
@@ -236,11 +239,14 @@ class Bus:
             except nats.errors.Error as error:
                 log.debug("signal lost", topic=topic, error=repr(error))
 
-    async def on_signal(self, topic: str, action: Callable[[], None]) -> None:
-        """Call `action` for each signal of `topic`, until `off_signal`."""
+    async def on_signal(self, topic: str, action: Callable[[str], None]) -> None:
+        """Call `action` with the subject of each message of `topic`, until `off_signal`.
 
-        async def heard(_: Msg) -> None:
-            action()
+        A topic is a subject, which may contain wildcards. It is subscribed to again after a reconnection.
+        """
+
+        async def heard(message: Msg) -> None:
+            action(message.subject)
 
         self._signals[topic] = await self._connection.subscribe(topic, cb=heard)
 
@@ -267,7 +273,7 @@ class Bus:
                     ping_interval=10,
                     pending_size=64 * 1024 * 1024,
                     error_cb=_log_error,
-                    disconnected_cb=_log_disconnect,
+                    disconnected_cb=self._disconnected,
                     reconnected_cb=self._reconnected,
                 )
                 version = client.connected_server_version
@@ -285,10 +291,17 @@ class Bus:
                 raise
             else:
                 self._client, self._inbox = client, inbox
+                self.connection = next(self._connections)
                 self._ready.set()
                 return
 
+    async def _disconnected(self) -> None:
+        self.connection = 0
+        log.warning("nats disconnected")
+
     async def _reconnected(self) -> None:
+        # The client calls this after the server has processed all subscriptions.
+        self.connection = next(self._connections)
         log.info("nats connected again")
         if self._resuming is not None:
             self._resuming.cancel()
@@ -316,7 +329,3 @@ def _operations(count: int) -> list[int]:
 
 async def _log_error(error: Exception) -> None:
     log.warning("nats error", error=repr(error))
-
-
-async def _log_disconnect() -> None:
-    log.warning("nats disconnected")

@@ -129,7 +129,7 @@ class Relay:
                 return
             self.active = True
             await self._bus.ensure_stream_of(self._service)
-            await self._bus.on_signal(self._topic, self._woken.set)
+            await self._bus.on_signal(self._topic, lambda _: self._woken.set())
             log.info("relay active", relay=self._service)
             ((through, gaps),) = await connection.fetch(outbox.POSITION.sql)
             self._position = Position(through, tuple(Gap(gap.lower, gap.upper - 1) for gap in gaps))

@@ -19,7 +19,7 @@ from order_svc.domain.errors import (
     PriceChanged,
     ProductArchived,
 )
-from order_svc.domain.statuses import TRANSITIONS, UNMOVED, CancelReason, Cause, Status
+from order_svc.domain.statuses import DRAFTS, FINAL, TRANSITIONS, UNMOVED, CancelReason, Cause, Status
 
 MAX_QUANTITY = 10_000
 """The most of one product that an order may have."""
@@ -175,6 +175,16 @@ class Order:
     def size(self) -> int:
         """The order and its items, counted: what it weighs in a portion of work."""
         return 1 + len(self.items)
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether the order is a draft to its customer. Changes of a draft publish no event."""
+        return self.status in DRAFTS
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the order will never change again."""
+        return self.status in FINAL
 
     def moved(self, cause: Cause, now: datetime, **changes: object) -> Order:
         """The order after `cause`; the very same one when that changes nothing. Raises OrderState."""

@@ -37,6 +37,10 @@ class Status(StrEnum):
     """Never placed, and never will be: its orphaned hold was released. No caller sees such an order."""
 
 
+DRAFTS = frozenset({Status.DRAFT, Status.PLACING})
+FINAL = frozenset({Status.DELIVERED, Status.CANCELLED})
+
+
 class CancelReason(StrEnum):
     """Why an order was cancelled."""
 

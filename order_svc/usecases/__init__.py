@@ -7,6 +7,7 @@ from order_svc.usecases.holds import Holds, UnusedHolds
 from order_svc.usecases.payments import Payments
 from order_svc.usecases.placement import Placement, Placing
 from order_svc.usecases.reading import Reading
+from order_svc.usecases.watching import Watching
 
 __all__ = [
     "Cancellation",
@@ -18,4 +19,5 @@ __all__ = [
     "Placing",
     "Reading",
     "UnusedHolds",
+    "Watching",
 ]

@@ -72,6 +72,11 @@ class StockStore:
         row = await reading.fetch_one(STOCKS, keys=[product_id])
         return _stocks.read(row) if row else None
 
+    async def get_each(self, reading: Transaction, product_ids: Iterable[UUID]) -> dict[UUID, Stock]:
+        """The stock of the products that exist, by product, for those who do not change it."""
+        stocks = map(_stocks.read, await reading.fetch(STOCKS, keys=sorted(set(product_ids))))
+        return {stock.product_id: stock for stock in stocks}
+
     def add(self, work: UnitOfWork, stock: Stock, movements: Iterable[Movement]) -> None:
         """Add the stock of a new product, with the movements that led to it."""
         work.transaction.add(ADD_STOCKS, [_stocks.values(stock)])

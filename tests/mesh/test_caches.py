@@ -42,13 +42,14 @@ AT_ONCE = 50
 
 
 def read_methods() -> list[str]:
-    """The full names of the methods that are served and change nothing."""
+    """The full names of the methods that are served, have one reply and change nothing."""
     services = [descriptor_pool.Default().FindServiceByName(name) for name in SERVICERS]
     return sorted(
         method.full_name
         for service in services
         for method in service.methods
         if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+        and not method.server_streaming
         and hasattr(SERVICERS[service.full_name], method.name)
     )
 

@@ -47,6 +47,7 @@ from order_svc.usecases import (
     Placing,
     Reading,
     UnusedHolds,
+    Watching,
 )
 from tests.services import new_key
 
@@ -145,6 +146,7 @@ class OrderProcess:
     fulfilment: Fulfilment
     holds: Holds
     reading: Reading
+    watching: Watching
 
     async def place(self, *batch: Placing) -> list[Reply[Order] | BaseException]:
         """The results of calls that arrive together, in order."""
@@ -174,7 +176,8 @@ def process_of(
     clock: Clock | None = None,
 ) -> OrderProcess:
     """A process that remembers nothing yet."""
-    relay = Relay("order", database, Bus("nats://127.0.0.1:1", name="test"))
+    bus = Bus("nats://127.0.0.1:1", name="test")
+    relay = Relay("order", database, bus)
     units, orders = UnitsOfWork(database, relay, event_of=wire.event, clock=clock), OrderStore()
     wallets, stock = wallets or Wallets(), stock or Stock()
     unused_holds = UnusedHolds(units, orders, stock, stop_timeout=stop_timeout)
@@ -201,6 +204,7 @@ def process_of(
         Fulfilment(units, orders),
         Holds(units, orders),
         Reading(units, orders, Pages(b"a secret of the tests")),
+        Watching(units, orders, bus),
     )
 
 

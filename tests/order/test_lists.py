@@ -59,7 +59,13 @@ def service(database: Database) -> OrderService:
     """The contract of the order service."""
     process = process_of(database)
     return OrderService(
-        process.placement, process.drafts, process.reading, process.cancellation, process.fulfilment, process.holds
+        process.placement,
+        process.drafts,
+        process.reading,
+        process.cancellation,
+        process.fulfilment,
+        process.holds,
+        process.watching,
     )
 
 

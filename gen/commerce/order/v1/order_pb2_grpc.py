@@ -232,10 +232,11 @@ class OrderServiceServicer:
 
     def WatchOrder(self, request, context):
         """Streams an order: its current state first, then its state after each change. The stream ends when the
-        order is delivered or cancelled.
+        order is delivered or cancelled. A client that reads slowly gets the newest state and misses those between.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-        should call this method again.
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+        `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+        shuts down, after which the client should call this method again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -116,10 +116,11 @@ class OrderServiceStub:
     """
     WatchOrder: _grpc.UnaryStreamMultiCallable[_order_pb2.WatchOrderRequest, _order_pb2.WatchOrderResponse]
     """Streams an order: its current state first, then its state after each change. The stream ends when the
-    order is delivered or cancelled.
+    order is delivered or cancelled. A client that reads slowly gets the newest state and misses those between.
 
-    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-    should call this method again.
+    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+    `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+    shuts down, after which the client should call this method again.
     """
     GetOrderTimeline: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderTimelineRequest, _order_pb2.GetOrderTimelineResponse]
     """Gets the history of an order across all services, oldest first.
@@ -222,10 +223,11 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """
     WatchOrder: _aio.UnaryStreamMultiCallable[_order_pb2.WatchOrderRequest, _order_pb2.WatchOrderResponse]  # type: ignore[assignment]
     """Streams an order: its current state first, then its state after each change. The stream ends when the
-    order is delivered or cancelled.
+    order is delivered or cancelled. A client that reads slowly gets the newest state and misses those between.
 
-    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-    should call this method again.
+    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+    `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+    shuts down, after which the client should call this method again.
     """
     GetOrderTimeline: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderTimelineRequest, _order_pb2.GetOrderTimelineResponse]  # type: ignore[assignment]
     """Gets the history of an order across all services, oldest first.
@@ -391,10 +393,11 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_order_pb2.WatchOrderResponse], _abc.AsyncIterator[_order_pb2.WatchOrderResponse]]:
         """Streams an order: its current state first, then its state after each change. The stream ends when the
-        order is delivered or cancelled.
+        order is delivered or cancelled. A client that reads slowly gets the newest state and misses those between.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-        should call this method again.
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+        `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+        shuts down, after which the client should call this method again.
         """
 
     @_abc_1.abstractmethod

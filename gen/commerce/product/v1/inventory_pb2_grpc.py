@@ -113,10 +113,13 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchStock(self, request, context):
-        """Streams the stock of a product: its current state first, then its state after each change.
+        """Streams the stock of a product: its current state first, then its state after each change. Changes of the
+        reserved quantity alone are sent about once a second. A client that reads slowly gets the newest state and misses
+        those between.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-        should call this method again.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+        `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+        shuts down, after which the client should call this method again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

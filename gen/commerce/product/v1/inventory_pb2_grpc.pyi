@@ -55,10 +55,13 @@ class InventoryServiceStub:
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     WatchStock: _grpc.UnaryStreamMultiCallable[_inventory_pb2.WatchStockRequest, _inventory_pb2.WatchStockResponse]
-    """Streams the stock of a product: its current state first, then its state after each change.
+    """Streams the stock of a product: its current state first, then its state after each change. Changes of the
+    reserved quantity alone are sent about once a second. A client that reads slowly gets the newest state and misses
+    those between.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-    should call this method again.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+    `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+    shuts down, after which the client should call this method again.
     """
     ReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]
     """Makes holds for many orders in one call. For each order, either all lines are held or none.
@@ -112,10 +115,13 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     WatchStock: _aio.UnaryStreamMultiCallable[_inventory_pb2.WatchStockRequest, _inventory_pb2.WatchStockResponse]  # type: ignore[assignment]
-    """Streams the stock of a product: its current state first, then its state after each change.
+    """Streams the stock of a product: its current state first, then its state after each change. Changes of the
+    reserved quantity alone are sent about once a second. A client that reads slowly gets the newest state and misses
+    those between.
 
-    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-    should call this method again.
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+    `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+    shuts down, after which the client should call this method again.
     """
     ReserveStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]  # type: ignore[assignment]
     """Makes holds for many orders in one call. For each order, either all lines are held or none.
@@ -190,10 +196,13 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.WatchStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inventory_pb2.WatchStockResponse], _abc.AsyncIterator[_inventory_pb2.WatchStockResponse]]:
-        """Streams the stock of a product: its current state first, then its state after each change.
+        """Streams the stock of a product: its current state first, then its state after each change. Changes of the
+        reserved quantity alone are sent about once a second. A client that reads slowly gets the newest state and misses
+        those between.
 
-        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAVAILABLE` when the server shuts down, after which the client
-        should call this method again.
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `UNAUTHENTICATED` / `TOKEN_INVALID` when the access token expires;
+        `RESOURCE_EXHAUSTED` / `RATE_LIMITED` when the caller has too many open streams; `UNAVAILABLE` when the server
+        shuts down, after which the client should call this method again.
         """
 
     @_abc_1.abstractmethod
