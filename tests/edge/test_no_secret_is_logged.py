@@ -87,13 +87,23 @@ async def sign_up_and_in(mesh: RunningMesh, given: dict[str, str]) -> dict[str, 
     wrong = await mesh.call("POST", "/v1/sessions", {"email": person["email"], "password": given["wrong password"]})
     assert reason_of(wrong) == "CREDENTIALS_INVALID"
     session = await mesh.ok("POST", "/v1/sessions", {"email": person["email"], "password": person["password"]})
-    for path in ("/v1/sessions:refresh", "/v1/sessions:signOut"):
-        await mesh.call("POST", path, {"refreshToken": session["refreshToken"]})
     return {
         "access token": session["accessToken"],
         "refresh token": session["refreshToken"],
         "secret of the refresh token": session["refreshToken"].partition(".")[2],
     }
+
+
+async def sign_out(mesh: RunningMesh, tokens: dict[str, str]) -> None:
+    """Refresh the session and end it, and then use its access token."""
+    for path in ("/v1/sessions:refresh", "/v1/sessions:signOut"):
+        await mesh.ok("POST", path, {"refreshToken": tokens["refresh token"]})
+
+    async def refused() -> bool:
+        answer = await mesh.call("GET", "/v1/customers/me", token=tokens["access token"])
+        return answer.status_code == 401 and reason_of(answer) == "TOKEN_INVALID"
+
+    await eventually(refused)
 
 
 async def ask_in_wrong_ways(mesh: RunningMesh, given: dict[str, str], tokens: dict[str, str]) -> None:
@@ -196,6 +206,7 @@ async def test_no_secret_and_nothing_about_a_person_is_logged_by_any_process(tmp
         await ask_in_wrong_ways(mesh, given, tokens)
         await buy(mesh, given, tokens["access token"])
         await break_things(mesh, given, tokens["access token"])
+        await sign_out(mesh, tokens)
         await leave_controls(mesh, control)
         seen = {
             "the list of processes": "\n".join(command_lines()),
