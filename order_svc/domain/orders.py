@@ -170,6 +170,8 @@ class Order:
     """None until the order is shipped."""
     shipping_address: PostalAddress | None = field(default=None, repr=False)
     """None if nothing is to be shipped, in a draft that names none, and after the customer is deleted."""
+    open_placings: int = 0
+    """Of a draft, the placings that are under way, or whose outcome is not known: each may hold its stock."""
 
     @property
     def size(self) -> int:
@@ -236,17 +238,26 @@ class Order:
             raise ItemNotFound(self.id, item_id)
 
     def begin_placing(self, etag: str, now: datetime) -> Order:
-        """The draft, no longer to be edited; the draft itself when its placing has begun already.
+        """The draft with one more placing under way: it cannot be edited. Its version stays, since its items do.
 
-        The etag of the draft before that is accepted then, so that a retry need not read it. Raises EtagMismatch,
-        OrderState unless it is a draft, or OrderEmpty.
+        Raises EtagMismatch, OrderState unless it is a draft, or OrderEmpty.
         """
-        if not (self.status is Status.PLACING and etag == str(self.version - 1)):
-            self.require_etag(etag)
+        self.require_etag(etag)
         placing = self.moved(Cause.PLACE, now)
         if not self.items:
             raise OrderEmpty(self.id)
-        return placing
+        return replace(placing, version=self.version, open_placings=self.open_placings + 1)
+
+    def refuse_placing(self, now: datetime) -> Order:
+        """The draft after one of its placings was refused and holds nothing; it can be edited if no other is open.
+
+        The very same order if it is no longer being placed.
+        """
+        if self.status is not Status.PLACING:
+            return self
+        others = self.open_placings - 1
+        draft = self if others else self.moved(Cause.REFUSED, now)
+        return replace(draft, version=self.version, open_placings=others)
 
     def complete(self, request: OrderRequest) -> OrderRequest:
         """The request to place this draft: its own items, and its payment method unless `request` names another."""
@@ -271,6 +282,7 @@ class Order:
             payment_method_id=order.payment_method_id,
             order_date=order.order_date,
             payment_deadline=order.payment_deadline,
+            open_placings=0,
             shipping_address=self.shipping_address if keeps_address else order.shipping_address,
         )
 

@@ -138,9 +138,19 @@ READ_NEWEST_ITEMS = Statement(
     name="read newest items",
 )
 NEW_VERSIONS = Versions(ORDERS, ["status", "payment_id", "cancel_reason", "cancel_note", "update_time"])
+OPEN_PLACINGS = Versions(ORDERS, ["status", "open_placings", "update_time"], name="write open placings")
 PLACE_DRAFTS = Versions(
     ORDERS,
-    ["status", "total", "currency", "payment_method_id", "order_date", "payment_deadline", "update_time"],
+    [
+        "status",
+        "total",
+        "currency",
+        "payment_method_id",
+        "order_date",
+        "payment_deadline",
+        "open_placings",
+        "update_time",
+    ],
     name="place drafts",
 )
 NEW_DRAFTS = Versions(ORDERS, ["total", "currency", "update_time"], name="write drafts")
@@ -241,6 +251,10 @@ class OrderStore:
         """
         NEW_DRAFTS.write(work.transaction, [(known, new)])
         _write_items(work, [(known, new)])
+
+    def save_placings(self, work: UnitOfWork, known: Order, new: Order) -> None:
+        """Write how many placings of a locked draft are open, and whether it can be edited."""
+        OPEN_PLACINGS.write(work.transaction, [(known, new)])
 
     def place_drafts(self, work: UnitOfWork, drafts: Sequence[tuple[Order, Order]]) -> None:
         """Write drafts that are placed, of each (as it was, as it is now); no two of the same.

@@ -23,6 +23,13 @@ orders = sa.Table(
     sa.Column("cancel_note", sa.String, nullable=False),
     sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column(
+        "open_placings",
+        sa.SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="of a draft, the placings that may hold its stock",
+    ),
     sa.CheckConstraint("total >= 0", name="total_not_negative"),
     sa.CheckConstraint(
         "status IN ('DRAFT', 'PLACING', 'CANCELLED') OR (payment_deadline IS NOT NULL AND currency <> '')",

@@ -24,7 +24,6 @@ from mesh.errors import (
 from mesh.ids import new_id
 from order_svc.domain import (
     FREE,
-    Cause,
     Hold,
     HoldLost,
     HoldRequest,
@@ -51,7 +50,7 @@ T = TypeVar("T")
 _NOT_FREE = {"PRICE_CHANGED", "PRODUCT_NOT_FOUND", "PRODUCT_ARCHIVED", "CURRENCY_MISMATCH", "VALIDATION_FAILED"}
 """Why there is no hold whose total is zero. Without a payment method, there is no order then."""
 _REFUSALS = (AlreadyExists, FailedPrecondition, InvalidArgument, NotFound)
-"""Errors after which nothing is held."""
+"""Errors that are caused by the request: it was not placed, and will not be."""
 
 
 @dataclass(slots=True)
@@ -63,6 +62,8 @@ class Placing:
     request: OrderRequest
     draft: Order | None = None
     """The draft that is placed, if it is one: its placing has begun."""
+    may_hold: bool = False
+    """Whether stock may be held for it, though it fails."""
     order_id: UUID = field(default_factory=new_id)
     hold_key: bytes = b""
 
@@ -145,41 +146,41 @@ class Placement:
     ) -> Reply[Order]:
         """Place a draft at the current prices. It keeps its id.
 
-        From then on the draft cannot be edited, because the hold has its items. A refusal ends that. When
-        the outcome is not known, it stays so until the draft is placed again, or cancelled.
+        From then on the draft cannot be edited, because the hold has its items. A refusal ends that, unless another
+        placing of the draft is open. When the outcome is not known, it stays so until the draft is placed again, or
+        cancelled.
 
         Raises OrderNotFound, EtagMismatch, OrderState unless it is a draft, OrderEmpty, and the errors of `place`.
         """
         try:
-            draft, has_begun_here = await self._begin_placing(change, order_id, etag)
+            draft = await self._begin_placing(change, order_id, etag)
         except MeshError:
             # An earlier call with this key may have placed it.
             if change.key and (stored := (await find(self._units.database, [change.key])).get(change.key)):
                 raise stored from None
             raise
+        placing = Placing(change, draft.customer_id, draft.complete(request), draft)
         try:
-            return await self.group.submit(Placing(change, draft.customer_id, draft.complete(request), draft))
+            return await self.group.submit(placing)
         except _REFUSALS:
-            # If the placing had begun before, an earlier attempt may hold its stock.
-            if has_begun_here:
-                await self._end_placing(draft)
+            if not placing.may_hold:
+                await self._refuse_placing(draft.id)
             raise
 
-    async def _begin_placing(self, change: Change[Order], order_id: UUID, etag: str) -> tuple[Order, bool]:
-        """The draft, and whether its placing has begun with this."""
+    async def _begin_placing(self, change: Change[Order], order_id: UUID, etag: str) -> Order:
+        """The draft, with one more placing under way."""
         async with self._units.begin(pessimistic=True) as work:
             order = (await self._orders.load(work, [order_id]))[order_id]
             change.caller.own(order.customer_id, OrderNotFound(order_id))
             placing = order.begin_placing(etag, self._units.now())
-            self._orders.save(work, [(order, placing)])
-        return placing, placing is not order
+            self._orders.save_placings(work, order, placing)
+        return placing
 
-    async def _end_placing(self, draft: Order) -> None:
-        """Let a draft be edited again whose placing was refused."""
+    async def _refuse_placing(self, order_id: UUID) -> None:
+        """Let a draft be edited again, unless another placing of it is open."""
         async with self._units.begin(pessimistic=True) as work:
-            order = (await self._orders.load(work, [draft.id]))[draft.id]
-            if order.version == draft.version:
-                self._orders.save(work, [(order, order.moved(Cause.REFUSED, self._units.now()))])
+            order = (await self._orders.load(work, [order_id]))[order_id]
+            self._orders.save_placings(work, order, order.refuse_placing(self._units.now()))
 
     async def _place(self, batch: Sequence[Placing]) -> list[Reply[Order] | Exception]:
         attempts = [_Attempt(placing) for placing in batch]
@@ -220,6 +221,8 @@ class Placement:
         calls = [each.change.call for each in attempts]
         holds = await _answer_for_each(self._stock.reserve(requests, expire_time, calls), len(attempts))
         for each, hold in zip(attempts, holds, strict=True):
+            # The key of a draft that was used for other items has a hold.
+            each.placing.may_hold |= not isinstance(hold, MeshError) or isinstance(hold, AlreadyExists)
             if not isinstance(hold, MeshError):
                 each.hold = hold
             elif each.expected_total is FREE and hold.reason in _NOT_FREE:

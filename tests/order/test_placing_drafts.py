@@ -9,7 +9,7 @@ from google.type.money_pb2 import Money
 
 from commerce.order.v1 import order_pb2
 from mesh.errors import Aborted, FailedPrecondition, NotFound, Unavailable
-from tests.mesh.house import Buyer, House
+from tests.mesh.house import Buyer, House, all_of
 from tests.order.drafts import DRAFT, Stub, add, contents, create, kind, place, set_price, update
 from tests.services import new_key, refused
 
@@ -71,10 +71,29 @@ async def test_refused_placing_holds_nothing_and_the_draft_can_be_edited_and_pla
     assert kind(await refused(place(penniless, unpaid.id))) == (FailedPrecondition, "PAYMENT_METHOD_MISSING")
     assert (await mesh.stock(product)).reserved == 0
     assert (await mesh.read(buyer, draft.id)).status == DRAFT
-    await update(buyer, draft.id, draft.items[0].id, 3)
+    await update(buyer, draft.id, draft.items[0].id, 3, etag=draft.etag)
     assert (await place(buyer, draft.id)).status == order_pb2.ORDER_STATUS_PENDING
     assert (await mesh.decided(buyer, draft.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
     assert (await mesh.unreserved(product)).on_hand == 0
+
+
+async def test_refused_placing_beside_another_leaves_no_hold_on_a_draft_that_can_be_edited(mesh: House) -> None:
+    buyer, product = await mesh.buyer("tok_visa"), await mesh.product(100)
+    drafts = [await create(buyer, {product: 1}) for _ in range(20)]
+    methods = [buyer.methods["tok_visa"], str(uuid4())]
+    for draft in drafts:
+        await all_of(*(place(buyer, draft.id, method=method) for method in methods))
+        methods.reverse()
+    for draft in drafts:
+        order = await mesh.read(buyer, draft.id)
+        if order.status == DRAFT:
+            await update(buyer, draft.id, draft.items[0].id, 2)
+            query = "SELECT FROM holds WHERE order_id = $1 AND state = 'HELD'"
+            assert await mesh.sql("product_svc", query, UUID(draft.id)) == []
+            await place(buyer, draft.id)
+        order = await mesh.decided(buyer, draft.id)
+        assert order.status == order_pb2.ORDER_STATUS_CONFIRMED
+    await mesh.unreserved(product)
 
 
 async def test_empty_cancelled_and_strange_drafts_and_an_old_etag_are_not_placed(mesh: House, buyer: Buyer) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from commerce.order.v1 import order_pb2
 from mesh.db.database import Database
-from mesh.errors import FailedPrecondition, StaleWrite, Unavailable
+from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused
+from mesh.errors import FailedPrecondition, MeshError, StaleWrite, Unavailable
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
 from order_svc import wire
@@ -79,6 +80,63 @@ async def test_draft_that_may_hold_stock_is_not_edited_and_is_placed_by_a_retry(
     placed = (await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")).value
     assert (placed.id, placed.status) == (draft.id, Status.PENDING)
     assert await read(process, draft.id) == placed
+
+
+@pytest.mark.parametrize("second", ["held", "refused", "not known"])
+async def test_draft_can_be_edited_when_its_last_open_placing_is_refused_and_not_before(
+    database: Database, second: str
+) -> None:
+    here, there, customer = Stock(), Stock(), uuid4()
+    process, other = process_of(database, here), process_of(database, there)
+    draft = await draft_of(process, customer)
+    there.instead, reserve = stock_insufficient, here.reserve
+
+    async def edited() -> Order:
+        change, item_id = change_of(customer), draft.items[0].id
+        return (await process.drafts.change_quantity(change, draft.id, item_id=item_id, quantity=7, etag="1")).value
+
+    async def refused_beside(*arguments: Any) -> Reserved:
+        # Another placing begins and is refused while this one is under way.
+        with pytest.raises(FailedPrecondition, match="nothing left"):
+            await other.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
+        with pytest.raises(OrderState):
+            await edited()
+        if second == "not known":
+            raise Unavailable("no answer")
+        return await (reserve(*arguments) if second == "held" else stock_insufficient())
+
+    here.reserve = refused_beside  # type: ignore[assignment, method-assign]
+    placing = process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
+    if second == "held":
+        assert (await placing).value.status is Status.PENDING
+        return
+    with pytest.raises(MeshError):
+        await placing
+    if second == "refused":
+        assert (await edited()).items[0].quantity == 7
+    else:
+        with pytest.raises(OrderState):
+            await edited()
+
+
+async def test_draft_whose_hold_is_not_used_is_not_edited(database: Database) -> None:
+    stock, customer, key = Stock(), uuid4(), new_key()
+    process = process_of(database, stock)
+    used, draft = await draft_of(process, customer), await draft_of(process, customer)
+
+    def change(order_id: UUID) -> Change[Order]:
+        caller = Caller(Kind.CUSTOMER, str(customer))
+        request = order_pb2.PlaceOrderRequest(order_id=str(order_id))
+        call = Call("PlaceOrder", caller=caller, key=IdempotencyKey.of(key, caller, "PlaceOrder", request))
+        return Change(call, lambda order: order_pb2.PlaceOrderResponse(order=wire.order(order)))
+
+    await process_of(database).placement.place_draft(change(used.id), used.id, OrderRequest({}), etag="")
+    with pytest.raises(IdempotencyKeyReused):
+        await process.placement.place_draft(change(draft.id), draft.id, OrderRequest({}), etag="")
+    assert stock.asked == [1]
+    assert (await read(process, draft.id)).status is Status.PLACING
+    placed = await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
+    assert placed.value.status is Status.PENDING
 
 
 async def stock_insufficient() -> Reserved:
