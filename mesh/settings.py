@@ -79,6 +79,8 @@ class ServiceSettings(DatabaseSettings):
     """The maximum number of open streams (watches). Further streams are rejected as OVERLOADED."""
     max_streams_per_caller: int = Field(default=32, gt=0)
     """The maximum number of open streams of one person. Further streams are rejected as RATE_LIMITED."""
+    event_attempts: int = Field(default=8, ge=1)
+    """The number of failures after which an event becomes a dead letter."""
     reflection: bool = True
     """Whether the gRPC server describes the public services of the mesh to its callers, for tools such as grpcurl."""
     drain_seconds: float = Field(default=20.0, ge=0)

@@ -112,7 +112,9 @@ def build(settings: Settings) -> Service:
             Periodic(
                 "unfinished placings", settings.draft_sweep_seconds, partial(cancellation.cancel_unfinished, unfinished)
             ),
-            Consumer("order", "payment", payment_events(payments), bus=bus, units=units),
+            Consumer(
+                "order", "payment", payment_events(payments), bus=bus, units=units, max_attempts=settings.event_attempts
+            ),
             unused_holds,
             revocations,
             watching.watches,

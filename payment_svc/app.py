@@ -92,7 +92,9 @@ def build(settings: Settings) -> Service:
             *housekeeping(database),
             charger,
             Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
-            Consumer("payment", "order", order_events(orders), bus=bus, units=units),
+            Consumer(
+                "payment", "order", order_events(orders), bus=bus, units=units, max_attempts=settings.event_attempts
+            ),
             revocations,
             Server(
                 settings,

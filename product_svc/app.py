@@ -97,7 +97,15 @@ def build(settings: Settings) -> Service:
             relay,
             *housekeeping(database),
             Periodic("hold sweep", settings.hold_sweep_seconds, use.sweep.run),
-            Consumer("product", "order", order_events(use.holds), bus=bus, units=units, linger=_SALES_LINGER_S),
+            Consumer(
+                "product",
+                "order",
+                order_events(use.holds),
+                bus=bus,
+                units=units,
+                linger=_SALES_LINGER_S,
+                max_attempts=settings.event_attempts,
+            ),
             revocations,
             watching.watches,
             Server(

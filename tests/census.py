@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
+
+from tests.services import eventually
 
 _CONTAINERS = (dict, list, set, deque, OrderedDict)
 
@@ -42,6 +45,15 @@ class Census:
             if key in before.sizes
         }
         return {name: growth for name, growth in (kinds | containers).items() if growth >= by}
+
+
+async def tasks_are_at_most(count: int) -> None:
+    """Wait until so many tasks exist: those of the servers' supervisors come and go."""
+
+    async def are_they() -> bool:
+        return len(asyncio.all_tasks()) <= count
+
+    await eventually(are_they)
 
 
 def _named(owner: Any) -> str:

@@ -3,11 +3,22 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
 from stack.servers import Servers
 from tests.services import Keys, migrated
+
+# The same examples in every run, however slow the machine is.
+hypothesis.settings.register_profile(
+    "reproducible",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("reproducible")
 
 # Tracebacks as Python prints them. The default includes all local variables, which takes so long that a service with a
 # batch of failing events does not reply in time.

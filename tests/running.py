@@ -86,7 +86,7 @@ class RunningMesh:
                 return None
             return None if answer.status_code in BUSY else answer
 
-        return await eventually(answered, within=60)
+        return await eventually(answered)
 
     async def ok(self, method: str, path: str, body: Json | None = None, *, token: str = "", key: str = "") -> Json:
         """Send one request; its answer, which must be good."""
@@ -129,7 +129,7 @@ class RunningMesh:
             stock = await self.stock(product_id)
             return (stock["onHand"], stock["reserved"]) == (on_hand, 0)
 
-        await eventually(so, within=60)
+        await eventually(so)
 
     async def audit(self) -> list[str]:
         """The violations of the invariants, once the mesh is ready and at rest."""
@@ -137,7 +137,7 @@ class RunningMesh:
         async def ready() -> bool:
             return State(self.state).running().ready
 
-        await eventually(ready, within=60)
+        await eventually(ready)
         mesh = ops.running_mesh.RunningMesh.find(self.state, {})
         async with Activity.of(mesh) as activity:
             assert await activity.wait() == []

@@ -29,6 +29,8 @@ from stack.servers import DATABASES, Servers
 PEERS = ("customer", "order", "product", "payment", "gateway", "operator")
 NOWHERE = ("127.0.0.1:1",)
 """An address without a service."""
+TEST_TIMEOUT_S = 60.0
+"""The seconds after which a test fails that waits for something: far more than any of it takes on a busy machine."""
 
 S = TypeVar("S", bound=ServiceSettings)
 T = TypeVar("T")
@@ -162,7 +164,7 @@ async def refused(call: Awaitable[object]) -> MeshError:
     raise AssertionError(f"not refused: {reply}")
 
 
-async def eventually(condition: Callable[[], Awaitable[T | None]], *, within: float = 20.0) -> T:
+async def eventually(condition: Callable[[], Awaitable[T | None]], *, within: float = TEST_TIMEOUT_S) -> T:
     """Poll `condition` and return its first true value. The test fails after `within` seconds."""
     loop = asyncio.get_running_loop()
     end = loop.time() + within

@@ -120,6 +120,16 @@ class Bus:
         await self._ready.wait()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the connection has been established for the first time."""
+        return self._ready.is_set()
+
+    @property
+    def reconnections(self) -> int:
+        """How often the connection was established again."""
+        return 0 if self._client is None else int(self._client.stats["reconnects"])
+
+    @property
     def jetstream(self) -> JetStreamContext:
         """The JetStream context. Await `connected` first; raises ConnectionClosedError otherwise."""
         return self._connection.jetstream()

@@ -4,7 +4,7 @@
 
 The inbox rows are written in the transaction of the effect, and events are acknowledged last, so a redelivery changes
 nothing. Redeliveries are rare, so the first attempt is optimistic: the inbox is read only after a batch has failed
-because of an existing row. An event that fails is retried with backoff. After `MAX_ATTEMPTS` failures it is moved to
+because of an existing row. An event that fails is retried with backoff. After `max_attempts` failures it is moved to
 the dead-letter stream, with the error. A transient error, such as a lost database, is no failure of an event: the
 whole batch is redelivered until it succeeds.
 
@@ -43,17 +43,15 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Message")
 
-MAX_ATTEMPTS = 8
-"""The number of failures after which an event becomes a dead letter."""
 LINGER_S = 0.01
 """Seconds within which the events of one batch of a relay arrive."""
 MAX_BATCH = 512
 MAX_UNACKNOWLEDGED = 8 * MAX_BATCH
 """The maximum number of unacknowledged events of a consumer, in all its processes. The others wait in the stream. This
 also limits the redeliveries while a database is down."""
-ACK_WAIT_S = 5
-"""The seconds without an acknowledgement after which an event is redelivered. If its consumer was only slow, the inbox
-recognizes the redelivery."""
+ACK_WAIT_S = 5.0
+"""The default number of seconds without an acknowledgement after which an event is redelivered. If its consumer was
+only slow, the inbox recognizes the redelivery."""
 
 
 _BACKOFF = tasks.Backoff(0.2, 30.0)
@@ -108,7 +106,9 @@ def handlers(*each: Handler[Any]) -> Handlers:
 class Consumer:
     """Applies the events of one area to a service. All processes of the service share the work.
 
-    A batch lingers for `linger` seconds after its first event (ADR-0012). Choose more if nobody waits for the effects.
+    A batch has at most `max_batch` events, and lingers for `linger` seconds after its first one (ADR-0012). Choose more
+    if nobody waits for the effects. An event that has failed `max_attempts` times becomes a dead letter. One that is
+    not acknowledged for `ack_wait` seconds is redelivered.
     """
 
     def __init__(
@@ -120,6 +120,9 @@ class Consumer:
         bus: Bus,
         units: UnitsOfWork,
         linger: float = LINGER_S,
+        max_batch: int = MAX_BATCH,
+        max_attempts: int = 8,
+        ack_wait: float = ACK_WAIT_S,
     ) -> None:
         self.name = f"{service}-{area}"
         self.applied = 0
@@ -131,10 +134,13 @@ class Consumer:
         self._bus = bus
         self._units = units
         self._linger = linger
+        self._max_batch = max_batch
+        self._max_attempts = max_attempts
+        self._ack_wait = ack_wait
         # Bounded, because another process may apply an event that has failed here.
         self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of_area(area)
-        self._deliveries = Deliveries(self._stream, self.name, ahead=2 * MAX_BATCH, bus=bus, ensure=self._ensure)
+        self._deliveries = Deliveries(self._stream, self.name, ahead=2 * max_batch, bus=bus, ensure=self._ensure)
         self._background = tasks.Background(f"consumer {self.name}", self._run)
 
     async def start(self) -> None:
@@ -159,7 +165,7 @@ class Consumer:
         return self._background.was_cancelled
 
     async def _run(self) -> None:
-        while batch := await self._deliveries.take(MAX_BATCH, linger=self._linger):
+        while batch := await self._deliveries.take(self._max_batch, linger=self._linger):
             try:
                 await self._consume(batch)
             except Exception:
@@ -178,7 +184,7 @@ class Consumer:
                 filter_subjects=[f"{event_type}.*" for event_type in self._handlers],
                 deliver_policy=js.DeliverPolicy.ALL,
                 ack_policy=js.AckPolicy.EXPLICIT,
-                ack_wait=ACK_WAIT_S,
+                ack_wait=self._ack_wait,
                 max_deliver=-1,
                 max_ack_pending=MAX_UNACKNOWLEDGED,
             ),
@@ -269,7 +275,7 @@ class Consumer:
         attempts = retry.failures + 1
         self._retries.put({identity: retry._replace(failures=attempts)})
         details = {"consumer": self.name, "event_id": identity, "subject": message.subject, "attempt": attempts}
-        if attempts < MAX_ATTEMPTS:
+        if attempts < self._max_attempts:
             delay = _BACKOFF.after(attempts)
             log.warning("event failed", **details, again_in=delay, exc_info=error)
             await message.nak(delay=delay)

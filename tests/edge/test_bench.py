@@ -106,4 +106,4 @@ async def sold_from(mesh: RunningMesh) -> list[UUID]:
     async def found() -> list[UUID]:
         return [row["product_id"] for row in await mesh.sql("product_svc", query)]
 
-    return await eventually(found, within=30)
+    return await eventually(found)

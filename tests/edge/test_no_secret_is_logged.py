@@ -165,12 +165,12 @@ async def break_things(mesh: RunningMesh, given: dict[str, str], token: str) -> 
     for server in ("postgres", "redis", "nats"):
         os.kill((await mesh.processes())[server]["pid"], SIGKILL)
         await use()
-        await eventually(use, within=60)
+        await eventually(use)
     silent = (await mesh.processes())["nats"]["pid"]
     os.kill(silent, SIGSTOP)
     try:
         await mesh.kill("customer")
-        await eventually(use, within=60)
+        await eventually(use)
     finally:
         os.kill(silent, SIGCONT)
 

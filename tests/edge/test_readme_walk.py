@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.running import RunningMesh
+from tests.services import TEST_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ async def test_the_commands_of_the_readme_work_as_they_are_written(mesh: Running
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, errors = await asyncio.wait_for(process.communicate(), 60)
+    out, errors = await asyncio.wait_for(process.communicate(), TEST_TIMEOUT_S)
     told = out.decode()
     assert process.returncode == 0, errors.decode() + told
     assert "PAYMENT_STATUS_CAPTURED" in told

@@ -14,6 +14,8 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from tests.services import TEST_TIMEOUT_S
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -62,7 +64,7 @@ async def grpc_call(
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
         answer: Message
         try:
-            under_way = call(request or request_class(), metadata=metadata, timeout=20)
+            under_way = call(request or request_class(), metadata=metadata, timeout=TEST_TIMEOUT_S)
             answer = await (anext(aiter(under_way)) if method.server_streaming else under_way)
         except grpc.aio.AioRpcError as error:
             return failure_of(error)

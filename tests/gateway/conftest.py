@@ -14,6 +14,7 @@ from gateway.config import EdgeConfig, Limits, TlsFiles
 from stack import pki
 from tests.gateway.envoy import Envoy, running
 from tests.gateway.upstreams import Upstream
+from tests.services import TEST_TIMEOUT_S
 
 SERVICES = ("customer", "product", "order", "payment")
 SUBJECT = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
@@ -91,7 +92,7 @@ async def edge(config: EdgeConfig) -> AsyncIterator[Envoy]:
 async def anyone(edge: Envoy, upstreams: dict[str, Upstream]) -> AsyncIterator[httpx.AsyncClient]:
     """A JSON client without a token."""
     del upstreams  # as new, for each client
-    async with httpx.AsyncClient(base_url=edge.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=edge.url, timeout=TEST_TIMEOUT_S) as client:
         yield client
 
 
@@ -100,5 +101,5 @@ async def staff(edge: Envoy, token: str, upstreams: dict[str, Upstream]) -> Asyn
     """A JSON client with a good token."""
     del upstreams  # as new, for each client
     headers = {"authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(base_url=edge.url, timeout=30, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=edge.url, timeout=TEST_TIMEOUT_S, headers=headers) as client:
         yield client

@@ -14,8 +14,7 @@ import httpx
 
 from gateway.config import EdgeConfig
 from gateway.render import envoy_command, write
-
-_WITHIN = 20.0
+from tests.services import TEST_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,13 @@ class Envoy:
 
     async def until(self, name: str, value: int) -> None:
         """Wait until a statistic has a value."""
-        async with asyncio.timeout(_WITHIN):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             while await self.statistic(name) != value:  # noqa: ASYNC110 - Envoy calls nobody back
                 await asyncio.sleep(0.02)
 
     async def logged(self, traceparent: str) -> dict[str, Any]:
         """Wait for the line that Envoy logs of the call in this trace, and return it."""
-        async with asyncio.timeout(_WITHIN):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             while True:
                 for line in self.log.read_text().splitlines():
                     if traceparent in line:
@@ -79,7 +78,7 @@ async def running(config: EdgeConfig, folder: Path) -> AsyncIterator[Envoy]:
 
 async def _ready(admin: httpx.AsyncClient, process: asyncio.subprocess.Process) -> bool:
     """Wait until Envoy serves; false when it has ended instead."""
-    async with asyncio.timeout(_WITHIN):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         while process.returncode is None:
             try:
                 if (await admin.get("/ready")).status_code == httpx.codes.OK:

@@ -17,6 +17,7 @@ from tests.gateway.clients import grpc_call
 from tests.gateway.contract import A_UUID, BY_NAME
 from tests.gateway.envoy import Envoy
 from tests.gateway.upstreams import Context, Upstream
+from tests.services import TEST_TIMEOUT_S
 
 
 @pytest.fixture
@@ -91,7 +92,10 @@ async def test_a_watch_is_not_compressed_and_each_message_arrives_at_once(
 
     upstreams["order"].answers["WatchOrder"] = states
     path = f"/v1/orders/{A_UUID}:watch"
-    async with asyncio.timeout(20), staff.stream("GET", path, headers={"accept-encoding": "gzip, br"}) as answer:
+    async with (
+        asyncio.timeout(TEST_TIMEOUT_S),
+        staff.stream("GET", path, headers={"accept-encoding": "gzip, br"}) as answer,
+    ):
         assert "content-encoding" not in answer.headers
         line = await anext(answer.aiter_lines())
         assert json.loads(line)["order"]["id"] == "x" * 2000

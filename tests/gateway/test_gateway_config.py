@@ -14,6 +14,7 @@ from gateway.config import Address, EdgeConfig, Limits
 from gateway.contracts import TIMES_TO_ANSWER, methods, transcoder_descriptors
 from gateway.render import envoy_command, render, write
 from tests.gateway.envoy import Envoy
+from tests.services import TEST_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ async def test_a_second_edge_on_the_port_of_another_ends_and_says_why(
         *envoy_command(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), 20)
+        output, _ = await asyncio.wait_for(process.communicate(), TEST_TIMEOUT_S)
     finally:
         if process.returncode is None:
             process.kill()

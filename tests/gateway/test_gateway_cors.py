@@ -14,6 +14,7 @@ from gateway.config import EdgeConfig, Limits
 from tests.gateway.contract import A_UUID
 from tests.gateway.envoy import Envoy, running
 from tests.gateway.upstreams import Context, Upstream, never
+from tests.services import TEST_TIMEOUT_S
 
 NAMED = "https://admin.example:8443"
 STRANGE = "https://shop.example.evil.example"
@@ -106,7 +107,10 @@ class TestOtherSettings:
     ) -> AsyncIterator[tuple[Sequence[str], httpx.AsyncClient]]:
         del upstreams  # as new
         changed = replace(config, allowed_origins=request.param)
-        async with running(changed, short_folder) as edge, httpx.AsyncClient(base_url=edge.url) as client:
+        async with (
+            running(changed, short_folder) as edge,
+            httpx.AsyncClient(base_url=edge.url, timeout=TEST_TIMEOUT_S) as client,
+        ):
             yield request.param, client
 
     async def test_any_origin_is_allowed_everywhere_or_none_anywhere(
@@ -129,7 +133,10 @@ class TestOtherSettings:
             Limits(requests_per_second=0, requests_per_second_of_address=1),
         ):
             limited = replace(config, limits=limits)
-            async with running(limited, short_folder) as edge, httpx.AsyncClient(base_url=edge.url) as client:
+            async with (
+                running(limited, short_folder) as edge,
+                httpx.AsyncClient(base_url=edge.url, timeout=TEST_TIMEOUT_S) as client,
+            ):
                 answers = [await client.get("/v1/products", headers={"origin": NAMED}) for _ in range(20)]
                 assert 429 in [answer.status_code for answer in answers]
                 assert {allowed(answer) for answer in answers} == {NAMED}

@@ -15,6 +15,7 @@ from tests.gateway.clients import Failure, failure, failure_of, web_failure
 from tests.gateway.contract import BY_NAME, path
 from tests.gateway.envoy import Envoy
 from tests.gateway.upstreams import Upstream
+from tests.services import TEST_TIMEOUT_S
 
 TOO_LARGE = Failure(
     "INVALID_ARGUMENT", "REQUEST_TOO_LARGE", None, "the headers of the request are too large, or too many"
@@ -30,7 +31,9 @@ async def client(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A JSON client over either version of HTTP."""
     del upstreams  # as new, for each client
-    async with httpx.AsyncClient(base_url=edge.url, http1=not request.param, http2=request.param) as found:
+    async with httpx.AsyncClient(
+        base_url=edge.url, http1=not request.param, http2=request.param, timeout=TEST_TIMEOUT_S
+    ) as found:
         yield found
 
 

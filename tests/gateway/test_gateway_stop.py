@@ -20,6 +20,7 @@ from stack.servers import Servers
 from stack.services import Services
 from stack.supervisor import Program, Supervisor
 from tests.gateway.upstreams import Context, Upstream, never
+from tests.services import TEST_TIMEOUT_S
 
 
 @pytest.fixture
@@ -56,7 +57,9 @@ def program(
 async def order_under_way(program: Program, token: str, begun: asyncio.Event) -> AsyncIterator[asyncio.Task[int]]:
     """A call to the running edge, after it has reached its service; the task gives its status."""
     headers = {"authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(base_url=f"http://{program.address}", headers=headers, timeout=30) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://{program.address}", headers=headers, timeout=TEST_TIMEOUT_S
+    ) as client:
 
         async def call() -> int:
             return (await client.post("/v1/orders", json={})).status_code
@@ -87,7 +90,7 @@ async def test_a_call_under_way_is_answered_and_no_other_is_taken(
         return order_pb2.CreateOrderResponse()
 
     upstreams["order"].answers["CreateOrder"] = slow
-    async with asyncio.timeout(30), Supervisor(logs=tmp_path) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path) as supervisor:
         await supervisor.start([program])
         async with order_under_way(program, token, begun) as calling:
             stopping = asyncio.create_task(supervisor.stop())
@@ -108,7 +111,7 @@ async def test_a_call_that_does_not_end_does_not_keep_it_from_stopping(
         return await never(request, context)
 
     upstreams["order"].answers["CreateOrder"] = hang
-    async with asyncio.timeout(30), Supervisor(logs=tmp_path) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path) as supervisor:
         await supervisor.start([replace(program, drain_within=0.2)])
         async with order_under_way(program, token, begun) as calling:
             await supervisor.stop()

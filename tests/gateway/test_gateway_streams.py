@@ -22,6 +22,7 @@ from tests.gateway.contract import A_UUID
 from tests.gateway.envoy import Envoy, running
 from tests.gateway.http2 import Connection, connected
 from tests.gateway.upstreams import Context, Upstream
+from tests.services import TEST_TIMEOUT_S
 
 pytestmark = pytest.mark.usefixtures("upstreams")
 
@@ -43,7 +44,7 @@ async def sign_in(client: httpx.AsyncClient) -> int:
 async def test_nine_thousand_idle_streams_of_reflection_do_not_affect_signing_in(
     edge: Envoy, anyone: httpx.AsyncClient
 ) -> None:
-    async with asyncio.timeout(60), AsyncExitStack() as stack:
+    async with asyncio.timeout(TEST_TIMEOUT_S), AsyncExitStack() as stack:
         strangers = [await stack.enter_async_context(connected(edge.target)) for _ in range(90)]
         for stranger in strangers:
             await open_reflection(stranger, 100)
@@ -55,9 +56,13 @@ async def test_nine_thousand_idle_streams_of_reflection_do_not_affect_signing_in
 
 async def test_an_idle_stream_of_reflection_ends_at_the_edge(config: EdgeConfig, short_folder: Path) -> None:
     brief = replace(config, limits=replace(NO_RATE, reflection_seconds=0.3))
-    async with asyncio.timeout(60), running(brief, short_folder) as edge, connected(edge.target) as stranger:
+    async with (
+        asyncio.timeout(TEST_TIMEOUT_S),
+        running(brief, short_folder) as edge,
+        connected(edge.target) as stranger,
+    ):
         await open_reflection(stranger, 1)
-        await edge.until("cluster.reflection.upstream_rq_active", 1)
+        await edge.until("cluster.reflection.upstream_rq_total", 1)
         await stranger.ended(1)
         await edge.until("cluster.reflection.upstream_rq_active", 0)
 
@@ -65,10 +70,10 @@ async def test_an_idle_stream_of_reflection_ends_at_the_edge(config: EdgeConfig,
 async def test_streams_of_reflection_leave_other_requests_their_rate(config: EdgeConfig, short_folder: Path) -> None:
     limited = replace(config, limits=Limits(requests_per_second=1))
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(TEST_TIMEOUT_S),
         running(limited, short_folder) as edge,
         connected(edge.target) as stranger,
-        httpx.AsyncClient(base_url=edge.url) as client,
+        httpx.AsyncClient(base_url=edge.url, timeout=TEST_TIMEOUT_S) as client,
     ):
         await open_reflection(stranger, 100)
         await stranger.ended(70)
@@ -96,9 +101,9 @@ async def test_watches_leave_other_calls_of_their_service_its_capacity(
     narrow = replace(config, limits=replace(NO_RATE, upstream_requests=1, upstream_streams=2))
     headers = {"authorization": f"Bearer {token}"}
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(TEST_TIMEOUT_S),
         running(narrow, short_folder) as edge,
-        httpx.AsyncClient(base_url=edge.url, headers=headers, timeout=30) as client,
+        httpx.AsyncClient(base_url=edge.url, headers=headers, timeout=TEST_TIMEOUT_S) as client,
         AsyncExitStack() as stack,
     ):
         watch = f"/v1/orders/{A_UUID}:watch"

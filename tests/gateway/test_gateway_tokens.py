@@ -21,6 +21,7 @@ from tests.gateway.conftest import SUBJECT
 from tests.gateway.contract import BY_NAME, path
 from tests.gateway.envoy import Envoy, running
 from tests.gateway.upstreams import Upstream
+from tests.services import TEST_TIMEOUT_S
 
 GOOD = {"iss": "commerce-mesh", "aud": "commerce-mesh", "sub": str(SUBJECT), "role": "staff"}
 
@@ -141,12 +142,12 @@ async def test_a_service_learns_the_address_that_a_client_comes_from_and_none_th
     forged = {"x-mesh-client-address": "203.0.113.9", "x-forwarded-for": "203.0.113.9"}
     from_there = httpx.AsyncHTTPTransport(local_address="127.0.0.9")
     async with (
-        httpx.AsyncClient(base_url=edge.url, transport=from_there) as client,
+        httpx.AsyncClient(base_url=edge.url, transport=from_there, timeout=TEST_TIMEOUT_S) as client,
         grpc.aio.insecure_channel(edge.target) as channel,
     ):
         assert (await client.post("/v1/sessions", json={}, headers=forged)).status_code == 200
         ask: Any = channel.unary_unary(path(BY_NAME["CreateSession"]))
-        await ask(b"", metadata=tuple(forged.items()), timeout=20)
+        await ask(b"", metadata=tuple(forged.items()), timeout=TEST_TIMEOUT_S)
     by_json, by_grpc = (call.metadata for call in upstreams["customer"].received)
     assert by_json["x-mesh-client-address"] == "127.0.0.9"
     assert by_grpc["x-mesh-client-address"] == "127.0.0.1"
@@ -158,7 +159,7 @@ async def test_behind_a_proxy_that_is_trusted_a_client_has_the_address_that_the_
 ) -> None:
     async with (
         running(replace(config, trusted_proxies=1), short_folder) as edge,
-        httpx.AsyncClient(base_url=edge.url) as proxy,
+        httpx.AsyncClient(base_url=edge.url, timeout=TEST_TIMEOUT_S) as proxy,
     ):
         # What comes first is the word of the client.
         await proxy.post("/v1/sessions", json={}, headers={"x-forwarded-for": "203.0.113.9, 2001:db8::7"})

@@ -21,13 +21,13 @@ from mesh.errors import MeshError, NotFound
 from mesh.rpc.call import Call
 from mesh.rpc.server import Server
 from stack import pki
-from tests.census import Census
+from tests.census import Census, tasks_are_at_most
 from tests.gateway.clients import failure
 from tests.gateway.conftest import SUBJECT
 from tests.gateway.contract import A_UUID
 from tests.gateway.envoy import Envoy, running
 from tests.runtime.served import settings
-from tests.services import Keys, eventually
+from tests.services import TEST_TIMEOUT_S, Keys, eventually
 
 Watch = Callable[[], AsyncGenerator[int, None]]
 WATCH = f"/v1/orders/{A_UUID}:watch"
@@ -70,7 +70,7 @@ def watched(config: EdgeConfig, keys: Keys, short_folder: Path) -> Callable[...,
                 )
                 headers = {"authorization": f"Bearer {token}"}
                 async with httpx.AsyncClient(
-                    base_url=edge.url, headers=headers, timeout=30, http1=not http2, http2=http2
+                    base_url=edge.url, headers=headers, timeout=TEST_TIMEOUT_S, http1=not http2, http2=http2
                 ) as client:
                     yield server, client, edge
         finally:
@@ -156,7 +156,7 @@ async def test_watch_as_json_is_aborted_when_the_server_drains(watched: Callable
             return bool(server.streams.count == 1)
 
         await eventually(is_open)
-        await asyncio.wait_for(server.stop(), 60)
+        await asyncio.wait_for(server.stop(), TEST_TIMEOUT_S)
         assert await cut == ["0"]
 
 
@@ -207,7 +207,7 @@ async def test_a_thousand_connects_of_json_streams_leave_nothing_behind(watched:
         before, tasks = Census.taken(), len(asyncio.all_tasks())
         await connects(1_000)
         assert next(numbers) == 1_200
-        assert len(asyncio.all_tasks()) <= tasks
+        await tasks_are_at_most(tasks)
         assert Census.taken().grown_since(before, by=300) == {}
         for cluster in ("order", "unreachable"):
             await edge.until(f"cluster.{cluster}.upstream_rq_active", 0)

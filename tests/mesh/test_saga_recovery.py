@@ -15,14 +15,14 @@ from mesh.db.idempotency import IdempotencyKey
 from mesh.errors import Aborted
 from mesh.rpc.call import Caller, Kind
 from stack.servers import Servers
-from tests.mesh.house import House, house, order_service_restarted
-from tests.services import Keys, eventually, new_key, refused
+from tests.mesh.house import House, another, house, order_service_restarted
+from tests.services import Keys, eventually, new_key, refused, running
 
 
 async def test_order_not_paid_in_time_is_cancelled_and_a_late_capture_refunded(servers: Servers, keys: Keys) -> None:
     settings = {
         "order": {"payment_deadline": 0.2, "deadline_sweep_seconds": 0.1},
-        "payment": {"sandbox_slow_seconds": 1.5},
+        "payment": {"sandbox_slow_seconds": 2.5},
     }
     async with house(servers, keys, **settings) as mesh:
         buyer = await mesh.buyer("tok_slow")
@@ -36,17 +36,21 @@ async def test_order_not_paid_in_time_is_cancelled_and_a_late_capture_refunded(s
 
 
 async def test_a_payment_deadline_outlives_the_process_that_set_it(servers: Servers, keys: Keys) -> None:
-    settings = {
-        # This one never looks for what is overdue once it has started.
-        "order": {"payment_deadline": 0.2, "deadline_sweep_seconds": 3600.0},
-        "payment": {"sandbox_slow_seconds": 8.0},
-    }
+    # This one never looks for what is overdue once it has started.
+    settings = {"order": {"payment_deadline": 0.2, "deadline_sweep_seconds": 3600.0}}
     async with house(servers, keys, **settings) as mesh:
-        buyer = await mesh.buyer("tok_slow")
+        buyer = await mesh.buyer("tok_visa")
         product = await mesh.product(1)
+        await mesh.services["payment"].stop()
         placed = await mesh.order(buyer, {product: 1})
         async with order_service_restarted(mesh):
-            order = await mesh.decided(buyer, placed.id)
+
+            async def is_given_up() -> bool:
+                return (await mesh.read(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CANCELLING
+
+            await eventually(is_given_up)
+            async with running(another(mesh, "payment")):
+                order = await mesh.decided(buyer, placed.id)
             assert order.status == order_pb2.ORDER_STATUS_CANCELLED
             assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_TIMEOUT
             assert (await mesh.unreserved(product)).on_hand == 1
@@ -57,10 +61,12 @@ async def test_a_payment_deadline_outlives_the_process_that_set_it(servers: Serv
 async def test_a_retry_after_a_restart_gets_the_order_of_the_first_attempt(
     servers: Servers, keys: Keys, left: int, sold: bool
 ) -> None:
-    # Its hold is either sold by then, or kept by a payment that takes for ever.
-    async with house(servers, keys, payment={"sandbox_slow_seconds": 20.0}) as mesh:
-        buyer = await mesh.buyer("tok_visa" if sold else "tok_slow")
+    # Its hold is either sold by then, or kept while there is no payment.
+    async with house(servers, keys) as mesh:
+        buyer = await mesh.buyer("tok_visa")
         product, key = await mesh.product(1 + left), new_key()
+        if not sold:
+            await mesh.services["payment"].stop()
         placed = await mesh.order(buyer, {product: 1}, key=key)
         if sold:
             await mesh.decided(buyer, placed.id)
@@ -155,13 +161,10 @@ async def test_decisions_about_holds_come_in_the_order_of_the_question(mesh: Hou
 
 
 async def test_the_hold_of_a_living_order_is_never_swept(servers: Servers, keys: Keys) -> None:
-    settings = {
-        "product": {"hold_sweep_seconds": 0.05},
-        "payment": {"sandbox_slow_seconds": 0.5},
-    }
-    async with house(servers, keys, **settings) as mesh:
-        buyer = await mesh.buyer("tok_slow")
+    async with house(servers, keys, product={"hold_sweep_seconds": 0.05}) as mesh:
+        buyer = await mesh.buyer("tok_visa")
         product = await mesh.product(1)
+        await mesh.services["payment"].stop()
         placed = await mesh.order(buyer, {product: 1})
         await mesh.sql(
             "product_svc", "UPDATE holds SET expire_time = now() - interval '1 s' WHERE order_id = $1", UUID(placed.id)
@@ -177,8 +180,9 @@ async def test_the_hold_of_a_living_order_is_never_swept(servers: Servers, keys:
 
         await eventually(asked_and_kept)
         assert (await mesh.stock(product)).reserved == 1
-        assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
-        assert (await mesh.unreserved(product)).on_hand == 0
+        async with running(another(mesh, "payment")):
+            assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+            assert (await mesh.unreserved(product)).on_hand == 0
 
 
 async def test_a_retry_adopts_the_hold_of_an_attempt_that_died(mesh: House) -> None:

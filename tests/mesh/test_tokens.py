@@ -5,13 +5,11 @@ from __future__ import annotations
 from uuid import UUID
 
 import nats
-import pytest
 from structlog.testing import capture_logs
 
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.payment.v1 import payment_pb2
 from mesh.errors import Unavailable
-from mesh.events import consumers
 from mesh.events.bus import DEAD_LETTERS
 from mesh.ids import new_id
 from tests.mesh.house import House, another
@@ -53,10 +51,7 @@ async def test_an_order_whose_payment_method_is_forgotten_before_its_charge_is_c
         assert (await mesh.unreserved(product)).on_hand == 2
 
 
-async def test_a_placed_order_that_cannot_be_charged_is_a_dead_letter_without_a_token(
-    mesh: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
+async def test_a_placed_order_that_cannot_be_charged_is_a_dead_letter_without_a_token(mesh: House) -> None:
     buyer, product = await mesh.buyer("tok_visa"), await mesh.product(1)
     placed = await mesh.decided(buyer, (await mesh.order(buyer, {product: 1})).id)
     client = await nats.connect(mesh.servers.nats.url)

@@ -59,7 +59,7 @@ def test_a_mesh_that_begins_to_start_is_waited_for_and_stopped(
 
     monkeypatch.setattr(running, "sleep", let_it_say)
     running.stop(state)
-    assert starting.wait(timeout=20) == -SIGTERM
+    assert starting.wait(timeout=60) == -SIGTERM
 
 
 @pytest.mark.usefixtures("starting")

@@ -19,7 +19,7 @@ from mesh.rpc.replies import Reply
 from order_svc.domain import HeldLine, Hold, Order, PaymentMethodMissing, Status
 from order_svc.store.tables import orders
 from tests.order.process import Reserved, Stock, Wallets, message_of, placing, process_of, replayed
-from tests.services import eventually, new_key
+from tests.services import TEST_TIMEOUT_S, eventually, new_key
 
 ORDERS = Statement(sa.select(orders.c.id).where(orders.c.status != Status.ABANDONED.value))
 SOLD_OUT = FailedPrecondition("nothing left", reason="STOCK_INSUFFICIENT")
@@ -277,7 +277,7 @@ async def test_known_retry_gets_its_order_while_a_batch_waits_for_a_peer(databas
         return stock.asked == [1, 1]
 
     await eventually(asked)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         (retried,) = await process.place(placing(customer, key, {product: 1}))
         (reused,) = await process.place(placing(customer, key, {product: 2}))
     assert replayed(retried) == message_of(first)
@@ -301,7 +301,7 @@ async def test_release_of_unused_holds_delays_no_batch_and_ends_with_the_service
 
     stock.releasing = wait
     fresh, retry = placing(uuid4(), new_key(), {product: 1}), placing(customer, key, {product: 1})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         results = await process.place(fresh, retry)
     assert [type(result) for result in results] == [Reply, Replay]
 

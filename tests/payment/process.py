@@ -47,7 +47,10 @@ from tests.services import eventually
 
 LEASE = timedelta(milliseconds=300)
 SLOW = 0.5
-TIMEOUT = 0.8
+TIMEOUT = 10.0
+"""Seconds that no call takes, so that an answer is not lost because the machine is busy."""
+GIVES_UP_S = 0.8
+"""Seconds after which a provider that never answers is given up."""
 TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky")
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
 PAYLOADS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from tests.payment.process import House, method_of, order, sum_of
+from tests.payment.process import GIVES_UP_S, House, method_of, order, sum_of
 from tests.services import eventually
 
 
@@ -50,7 +50,7 @@ async def test_a_storm_of_orders_cancellings_and_deaths_ends_with_the_books_righ
     orders = [order(chance.choice(tokens)) for _ in range(90)]
     declined = str(method_of("tok_declined"))
     cancelled: set[str] = set()
-    processes = [await house.process(at_a_time=16), await house.process(at_a_time=16)]
+    processes = [await house.process(at_a_time=16, timeout=GIVES_UP_S) for _ in range(2)]
     for start in range(0, len(orders), 10):
         batch = orders[start : start + 10]
         gone = [each for each in batch if chance.random() < 0.4]
@@ -59,7 +59,7 @@ async def test_a_storm_of_orders_cancellings_and_deaths_ends_with_the_books_righ
         await asyncio.gather(charging.placed(*batch), calling_off.cancelling(*gone))
         if chance.random() < 0.5:
             await charging.kill()
-            processes[processes.index(charging)] = await house.process(at_a_time=16)
+            processes[processes.index(charging)] = await house.process(at_a_time=16, timeout=GIVES_UP_S)
 
     async def decided() -> bool:
         for process in processes:
@@ -70,7 +70,7 @@ async def test_a_storm_of_orders_cancellings_and_deaths_ends_with_the_books_righ
         )
         return int(due) == 0
 
-    await eventually(decided, within=30)
+    await eventually(decided)
     for placed in orders:
         row, charges = await house.row(placed), await house.charged(placed)
         if placed.order.id in cancelled:

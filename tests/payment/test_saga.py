@@ -10,7 +10,20 @@ import pytest
 
 from commerce.payment.v1 import payment_pb2
 from payment_svc.providers import Charge, Voided
-from tests.payment.process import AMOUNT, Broken, Deaf, Dumb, House, Late, LateRefusal, order, sum_of, tell
+from tests.payment.process import (
+    AMOUNT,
+    GIVES_UP_S,
+    TIMEOUT,
+    Broken,
+    Deaf,
+    Dumb,
+    House,
+    Late,
+    LateRefusal,
+    order,
+    sum_of,
+    tell,
+)
 from tests.services import eventually
 
 
@@ -45,7 +58,8 @@ async def test_an_approved_order_is_captured_with_its_ledger_and_event(house: Ho
 async def test_a_token_is_charged_once_or_never_and_not_kept(
     house: House, token: str, status: str, reason: str
 ) -> None:
-    process, placed = await house.process(), order(token)
+    process = await house.process(timeout=GIVES_UP_S if token == "tok_timeout" else TIMEOUT)
+    placed = order(token)
     await process.placed(placed)
     row = await house.becomes(placed, status, sweeper=process)
     await process.idle()

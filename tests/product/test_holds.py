@@ -13,7 +13,7 @@ from mesh.events.cloudevents import Received
 from product_svc.domain import Hold, HoldDecision, HoldKeyReused, HoldMissing, HoldState, StockInsufficient
 from product_svc.store.stock import STOCKS
 from tests.product.process import Warehouse, held, reservation
-from tests.services import eventually
+from tests.services import TEST_TIMEOUT_S, eventually
 
 
 async def test_hold_reserves_stock_and_contains_the_offers(here: Warehouse) -> None:
@@ -133,7 +133,7 @@ async def test_batches_over_the_same_products_in_opposite_order_never_deadlock(
 
     pairs = list(zip(products, reversed(products), strict=True))[:4]
     before = await deadlocks(here)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await asyncio.gather(buy(here, pairs), buy(there, pairs[::-1]), buy(here, pairs[::-1]), buy(there, pairs))
     assert await deadlocks(here) == before
     for product in products:
@@ -154,7 +154,7 @@ async def test_commits_and_releases_of_one_batch_never_deadlock_with_new_holds(
             async with here.units.begin() as work:
                 await here.holds.resolve(work, commit=[confirmed], release=[cancelled])
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             resolving = asyncio.create_task(resolve())
             results = await asyncio.gather(*(there.reserve(reservation({low: 1, high: 1})) for _ in range(4)))
             await resolving

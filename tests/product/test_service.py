@@ -17,7 +17,6 @@ from nats.aio.client import Client as Bus
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
 from mesh.errors import Unavailable
-from mesh.events import consumers
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import headers
 from mesh.rpc import status, wire
@@ -112,7 +111,13 @@ async def shop(servers: Servers, keys: Keys) -> AsyncIterator[Shop]:
         await peer.start()
         stack.push_async_callback(peer.stop)
         settings = settings_for(
-            Settings, "product", servers, keys, order_target=(f"127.0.0.1:{peer.port}",), hold_sweep_seconds=0.05
+            Settings,
+            "product",
+            servers,
+            keys,
+            order_target=(f"127.0.0.1:{peer.port}",),
+            hold_sweep_seconds=0.05,
+            event_attempts=2,
         )
         address = await stack.enter_async_context(running(build(settings)))
         staff = Client(address, "product", keys, token=keys.token("staff", uuid4()))
@@ -136,9 +141,8 @@ async def test_hold_of_a_confirmed_order_is_committed_and_that_of_a_cancelled_on
 
 
 async def test_confirmation_of_an_order_without_a_hold_becomes_a_dead_letter(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: Shop,
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 2)
     order_id = str(uuid4())
     await shop.publish("confirmed", order_id)
     subject = f"mesh.dead.product-order.commerce.order.confirmed.{order_id}"

@@ -162,12 +162,7 @@ STEPS = st.one_of(
 
 # Long enough for holds to be made, sold and returned in each.
 @given(steps=st.lists(STEPS, min_size=20, max_size=40))
-@settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 async def test_every_sequence_of_operations_keeps_the_balance(
     here: Warehouse, steps: list[tuple[Callable[[Model, int], Awaitable[None]], int]]
 ) -> None:

@@ -17,7 +17,7 @@ from mesh.events import consumers
 from mesh.events.cloudevents import Received, headers, stream_of_area
 from mesh.events.consumers import Consumer, Handler
 from tests.runtime.process import Process, Scratch, do
-from tests.services import eventually
+from tests.services import TEST_TIMEOUT_S, eventually
 
 Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]
 
@@ -25,8 +25,9 @@ Apply = Callable[[UnitOfWork, Sequence[Received[StringValue]]], Awaitable[None]]
 class Publisher:
     """Publishes events of one area like its relay."""
 
-    def __init__(self, client: Client, area: str) -> None:
+    def __init__(self, client: Client, area: str, *, timeout: float = TEST_TIMEOUT_S) -> None:
         self.area = area
+        self._timeout = timeout
         self._js = client.jetstream()
 
     async def __call__(
@@ -53,7 +54,7 @@ class Publisher:
             await self(str(number))
 
     async def raw(self, subject: str, payload: bytes, header: dict[str, str] | None = None) -> None:
-        await self._js.publish(subject, payload, timeout=1, headers=header)
+        await self._js.publish(subject, payload, timeout=self._timeout, headers=header)
 
 
 async def record(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
@@ -71,13 +72,19 @@ async def consuming(
     kinds: Sequence[str] = ("happened",),
     apart: bool = False,
     linger: float = consumers.LINGER_S,
+    ack_wait: float = 2 * TEST_TIMEOUT_S,
+    **limits: int,
 ) -> AsyncIterator[Consumer]:
+    """A consumer that runs. By default no event is redelivered because a busy machine is slow."""
+
     def applying() -> Apply:
         # A function for each type, so that the types are not passed together.
         return partial(apply) if apart else apply
 
     handlers = {f"commerce.{area}.{kind}": Handler(StringValue, applying()) for kind in kinds}
-    consumer = Consumer(service, area, handlers, bus=here.bus, units=here.units, linger=linger)
+    consumer = Consumer(
+        service, area, handlers, bus=here.bus, units=here.units, linger=linger, ack_wait=ack_wait, **limits
+    )
     await consumer.start()
     try:
         yield consumer
@@ -85,13 +92,13 @@ async def consuming(
         await consumer.stop()
 
 
-async def applied(scratch: Scratch, count: int, *, within: float = 20) -> list[str]:
+async def applied(scratch: Scratch, count: int) -> list[str]:
     """The effects, once there are at least `count`."""
 
     async def enough() -> bool:
         return await scratch.count("effects") >= count
 
-    await eventually(enough, within=within)
+    await eventually(enough)
     return await scratch.notes()
 
 
@@ -118,7 +125,7 @@ class Gate:
 
     async def shut(self, publish: Publisher) -> None:
         await publish("gate")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await self._entered.wait()
 
     def open(self) -> None:

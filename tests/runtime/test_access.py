@@ -22,7 +22,7 @@ from mesh.rpc import status
 from mesh.rpc.access import peers_of, rule_of
 from mesh.rpc.reflection import load_contracts, public_services
 from stack.servers import Servers
-from tests.services import NOWHERE, Client, Keys, running, settings_for
+from tests.services import NOWHERE, TEST_TIMEOUT_S, Client, Keys, running, settings_for
 
 load_contracts()
 FILES = (
@@ -89,10 +89,10 @@ async def answer(clients: Callers, method: MethodDescriptor, peer: str, token: s
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
         if method.server_streaming:
-            async for _ in call(request, metadata=metadata, timeout=10):
+            async for _ in call(request, metadata=metadata, timeout=TEST_TIMEOUT_S):
                 break
         else:
-            await call(request, metadata=metadata, timeout=10)
+            await call(request, metadata=metadata, timeout=TEST_TIMEOUT_S)
     except grpc.aio.AioRpcError as failure:
         error = status.from_rpc_error(failure, "tested")
         return error.code.name, error.reason

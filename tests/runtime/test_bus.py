@@ -20,7 +20,7 @@ from mesh.events.cloudevents import stream_of_area
 from mesh.patches.nats_py import NatsClient
 from stack.servers import Servers
 from tests.runtime.process import new_area
-from tests.services import eventually
+from tests.services import TEST_TIMEOUT_S, eventually
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def stored(bus: Bus, area: str) -> list[int]:
 
 async def answered(bus: Bus, batch: Sequence[Message]) -> int:
     """The number of stored messages that the stream reports for a batch. The test fails if there is no reply."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         return await bus.publish(batch, timeout=3600)
 
 
@@ -198,9 +198,9 @@ async def test_server_without_batches_is_not_used_and_named_in_the_log(
     with capture_logs() as logs:
         await bus.start()
         await eventually(_is_there(logs, said))
-        assert not bus._ready.is_set()
+        assert not bus.is_ready
         monkeypatch.setattr(Client, "connected_server_version", ServerVersion("2.14.0"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await bus.connected()
     await bus.stop()
     password = urlsplit(servers.nats.url).password

@@ -21,7 +21,7 @@ from mesh.events.consumers import Consumer, Handler
 from stack.servers import Servers
 from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming, record
 from tests.runtime.process import Lingers, Process, Scratch, do, fail_as, process, scratch_database
-from tests.services import eventually, signal
+from tests.services import TEST_TIMEOUT_S, eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
@@ -37,7 +37,7 @@ async def dead_letters(here: Process, area: str, count: int, service: str = "tes
 
     await eventually(enough)
     subscription = await js.subscribe(subject, stream=DEAD_LETTERS, ordered_consumer=True)
-    messages = [await subscription.next_msg(timeout=5) for _ in range(count)]
+    messages = [await subscription.next_msg(timeout=TEST_TIMEOUT_S) for _ in range(count)]
     await subscription.unsubscribe()
     return messages
 
@@ -103,6 +103,7 @@ async def test_events_that_arrive_during_a_batch_form_the_next_batch_in_one_tran
         assert await applied(scratch, 101) == ["gate", *(str(number) for number in range(100))]
         assert await scratch.admin.fetchval("SELECT count(DISTINCT xmin::text) FROM effects") == 2
         assert await scratch.admin.fetchval("SELECT count(DISTINCT xmin::text) FROM mesh.inbox") == 2
+        await acknowledged(here, publish.area)
         assert (consumer.batches, consumer.applied) == (2, 101)
 
 
@@ -118,6 +119,7 @@ async def test_events_that_arrive_while_a_batch_lingers_are_applied_together(
         assert consumer.batches == 0
         lingers.end()
         assert await applied(scratch, 21) == ["first", *(str(number) for number in range(20))]
+        await acknowledged(here, publish.area)
         assert consumer.batches == 1
 
 
@@ -134,17 +136,16 @@ async def test_consumer_that_is_stopped_does_not_linger(scratch: Scratch, here: 
 async def test_full_batch_does_not_linger(
     scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_BATCH", 10)
     gate = Gate()
-    async with consuming(here, publish.area, gate.record) as consumer:
+    async with consuming(here, publish.area, gate.record, max_batch=10) as consumer:
         await gate.shut(publish)
         lingers = Lingers(monkeypatch, consumers.LINGER_S)
         await publish.numbers(range(19))
         await eventually(buffered(consumer, 19))
         gate.open()
         await applied(scratch, 11)
-        await eventually(buffered(consumer, 9))
-        assert (lingers.begun, consumer.batches) == (1, 2)
+        await eventually(lingers.has_begun)
+        assert (consumer.buffered, lingers.begun, consumer.batches) == (9, 1, 2)
         lingers.end()
         await applied(scratch, 20)
 
@@ -187,9 +188,8 @@ async def test_causes_in_a_batch_are_applied_before_their_effects(
 
 
 async def test_poison_message_is_retried_then_dead_lettered_and_its_batch_is_applied(
-    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+    scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 3)
     gate = Gate()
     attempts = 0
 
@@ -200,7 +200,7 @@ async def test_poison_message_is_retried_then_dead_lettered_and_its_batch_is_app
             attempts += len(events) == 1 and work.pessimistic
             raise RuntimeError("cannot\n apply it")
 
-    async with consuming(here, publish.area, apply) as consumer:
+    async with consuming(here, publish.area, apply, max_attempts=3) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(10))
         poison = await publish("poison")
@@ -225,11 +225,10 @@ async def test_poison_message_is_retried_then_dead_lettered_and_its_batch_is_app
 
 @pytest.mark.parametrize("what", ["no headers", "headers of no event", "a payload of no message"])
 async def test_message_that_is_no_event_becomes_a_dead_letter(
-    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, what: str
+    scratch: Scratch, here: Process, publish: Publisher, what: str
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
     subject = f"commerce.{publish.area}.happened.x"
-    async with consuming(here, publish.area):
+    async with consuming(here, publish.area, max_attempts=1):
         match what:
             case "no headers":
                 await publish.raw(subject, b"junk")
@@ -248,9 +247,8 @@ async def test_message_that_is_no_event_becomes_a_dead_letter(
     "passing", [Unavailable("gone"), DeadlineExceeded("slow"), ResourceExhausted("busy")], ids=lambda e: e.reason
 )
 async def test_transient_error_never_makes_a_dead_letter(
-    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, passing: MeshError
+    scratch: Scratch, here: Process, publish: Publisher, passing: MeshError
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
     turns = 0
 
     async def apply(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
@@ -260,7 +258,7 @@ async def test_transient_error_never_makes_a_dead_letter(
             raise passing
         await record(work, events)
 
-    async with consuming(here, publish.area, apply):
+    async with consuming(here, publish.area, apply, max_attempts=1):
         await publish("waits")
         assert await applied(scratch, 1) == ["waits"]
         await acknowledged(here, publish.area)
@@ -270,9 +268,8 @@ async def test_transient_error_never_makes_a_dead_letter(
 
 @pytest.mark.parametrize("state", ["53100", "25006", "28P01"], ids=["disk full", "read only", "password changed"])
 async def test_failing_database_never_makes_a_dead_letter(
-    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, state: str
+    scratch: Scratch, here: Process, publish: Publisher, state: str
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
     turns = 0
 
     async def apply(work: UnitOfWork, events: Sequence[Received[StringValue]]) -> None:
@@ -282,7 +279,7 @@ async def test_failing_database_never_makes_a_dead_letter(
             await fail_as(work, state)
         await record(work, events)
 
-    async with consuming(here, publish.area, apply):
+    async with consuming(here, publish.area, apply, max_attempts=1):
         await publish("waits")
         assert await applied(scratch, 1) == ["waits"]
         await acknowledged(here, publish.area)
@@ -291,15 +288,14 @@ async def test_failing_database_never_makes_a_dead_letter(
 
 
 async def test_events_are_applied_after_an_outage_of_the_database_without_dead_letters(
-    here: Process, servers: Servers, publish: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Process, servers: Servers, publish: Publisher, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
     async with (
         Servers.started(tmp_path, only={"postgres"}, is_durable=True) as mortal,
         scratch_database(mortal) as doomed,
     ):
         mixed = Servers(postgres=mortal.postgres, nats=servers.nats, redis=servers.redis, supervisor=mortal.supervisor)
-        async with process(doomed, mixed) as there, consuming(there, publish.area):
+        async with process(doomed, mixed) as there, consuming(there, publish.area, max_attempts=1):
             await publish("before")
             await applied(doomed, 1)
             signal(mortal, "postgres", SIGKILL)
@@ -314,7 +310,7 @@ async def test_events_are_applied_after_an_outage_of_the_database_without_dead_l
                 await connection.close()
                 return count if count >= 21 else None
 
-            assert await eventually(back, within=30) == 21
+            assert await eventually(back) == 21
             await acknowledged(there, publish.area)
     info = await here.bus.jetstream.stream_info(DEAD_LETTERS, subjects_filter=f"mesh.dead.test-{publish.area}.>")
     assert not info.state.subjects

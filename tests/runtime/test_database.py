@@ -28,7 +28,7 @@ from tests.runtime.process import (
     fail_as,
     process,
 )
-from tests.services import new_key
+from tests.services import TEST_TIMEOUT_S, new_key
 
 ECHO = Statement(sa.select(sa.bindparam("number", type_=sa.Integer).label("number")))
 SLEEP = Statement(sa.select(sa.func.pg_sleep(60).label("slept")))
@@ -83,7 +83,7 @@ async def test_connections_that_are_all_lost_at_once_are_replaced_by_later_calls
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         while True:
             try:
                 await here.database.check()
@@ -128,7 +128,7 @@ async def test_cancelled_call_rolls_back_and_releases_a_usable_connection(scratc
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         async with here.units.begin() as work:
             await do(work, "after")
     assert await scratch.notes() == ["after"]

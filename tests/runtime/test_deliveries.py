@@ -7,20 +7,21 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
+from uuid import NAMESPACE_OID, uuid5
 
 import nats
 import pytest
 from nats.js.api import ConsumerConfig
 from structlog.testing import capture_logs
 
-from mesh.events import consumers, deliveries
+from mesh.events import deliveries
 from mesh.events.bus import Bus
 from mesh.events.cloudevents import stream_of_area
 from mesh.events.consumers import ACK_WAIT_S
 from stack.servers import Servers
 from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming
 from tests.runtime.process import Process, Scratch, new_area, process
-from tests.services import eventually, signal
+from tests.services import TEST_TIMEOUT_S, eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
@@ -29,7 +30,6 @@ async def test_stop_returns_events_that_are_not_applied_for_immediate_redelivery
     scratch: Scratch, here: Process, publish: Publisher, servers: Servers
 ) -> None:
     gate = Gate()
-    loop = asyncio.get_running_loop()
     async with process(scratch, servers) as there, consuming(here, publish.area, gate.record) as first:
         await gate.shut(publish)
         await publish.numbers(range(500))
@@ -39,32 +39,26 @@ async def test_stop_returns_events_that_are_not_applied_for_immediate_redelivery
         gate.open()
         await stopping
         assert first.applied == 1, "the current batch is finished, and no other one begun"
-        began = loop.time()
+        # The acknowledgement timeout is longer than the test waits.
         async with consuming(there, publish.area):
             assert sorted(await applied(scratch, 501)) == sorted(["gate", *(str(n) for n in range(500))])
-        assert loop.time() - began < ACK_WAIT_S / 2, "before the acknowledgement timeout"
 
 
 async def test_stop_also_returns_events_in_transit_to_the_consumer(
     scratch: Scratch, here: Process, publish: Publisher, servers: Servers
 ) -> None:
-    loop = asyncio.get_running_loop()
     async with process(scratch, servers) as there:
         sending = asyncio.create_task(publish.numbers(range(3000)))
         for number in range(1, 6):
             async with consuming(here, publish.area):
                 await applied(scratch, 100 * number)
-        began = loop.time()
+        # The acknowledgement timeout is longer than the test waits.
         async with consuming(there, publish.area):
             await sending
             assert sorted(await applied(scratch, 3000)) == sorted(str(number) for number in range(3000))
-        assert loop.time() - began < ACK_WAIT_S / 2
 
 
-async def test_consumer_that_cannot_return_events_still_stops_and_loses_none(
-    scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(consumers, "ACK_WAIT_S", 1.0)
+async def test_consumer_that_cannot_return_events_still_stops_and_loses_none(scratch: Scratch, tmp_path: Path) -> None:
     gate = Gate()
     async with Servers.started(tmp_path, only={"nats"}) as frozen, process(scratch, frozen) as there:
         area = new_area()
@@ -84,7 +78,7 @@ async def test_consumer_that_cannot_return_events_still_stops_and_loses_none(
             finally:
                 signal(frozen, "nats", SIGCONT)
             assert [entry["count"] for entry in logs if entry["event"] == "events not handed back"] == [20]
-        async with consuming(there, area):
+        async with consuming(there, area, ack_wait=1.0):
             assert sorted(await applied(scratch, 21)) == sorted(["gate", *(str(number) for number in range(20))])
             await acknowledged(there, area)
         await client.close()
@@ -143,8 +137,8 @@ async def test_pull_request_that_cannot_be_sent_is_sent_later_and_loses_no_batch
         await Bus.send(here.bus, subject, payload, reply=reply)
 
     monkeypatch.setattr(here.bus, "send", send)
-    monkeypatch.setattr(consumers, "MAX_BATCH", 10)  # it requests 20, and more once there is room for 10
-    async with consuming(here, publish.area, gate.record) as consumer:
+    # It requests 20, and more once there is room for 10.
+    async with consuming(here, publish.area, gate.record, max_batch=10) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(15))
         await eventually(buffered(consumer, 15))
@@ -181,7 +175,7 @@ async def test_push_consumer_is_replaced_by_a_pull_consumer_at_the_same_position
     )
     old = await js.subscribe_bind(stream, ConsumerConfig(deliver_subject="somewhere", deliver_group=name), name)
     await publish("done")
-    await (await old.next_msg(timeout=5)).ack_sync()
+    await (await old.next_msg(timeout=TEST_TIMEOUT_S)).ack_sync()
     await old.unsubscribe()
     await publish("not done")
     for _ in range(2):
@@ -199,13 +193,14 @@ async def test_consumer_continues_after_nats_was_killed_and_after_it_lost_its_st
     async with (
         Servers.started(tmp_path, only={"nats"}) as mortal,
         process(scratch, mortal) as there,
-        consuming(there, area),
+        consuming(there, area, ack_wait=ACK_WAIT_S),
     ):
         await there.bus.connected()
         client = await nats.connect(
             mortal.nats.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
         )
-        publish = Publisher(client, area)
+        # While NATS is away, a message is given up soon and sent again. It has the same id each time.
+        publish = Publisher(client, area, timeout=1)
         await eventually(lambda: _published(publish, "before"))
         await applied(scratch, 1)
         signal(mortal, "nats", SIGKILL)
@@ -234,15 +229,15 @@ async def test_action_after_a_reconnection_is_retried_until_it_succeeds(tmp_path
         await bus.start()
         await bus.connected()
         signal(mortal, "nats", SIGKILL)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await done.wait()
-        assert bus._connection.stats["reconnects"] == 1, "the failures do not close the connection"
+        assert bus.reconnections == 1, "the failures do not close the connection"
         await bus.stop()
 
 
 async def _published(publish: Publisher, text: str) -> bool:
     try:
-        await publish(text)
+        await publish(text, event_id=uuid5(NAMESPACE_OID, f"{publish.area} {text}"))
     except (OSError, TimeoutError, nats.errors.Error):
         return False
     return True

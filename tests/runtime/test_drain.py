@@ -19,7 +19,7 @@ from product_svc.app import Settings, build
 from stack.ports import free_ports
 from stack.servers import Servers
 from tests.processes import environment, says, spawned
-from tests.services import NOWHERE, Client, Keys, eventually, new_key, running, settings_for, signal
+from tests.services import NOWHERE, TEST_TIMEOUT_S, Client, Keys, eventually, new_key, running, settings_for, signal
 
 
 async def test_sigterm_finishes_the_call_in_progress_refuses_new_ones_and_exits_with_0(
@@ -72,7 +72,7 @@ async def test_sigterm_finishes_the_call_in_progress_refuses_new_ones_and_exits_
         assert not in_flight.done()
         await locked.rollback()
         assert (await in_flight).stock.on_hand == 6
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             _, said = await process.communicate()
         assert process.returncode == 0, said.decode()
         assert b'"drained"' in said
@@ -82,7 +82,7 @@ async def test_sigterm_finishes_the_call_in_progress_refuses_new_ones_and_exits_
 
 async def test_invalid_settings_exit_with_code_2_and_name_every_fault(servers: Servers, keys: Keys) -> None:
     variables = environment("product", servers, keys, MESH_LOG_LEVEL="loud", MESH_MAX_IN_FLIGHT="0")
-    async with spawned("product", variables) as process, asyncio.timeout(20):
+    async with spawned("product", variables) as process, asyncio.timeout(TEST_TIMEOUT_S):
         _, said = await process.communicate()
     assert process.returncode == 2
     assert b"MESH_LOG_LEVEL" in said
@@ -98,7 +98,7 @@ async def test_service_that_cannot_start_reports_the_reason_and_exits_with_1(
     port = taken.sockets[0].getsockname()[1]
     more = {"MESH_DATABASE_URL": "postgresql://nobody@/nowhere?host=/no/such/folder"} if what == "database" else {}
     variables = environment("product", servers, keys, port, **more)
-    async with taken, spawned("product", variables) as process, asyncio.timeout(20):
+    async with taken, spawned("product", variables) as process, asyncio.timeout(TEST_TIMEOUT_S):
         _, said = await process.communicate()
     assert process.returncode == 1
     assert b"product cannot start: " in said

@@ -21,15 +21,14 @@ from mesh.db import database
 from mesh.db.database import Database, Statement
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import Code, MeshError, StatementTimeout, Unavailable
-from mesh.events import consumers
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received
 from mesh.rpc.call import Call
 from stack.servers import Servers
 from tests.runtime.consuming import Gate, Publisher, acknowledged, applied, buffered, consuming
-from tests.runtime.process import BACKEND, Process, Scratch, do, process, scratch_database
+from tests.runtime.process import BACKEND, Process, Scratch, do, fail_as, process, scratch_database
 from tests.runtime.served import client_of, serving
-from tests.services import Keys, eventually, signal
+from tests.services import TEST_TIMEOUT_S, Keys, eventually, signal
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
@@ -104,18 +103,17 @@ async def dead_letters(here: Process, area: str) -> list[str]:
     js, subject = here.bus.jetstream, f"mesh.dead.test-{area}.>"
     info = await js.stream_info(DEAD_LETTERS, subjects_filter=subject)
     subscription = await js.subscribe(subject, stream=DEAD_LETTERS, ordered_consumer=True)
-    messages = [await subscription.next_msg(timeout=5) for _ in info.state.subjects or ()]
+    messages = [await subscription.next_msg(timeout=TEST_TIMEOUT_S) for _ in info.state.subjects or ()]
     await subscription.unsubscribe()
     return [StringValue.FromString(message.data).value for message in messages]
 
 
 @by_name
 async def test_one_bad_event_of_512_becomes_a_dead_letter(
-    scratch: Scratch, here: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch, fault: Effect
+    scratch: Scratch, here: Process, publish: Publisher, fault: Effect
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 1)
     gate = Gate()
-    async with consuming(here, publish.area, applying(gate, fault)) as consumer:
+    async with consuming(here, publish.area, applying(gate, fault), max_attempts=1) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(200))
         await publish(BAD)
@@ -178,7 +176,7 @@ async def test_reply_that_does_not_come_in_time_closes_the_connection(
     scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(database.SESSION, "statement_timeout", "0")  # like a proxy that removes it
-    opened = Database(scratch.url, max_connections=1, command_timeout=0.5)
+    opened = Database(scratch.url, max_connections=1, command_timeout=1)
     await opened.start()
     async with opened.reading() as reading:
         before = await reading.fetch_one(BACKEND)
@@ -191,7 +189,7 @@ async def test_reply_that_does_not_come_in_time_closes_the_connection(
 
 async def test_silent_server_is_waited_for_once_and_not_on_each_connection(tmp_path: Path) -> None:
     async with Servers.started(tmp_path, only={"postgres"}) as mortal, scratch_database(mortal) as silent:
-        opened = Database(silent.url, max_connections=4, acquire_timeout=0.5, command_timeout=0.5)
+        opened = Database(silent.url, max_connections=4, acquire_timeout=2, command_timeout=2)
         await opened.start()
         async with opened.reading(), opened.reading(), opened.reading():
             pass
@@ -218,40 +216,45 @@ async def test_silent_server_is_waited_for_once_and_not_on_each_connection(tmp_p
         await opened.stop()
 
 
+async def take_too_long(work: UnitOfWork) -> None:
+    """Run a statement that the database cancels, as it does after the statement timeout."""
+    await fail_as(work, "57014")
+
+
 async def test_batch_that_is_too_large_for_its_time_is_applied_in_halves(
-    scratch: Scratch, impatient: Process, publish: Publisher
+    scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
     sizes: list[int] = []
 
     async def takes_its_time(work: UnitOfWork, texts: Sequence[str]) -> None:
         sizes.append(len(texts))
-        await work.transaction.fetch(SLEEP, seconds=60 if len(texts) > 64 else 0)
+        if len(texts) > 64:
+            await take_too_long(work)
 
     gate = Gate()
-    async with consuming(impatient, publish.area, applying(gate, takes_its_time)) as consumer:
+    async with consuming(here, publish.area, applying(gate, takes_its_time)) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(128))
         await eventually(buffered(consumer, 128))
         gate.open()
         await applied(scratch, 129)
-        await acknowledged(impatient, publish.area)
+        await acknowledged(here, publish.area)
         assert sizes == [1, 128, 64, 64]
-        assert await dead_letters(impatient, publish.area) == []
+        assert await dead_letters(here, publish.area) == []
 
 
 async def test_slow_event_becomes_a_dead_letter_and_the_others_are_applied(
-    scratch: Scratch, impatient: Process, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+    scratch: Scratch, here: Process, publish: Publisher
 ) -> None:
-    monkeypatch.setattr(consumers, "MAX_ATTEMPTS", 2)
     sizes: list[int] = []
 
     async def takes_too_long(work: UnitOfWork, texts: Sequence[str]) -> None:
         if BAD in texts:
             sizes.append(len(texts))
-            await work.transaction.fetch(SLEEP, seconds=60)
+            await take_too_long(work)
 
     gate = Gate()
-    async with consuming(impatient, publish.area, applying(gate, takes_too_long)) as consumer:
+    async with consuming(here, publish.area, applying(gate, takes_too_long), max_attempts=2) as consumer:
         await gate.shut(publish)
         await publish.numbers(range(40))
         await publish(BAD)
@@ -262,9 +265,9 @@ async def test_slow_event_becomes_a_dead_letter_and_the_others_are_applied(
         await publish("another")
         expected = {"gate", "another", *(str(number) for number in range(63))}
         assert set(await applied(scratch, len(expected))) == expected
-        await eventually(lambda: _has_dead_letters(impatient, publish.area))
-        await acknowledged(impatient, publish.area)
-        assert await dead_letters(impatient, publish.area) == [BAD]
+        await eventually(lambda: _has_dead_letters(here, publish.area))
+        await acknowledged(here, publish.area)
+        assert await dead_letters(here, publish.area) == [BAD]
         assert consumer.applied == len(expected)
     assert sizes[:2] == [64, 32]
     assert all(after <= max(1, before // 2) for before, after in pairwise(sizes)), sizes

@@ -17,7 +17,7 @@ from grpc._cython import cygrpc
 from grpc.aio._server import Server as GrpcServer
 
 from mesh.patches import grpc_aio as accepting
-from tests.services import eventually
+from tests.services import TEST_TIMEOUT_S, eventually
 
 METHOD = "/test.Echo/Say"
 
@@ -81,7 +81,7 @@ async def test_server_that_stops_under_load_finishes_every_accepted_call() -> No
 
         await eventually(is_busy)
         # The server would wait an hour for a call without a handler.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await server.stop(3600)
             await asyncio.gather(*callers)
     assert handled["begun"] == handled["ended"] == ended[grpc.StatusCode.OK]

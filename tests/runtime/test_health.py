@@ -23,7 +23,7 @@ from mesh.rpc.call import Call
 from mesh.rpc.health import LIVENESS, READINESS
 from mesh.rpc.server import Server
 from tests.runtime.served import GET, client_of, found, serving
-from tests.services import Keys, eventually
+from tests.services import TEST_TIMEOUT_S, Keys, eventually
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -36,12 +36,12 @@ async def check(server: Server, service: str) -> Any:
     """The reply to a probe without a certificate."""
     async with grpc.aio.insecure_channel(address(server)) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TEST_TIMEOUT_S)).status
 
 
 async def grpcurl(*arguments: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
-        *(str(Path(sys.executable).with_name("grpcurl")), "-plaintext", "-max-time", "10", *arguments),
+        *(str(Path(sys.executable).with_name("grpcurl")), "-plaintext", "-max-time", "60", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -167,7 +167,7 @@ def descriptors() -> list[FileDescriptor]:
 )
 async def test_plain_port_refuses_every_other_method(keys: Keys, method: str) -> None:
     async with serving(keys, found) as server, plain_channel(server) as channel:
-        call = channel.unary_stream(method)(b"", timeout=5)
+        call = channel.unary_stream(method)(b"", timeout=TEST_TIMEOUT_S)
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             async for _ in call:
                 pass
@@ -177,7 +177,7 @@ async def test_plain_port_refuses_every_other_method(keys: Keys, method: str) ->
 async def test_plain_port_names_the_error_of_a_request_that_is_no_message(keys: Keys) -> None:
     async with serving(keys, found) as server, plain_channel(server) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
-            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff", timeout=5)
+            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff", timeout=TEST_TIMEOUT_S)
         assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 

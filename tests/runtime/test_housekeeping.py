@@ -69,7 +69,7 @@ async def test_purge_that_fails_does_not_stop_the_other_purge(scratch: Scratch, 
     await scratch.admin.execute("LOCK mesh.idempotency IN ACCESS EXCLUSIVE MODE")
     async with at_work(here):
         try:
-            await eventually(none, within=4)
+            await eventually(none)
         finally:
             await locked.rollback()
 

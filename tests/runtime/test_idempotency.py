@@ -17,7 +17,7 @@ from mesh.errors import Code, Unavailable
 from mesh.rpc.replies import Change, Reply
 from stack.servers import Servers
 from tests.runtime.process import Process, Scratch, change, do, process, text_of
-from tests.services import new_key
+from tests.services import TEST_TIMEOUT_S, new_key
 
 pytestmark = pytest.mark.usefixtures("nothing_yet")
 
@@ -63,7 +63,7 @@ async def test_second_attempt_waits_for_the_first_and_gets_its_reply(
     scratch: Scratch, here: Process, there: Process
 ) -> None:
     key = new_key()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         async with here.units.once(change(key)) as work:
             await do(work, "first")
             second = asyncio.create_task(reply_to(there.units, change(key), "second"))
@@ -87,7 +87,7 @@ async def test_second_attempt_that_waits_for_a_failing_first_one_runs(
             await scratch.somebody_waits()
             raise ZeroDivisionError
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         with pytest.raises(ZeroDivisionError):
             await fail()
         assert await seconds[0] == "second"
@@ -182,7 +182,7 @@ async def test_batches_with_the_same_keys_in_opposite_order_do_not_deadlock(
     for _ in range(10):
         texts = [new_key() for _ in range(20)]
         forwards, backwards = [change(text) for text in texts], [change(text) for text in reversed(texts)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await asyncio.gather(place(here.units, forwards), place(there.units, backwards))
     assert len(await scratch.notes()) == 200
 

@@ -13,7 +13,7 @@ from order_svc.app import Settings as OrderSettings
 from payment_svc.app import Settings as PaymentSettings
 from product_svc.app import Settings as ProductSettings
 from tests.processes import WITHOUT_SETTINGS, environment, spawned
-from tests.services import Keys
+from tests.services import TEST_TIMEOUT_S, Keys
 
 SETTINGS: dict[str, type[ServiceSettings]] = {
     "customer": CustomerSettings,
@@ -26,7 +26,7 @@ every_service = pytest.mark.parametrize("service", SETTINGS)
 
 async def ended(service: str, variables: dict[str, str], *arguments: str) -> tuple[int | None, str, str]:
     """The exit code, the output and the error output of a service."""
-    async with spawned(service, variables, *arguments) as process, asyncio.timeout(20):
+    async with spawned(service, variables, *arguments) as process, asyncio.timeout(TEST_TIMEOUT_S):
         out, errors = await process.communicate()
     assert b"Traceback" not in errors, errors.decode()
     return process.returncode, out.decode(), errors.decode()

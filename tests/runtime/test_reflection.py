@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from mesh.rpc import reflection, status
 from tests.runtime.served import client_of, found, serving
-from tests.services import Client, Keys
+from tests.services import TEST_TIMEOUT_S, Client, Keys
 
 LIST = reflection_pb2.ServerReflectionRequest(list_services="")
 
@@ -53,8 +53,8 @@ async def test_reflection_is_not_served_when_it_is_off(keys: Keys) -> None:
 
 
 async def test_idle_stream_of_reflection_ends(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflection, "STREAM_SECONDS", 0.2)
-    async with asyncio.timeout(20), serving(keys, found) as server, client_of(server, keys) as client:
+    monkeypatch.setattr(reflection, "STREAM_SECONDS", 1.0)
+    async with asyncio.timeout(TEST_TIMEOUT_S), serving(keys, found) as server, client_of(server, keys) as client:
         stream = Stream(client)
         assert (await stream.reply()).list_services_response.service
         error = status.from_rpc_error(await stream.error(), "tested")
@@ -63,7 +63,7 @@ async def test_idle_stream_of_reflection_ends(keys: Keys, monkeypatch: pytest.Mo
 
 async def test_more_streams_of_reflection_than_allowed_are_refused(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reflection, "MAX_STREAMS", 2)
-    async with asyncio.timeout(20), serving(keys, found) as server, client_of(server, keys) as client:
+    async with asyncio.timeout(TEST_TIMEOUT_S), serving(keys, found) as server, client_of(server, keys) as client:
         streams = [Stream(client) for _ in range(2)]
         for stream in streams:
             await stream.reply()

@@ -24,7 +24,7 @@ from mesh.rpc.server import MethodUnknown, Server
 from mesh.rpc.sizes import MAX_METADATA_BYTES, MAX_TRANSPORT_BYTES
 from stack import pki
 from tests.runtime.served import GET, Products, client_of, found, serving, settings
-from tests.services import Keys, eventually, new_key, refused
+from tests.services import TEST_TIMEOUT_S, Keys, eventually, new_key, refused
 
 
 async def test_servicer_gets_the_caller_of_a_call(keys: Keys) -> None:
@@ -113,9 +113,9 @@ async def test_call_that_takes_too_long_ends_at_its_deadline(keys: Keys) -> None
         assert b"DEADLINE_EXCEEDED" in dict(failure.value.trailing_metadata() or ())["grpc-status-details-bin"]
         assert cancelled.is_set()
         cancelled.clear()
-        error = await refused(client(stub.GetProduct, GET, timeout=0.2))
+        error = await refused(client(stub.GetProduct, GET, timeout=1))
         assert error.code.name == "DEADLINE_EXCEEDED"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await cancelled.wait()
 
 
@@ -142,14 +142,14 @@ async def test_deadline_is_passed_to_the_next_service(keys: Keys) -> None:
 
         async def pass_on(request: Any, call: Call) -> Any:
             return await peer.ask(
-                product_pb2_grpc.ProductServiceStub(peer.channel).GetProduct, request, calls=[call], timeout=60
+                product_pb2_grpc.ProductServiceStub(peer.channel).GetProduct, request, calls=[call], timeout=600
             )
 
         async with serving(keys, pass_on) as front, client_of(front, keys) as client:
             stub = product_pb2_grpc.ProductServiceStub(client.channel)
-            await client(stub.GetProduct, GET, timeout=3)
+            await client(stub.GetProduct, GET, timeout=30)
         await peer.stop()
-    assert 0 < remaining[0] <= 3
+    assert 0 < remaining[0] <= 30
 
 
 async def test_method_without_an_implementation_is_unimplemented(keys: Keys) -> None:
@@ -233,7 +233,7 @@ async def test_call_whose_caller_disconnects_is_cancelled_and_no_longer_counted(
         call = product_pb2_grpc.ProductServiceStub(client.channel).GetProduct(GET)
         await entered.wait()
         call.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await left.wait()
 
         async def free() -> bool:
@@ -260,7 +260,7 @@ async def test_connection_without_a_certificate_of_the_mesh_is_refused(keys: Key
             )
             async with channel:
                 with pytest.raises(grpc.aio.AioRpcError) as failure:
-                    await product_pb2_grpc.ProductServiceStub(channel).GetProduct(GET, timeout=5)
+                    await product_pb2_grpc.ProductServiceStub(channel).GetProduct(GET, timeout=TEST_TIMEOUT_S)
                 assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -297,7 +297,7 @@ async def test_health_reports_not_serving_while_a_check_fails(keys: Keys) -> Non
             return all(reply.status == state for reply in replies)
 
         serving_, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-        assert await says(serving_)
+        await eventually(lambda: says(serving_))
         for failure in (Unavailable("gone"), ZeroDivisionError("a check that is itself at fault")):
             failing.append(failure)
             await eventually(lambda: says(not_serving))
@@ -319,7 +319,7 @@ async def test_check_that_hangs_counts_as_failed(keys: Keys, monkeypatch: pytest
         async def says(state: int) -> bool:
             return bool((await stub.Check(health_pb2.HealthCheckRequest())).status == state)
 
-        assert await says(health_pb2.HealthCheckResponse.SERVING)
+        await eventually(lambda: says(health_pb2.HealthCheckResponse.SERVING))
         gate.clear()
         await eventually(lambda: says(health_pb2.HealthCheckResponse.NOT_SERVING))
         gate.set()
@@ -374,7 +374,7 @@ async def test_stop_finishes_the_call_in_progress_and_accepts_no_new_one(keys: K
         assert not in_flight.done()
         gate.set()
         assert (await in_flight).product.id == GET.product_id
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await stopping
 
 

@@ -18,10 +18,10 @@ from mesh.rpc.call import Call
 from mesh.rpc.chain import ShapeMismatch
 from mesh.rpc.server import Server
 from stack import pki
-from tests.census import Census
+from tests.census import Census, tasks_are_at_most
 from tests.runtime.served import client_of, settings
 from tests.runtime.watching import PACKAGE, SERVICE, Response, streaming, watching
-from tests.services import Keys, eventually
+from tests.services import TEST_TIMEOUT_S, Keys, eventually
 
 
 class Endless:
@@ -248,18 +248,18 @@ async def test_stream_whose_client_does_not_read_ends_with_the_drain_of_its_serv
     async with streaming(keys, flood.watch, drain_seconds=0.1) as server, client_of(server, keys) as client:
         stream = watching(client, method="WatchPublicNumbers")
         await eventually(flood.is_blocked)
-        await asyncio.wait_for(server.stop(), 60)
+        await asyncio.wait_for(server.stop(), TEST_TIMEOUT_S)
         assert (flood.closed, server.streams.count) == (1, 0)
         stream.cancel()
 
 
 async def test_stream_keeps_its_place_until_a_client_that_does_not_read_has_its_status(keys: Keys) -> None:
     flood, ada = Flood(), uuid4()
-    brief = pki.access_token(keys.signing.private, role="customer", subject=ada, lifetime=timedelta(seconds=3))
     async with (
         streaming(keys, flood.watch, max_streams_per_caller=1) as server,
         client_of(server, keys) as client,
     ):
+        brief = pki.access_token(keys.signing.private, role="customer", subject=ada, lifetime=timedelta(seconds=3))
         stream = watching(client, brief)
 
         async def is_closed() -> bool:
@@ -280,7 +280,7 @@ async def test_streams_of_a_draining_server_end_as_unavailable_with_a_delay(keys
             assert (await stream.read()).number == 0
         stopping = asyncio.create_task(server.stop())
         errors = await asyncio.gather(*map(error_of, streams))
-        await asyncio.wait_for(stopping, 60)
+        await asyncio.wait_for(stopping, TEST_TIMEOUT_S)
     assert [(error.code.name, error.retry_after) for error in errors] == [("UNAVAILABLE", 1.0)] * 3
     assert (numbers.closed, server.streams.count) == (3, 0)
 
@@ -443,7 +443,7 @@ async def test_ten_thousand_connects_of_streams_leave_nothing_behind(keys: Keys)
             await connects(5_000)
             censuses.append(Census.taken())
         assert (ended, server.streams.count) == (10_200, 0)
-        assert len(asyncio.all_tasks()) == tasks
+        await tasks_are_at_most(tasks)
         # Other parts of the process make objects once. A leak grows in both halves.
         first, second = (after.grown_since(before, by=500) for before, after in itertools.pairwise(censuses))
         assert first.keys() & second.keys() == set()

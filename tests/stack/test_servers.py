@@ -22,6 +22,7 @@ from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, postgres, s
 from stack.servers.binaries import postgres_folder, redis_server
 from stack.supervisor import Supervisor
 from stack.system_user import SystemUser
+from tests.services import TEST_TIMEOUT_S
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ async def test_a_killed_postgres_comes_back_at_the_same_address(tmp_path: Path) 
         process = servers.supervisor["postgres"]
         assert process.identity is not None
         os.kill(process.identity.pid, signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             while not (process.restarts and process.is_ready):  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.02)
         assert await ask(url, "SELECT 1") == 1

@@ -12,12 +12,18 @@ import pytest
 from stack.errors import StartFailed
 from stack.process import Identity
 from stack.supervisor import Death, Pace, Program, Supervisor
+from tests.services import TEST_TIMEOUT_S
 
 BRISK = Pace(restart_after=0.01, probe_every=0.02)
 
 ANSWER = "import pathlib, signal, sys; pathlib.Path(sys.argv[1]).touch(); "
 """The beginning of a program that is ready when its file is there."""
 STAY = "signal.pause()"
+UNTIL_TOLD = (
+    "import time; told = pathlib.Path(sys.argv[1]).with_suffix('.told')\n"
+    "while not told.exists(): time.sleep(0.01)\n"
+)  # fmt: skip
+"""The program goes on once the test has made the file; at once, when it is started again."""
 
 
 def program(folder: Path, name: str, script: str = ANSWER + STAY, **settings: object) -> Program:
@@ -33,12 +39,12 @@ def program(folder: Path, name: str, script: str = ANSWER + STAY, **settings: ob
         command=[sys.executable, "-I", "-S", "-c", script, str(path)],
         address="nowhere",
         probe=probe,
-        **{"stop_grace": 5.0, **settings},  # type: ignore[arg-type]
+        **{"stop_grace": TEST_TIMEOUT_S, **settings},  # type: ignore[arg-type]
     )
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - the supervisor tells nobody but its callbacks
             await asyncio.sleep(0.01)
 
@@ -64,25 +70,30 @@ async def test_the_pause_before_a_restart_doubles_up_to_a_limit(tmp_path: Path) 
     deaths: list[Death] = []
     pace = Pace(restart_after=0.01, restart_at_most=0.05)
     async with Supervisor(logs=tmp_path, pace=pace, died=deaths.append) as supervisor:
-        await supervisor.start([program(tmp_path, "order", ANSWER + "import time; time.sleep(0.1)")])
+        await supervisor.start([program(tmp_path, "order", ANSWER + UNTIL_TOLD)])
+        (tmp_path / "order.told").touch()
         await until(lambda: len(deaths) >= 5)
     assert [death.restart_in for death in deaths[:5]] == pytest.approx([0.01, 0.02, 0.04, 0.05, 0.05])
 
 
 async def test_the_pause_is_short_again_after_a_steady_while(tmp_path: Path) -> None:
     deaths: list[Death] = []
-    pace = Pace(restart_after=0.01, steady_after=0.05)
+    pace = Pace(restart_after=0.01, steady_after=0.0)
     async with Supervisor(logs=tmp_path, pace=pace, died=deaths.append) as supervisor:
-        await supervisor.start([program(tmp_path, "order", ANSWER + "import time; time.sleep(0.2)")])
-        await until(lambda: len(deaths) >= 2)
+        await supervisor.start([program(tmp_path, "order")])
+        for number in (1, 2):
+            await until(lambda: supervisor["order"].identity)
+            os.kill(identity(supervisor, "order").pid, signal.SIGKILL)
+            await until(lambda: len(deaths) >= number)  # noqa: B023  # it is awaited at once
     assert [death.in_a_row for death in deaths[:2]] == [1, 1]
 
 
 async def test_what_keeps_dying_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     deaths: list[Death] = []
-    script = ANSWER + "import time; time.sleep(0.1); print('no more', flush=True); sys.exit(3)"
+    script = ANSWER + UNTIL_TOLD + "print('no more', flush=True); sys.exit(3)"
     async with Supervisor(logs=tmp_path, pace=BRISK, died=deaths.append) as supervisor:
         await supervisor.start([program(tmp_path, "order", script)])
+        (tmp_path / "order.told").touch()
         await until(lambda: len(deaths) >= 3)
     assert [death.how for death in deaths[:3]] == ["exited with code 3"] * 3
     assert not deaths[0].log_end
@@ -106,8 +117,8 @@ async def test_a_program_that_never_answers_fails_the_start(tmp_path: Path) -> N
 
 
 async def test_one_failed_start_ends_the_wait_for_the_others(tmp_path: Path) -> None:
-    stays = program(tmp_path, "product", "import signal; signal.pause()", ready_within=60.0)
-    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+    stays = program(tmp_path, "product", "import signal; signal.pause()", ready_within=300.0)
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
         with pytest.raises(StartFailed, match="order does not start"):
             await supervisor.start([stays, program(tmp_path, "order", "raise SystemExit(4)")])
 
@@ -171,7 +182,7 @@ async def test_a_program_is_drained_before_it_is_stopped(tmp_path: Path) -> None
         alive.append(identity(supervisor, "order").is_alive())
         raise ConnectionError("whatever it raises")
 
-    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
         await supervisor.start([program(tmp_path, "order", drain=drain)])
     assert alive == [True]
 
@@ -181,7 +192,7 @@ async def test_a_program_that_ends_while_it_is_drained_is_not_waited_for(tmp_pat
         supervisor.kill()
         await asyncio.Event().wait()
 
-    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
         await supervisor.start([program(tmp_path, "order", drain=drain, drain_within=300.0)])
 
 
@@ -190,7 +201,7 @@ async def test_the_number_of_a_program_that_has_ended_gets_no_signal(
 ) -> None:
     signalled: list[int] = []
     pace = Pace(restart_after=300.0, restart_at_most=300.0)
-    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=pace) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path, pace=pace) as supervisor:
         await supervisor.start([program(tmp_path, "order")])
         os.kill(identity(supervisor, "order").pid, signal.SIGKILL)
         await until(lambda: supervisor["order"].identity is None)
@@ -218,18 +229,18 @@ async def test_what_a_killed_program_had_started_ends_too(tmp_path: Path) -> Non
         child = Identity.of(int((tmp_path / "order.child").read_text()))
         assert child is not None
         os.kill(identity(supervisor, "order").pid, signal.SIGKILL)
-        assert await child.gone(within=10)
+        assert await child.gone(within=TEST_TIMEOUT_S)
 
 
 async def test_what_is_ended_at_once_needs_no_grace(tmp_path: Path) -> None:
     script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + ANSWER + STAY
-    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
         await supervisor.start([program(tmp_path, "order", script, stop_grace=300.0)])
         asyncio.get_running_loop().call_later(0.1, supervisor.kill)
 
 
 async def test_what_is_ended_at_once_is_not_started_again(tmp_path: Path) -> None:
-    async with asyncio.timeout(20), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
+    async with asyncio.timeout(TEST_TIMEOUT_S), Supervisor(logs=tmp_path, pace=BRISK) as supervisor:
         await supervisor.start([program(tmp_path, "order"), program(tmp_path, "product")])
         supervisor.kill()
         with pytest.raises(asyncio.CancelledError):
@@ -260,4 +271,4 @@ asyncio.run(main())
     supervisor.kill()
     await supervisor.communicate()
     assert left is not None
-    assert await left.gone(within=10)
+    assert await left.gone(within=TEST_TIMEOUT_S)

@@ -10,6 +10,7 @@ import pytest
 
 from mesh.db.connections import Connections
 from mesh.errors import Unavailable
+from tests.services import TEST_TIMEOUT_S
 
 
 class Connection:
@@ -47,7 +48,7 @@ class Server:
 
 
 async def test_released_connection_is_used_again(server: Server) -> None:
-    connections = Connections(server.connect, most=4, wait=1)
+    connections = Connections(server.connect, most=4, wait=TEST_TIMEOUT_S)
     for _ in range(3):
         async with connections.one():
             pass
@@ -55,19 +56,20 @@ async def test_released_connection_is_used_again(server: Server) -> None:
 
 
 async def test_caller_waits_for_a_connection_until_the_timeout(server: Server) -> None:
-    connections = Connections(server.connect, most=1, wait=0.05)
-    async with connections.one() as mine:
+    hasty, connections = (Connections(server.connect, most=1, wait=wait) for wait in (0.05, TEST_TIMEOUT_S))
+    async with hasty.one():
         with pytest.raises(Unavailable):
-            async with connections.one():
+            async with hasty.one():
                 pass
+    async with connections.one() as mine:
         waiting = asyncio.create_task(use(connections))
         await asyncio.sleep(0)
     assert await waiting is mine
-    assert len(server.made) == 1
+    assert len(server.made) == 2, "one of each pool"
 
 
 async def test_idle_connection_that_was_closed_is_replaced(server: Server) -> None:
-    connections = Connections(server.connect, most=1, wait=1)
+    connections = Connections(server.connect, most=1, wait=TEST_TIMEOUT_S)
     await use(connections)
     server.made[0].closed = True
     async with connections.one():
@@ -77,7 +79,7 @@ async def test_idle_connection_that_was_closed_is_replaced(server: Server) -> No
 
 
 async def test_idle_connections_are_closed_when_one_in_use_is_lost(server: Server) -> None:
-    connections = Connections(server.connect, most=4, wait=1)
+    connections = Connections(server.connect, most=4, wait=TEST_TIMEOUT_S)
     async with connections.one(), connections.one(), connections.one():
         pass
     async with connections.one() as used:
@@ -88,7 +90,7 @@ async def test_idle_connections_are_closed_when_one_in_use_is_lost(server: Serve
 
 
 async def test_failed_connection_attempt_takes_no_place_in_the_pool(server: Server) -> None:
-    connections = Connections(server.connect, most=1, wait=1)
+    connections = Connections(server.connect, most=1, wait=TEST_TIMEOUT_S)
     server.is_down = True
     for _ in range(3):
         with pytest.raises(Unavailable):
@@ -98,21 +100,21 @@ async def test_failed_connection_attempt_takes_no_place_in_the_pool(server: Serv
 
 
 async def test_cancelled_caller_leaves_a_released_connection_to_the_next(server: Server) -> None:
-    connections = Connections(server.connect, most=1, wait=1)
+    connections = Connections(server.connect, most=1, wait=TEST_TIMEOUT_S)
     async with connections.one():
         first, second = (asyncio.create_task(use(connections)) for _ in range(2))
         await asyncio.sleep(0)
     first.cancel()
-    async with asyncio.timeout(0.5):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await second
     with pytest.raises(asyncio.CancelledError):
         await first
 
 
 async def test_close_waits_for_connections_in_use_and_terminates_them_after_the_timeout(server: Server) -> None:
-    connections = Connections(server.connect, most=2, wait=1)
+    connections = Connections(server.connect, most=2, wait=TEST_TIMEOUT_S)
     async with connections.one():
-        closing = asyncio.create_task(connections.close(timeout=1))
+        closing = asyncio.create_task(connections.close(timeout=TEST_TIMEOUT_S))
         await asyncio.sleep(0)
         assert not closing.done()
     await closing

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mesh.batch.group_commit import GroupCommit, run_batch
 from mesh.errors import DeadlineExceeded, MeshError, ResourceExhausted, StatementTimeout, Unavailable
+from tests.services import TEST_TIMEOUT_S
 
 
 class Bad(Exception):
@@ -51,7 +52,7 @@ async def waiting(group: GroupCommit[int, int], count: int) -> None:
 
 async def results(tasks: Sequence[asyncio.Task[int]]) -> list[int | BaseException]:
     """The result of each call. The test fails, instead of hanging, if a call gets none."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -152,7 +153,7 @@ async def test_call_that_arrives_in_the_turn_in_which_a_lane_ends_runs(lanes: in
         # Like a worker of a queue, make the next call in the turn in which the previous result arrives.
         return [await group.submit(first + step) for step in range(20)]
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         got = await asyncio.gather(*(caller(100 * number) for number in range(lanes)))
     assert got == [[(100 * number + step) * 10 for step in range(20)] for number in range(lanes)]
 
@@ -281,7 +282,7 @@ async def test_items_of_one_call_share_a_batch_and_get_their_results_in_order() 
     with pytest.raises(ValueError, match="a call brings 5 test, a batch takes 4"):
         await group.submit_all([7, 8, 9, 10, 11])
     ledger.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         got = [await call for call in calls]
     assert [type(result) for result in got[0]] == [int, Bad]
     assert got[1:] == [[40, 50], [60], [70, 80, 90, 100]]
@@ -300,13 +301,13 @@ async def test_queue_counts_the_items_of_its_calls() -> None:
     many = asyncio.create_task(group.submit_all([2, 3]))
     await waiting(group, 1)
     with pytest.raises(ResourceExhausted):
-        await asyncio.wait_for(group.submit_all([5, 6]), 5)
+        await asyncio.wait_for(group.submit_all([5, 6]), TEST_TIMEOUT_S)
     many.cancel()
     await asyncio.wait([many])
     again = asyncio.create_task(group.submit_all([5, 6, 7]))
     await waiting(group, 1)
     with pytest.raises(ResourceExhausted):
-        await asyncio.wait_for(group.submit(8), 5)
+        await asyncio.wait_for(group.submit(8), TEST_TIMEOUT_S)
     ledger.gate.set()
     assert await results(first) == [10]
     assert await again == [50, 60, 70]
@@ -402,7 +403,7 @@ async def test_waiting_calls_fail_when_their_lane_is_cancelled() -> None:
     lanes=st.integers(1, 3),
     arrivals=st.randoms(use_true_random=False),
 )
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_each_item_gets_its_own_result_in_any_mix_of_good_and_bad_items(
     bad: list[bool], max_batch: int, lanes: int, arrivals: Random
 ) -> None:
@@ -417,7 +418,7 @@ def test_each_item_gets_its_own_result_in_any_mix_of_good_and_bad_items(
             items = items[size:]
             if arrivals.random() < 0.3:
                 await asyncio.sleep(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             got = [result for call in calls for result in await call]
         for item, result in enumerate(got):
             if bad[item]:

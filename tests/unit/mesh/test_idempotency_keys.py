@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.type.money_pb2 import Money
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.db.idempotency import IdempotencyKey, IdempotencyKeyReused, Replay, Retries
@@ -25,7 +25,6 @@ def row(stored: IdempotencyKey, reply: bytes = b"reply") -> dict[str, object]:
 
 
 @given(VISIBLE)
-@settings(derandomize=True, deadline=None)
 def test_key_of_visible_ascii_characters_is_accepted(text: str) -> None:
     assert len(key(text).digest) == 32
 

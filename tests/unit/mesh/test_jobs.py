@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from mesh.jobs import Periodic
+from tests.services import TEST_TIMEOUT_S
 
 LONG = 3600.0
 
@@ -28,7 +29,7 @@ class Turns:
         return outcome
 
     async def reach(self, count: int) -> None:
-        async with asyncio.timeout(5), self._turned:
+        async with asyncio.timeout(TEST_TIMEOUT_S), self._turned:
             await self._turned.wait_for(lambda: self.count >= count)
 
 
@@ -37,7 +38,7 @@ async def during(job: Periodic, scenario: Callable[[], Awaitable[None]]) -> None
     try:
         await scenario()
     finally:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             await job.stop()
 
 
@@ -79,7 +80,7 @@ async def test_stop_finishes_the_current_run_and_starts_no_other() -> None:
     await asyncio.sleep(0)
     assert not stopping.done()
     gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await stopping
     assert ended == [True]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.db.paging import Pages
@@ -21,14 +21,12 @@ def refused(scope: str, token: str, pages: Pages = PAGES) -> None:
 
 
 @given(scope=st.text(max_size=30), position=POSITIONS)
-@settings(derandomize=True, deadline=None)
 def test_page_token_contains_its_position(scope: str, position: list[str]) -> None:
     assert PAGES.position(scope, PAGES.token(scope, position)) == position
     assert Pages(b"a secret of the tests").position(scope, PAGES.token(scope, position)) == position, "in each process"
 
 
 @given(position=POSITIONS, at=st.integers(min_value=0), bit=st.integers(0, 5))
-@settings(derandomize=True, deadline=None)
 def test_changed_page_token_is_refused(position: list[str], at: int, bit: int) -> None:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     token = PAGES.token("list", position)

@@ -80,7 +80,7 @@ def turn(position: Position, writers: Writers, published: list[int], most: int, 
     return position.bounded(mover)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_each_committed_event_is_published_once_and_each_gap_closes(data: st.DataObject) -> None:
     writers, position, published = Writers(), Position(0), list[int]()

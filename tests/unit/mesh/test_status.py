@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc.aio import AioRpcError, Metadata
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import BRANCHES, Code, DeadlineExceeded, Internal, MeshError, NotFound, Unavailable, Violation
@@ -27,7 +27,6 @@ ERRORS = st.builds(
 
 
 @given(ERRORS)
-@settings(derandomize=True, deadline=None)
 def test_error_survives_the_conversion_to_a_status_and_back(error: MeshError) -> None:
     sent = status_pb2.Status.FromString(status.to_status(error).SerializeToString())
     back = status.from_status(sent)

@@ -3,6 +3,7 @@
 import asyncio
 
 from mesh import tasks
+from tests.services import TEST_TIMEOUT_S
 
 
 async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
@@ -107,7 +108,7 @@ async def test_background_task_that_ignores_its_stop_is_cancelled_after_the_time
     background = tasks.Background("deaf", run)
     background.start()
     await begun.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await background.stop(timeout=0.01)
     assert background.was_cancelled
 
@@ -122,7 +123,7 @@ async def test_background_task_finishes_its_current_work_before_it_stops() -> No
     background = tasks.Background("willing", run)
     background.start()
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await background.stop(timeout=3600)
     assert turns == [True]
     assert not background.was_cancelled

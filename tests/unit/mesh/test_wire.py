@@ -7,17 +7,15 @@ from decimal import Decimal
 
 import pytest
 from google.type.money_pb2 import Money
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.rpc import wire
 
-steady = settings(derandomize=True, deadline=None)
 AMOUNTS = st.decimals(min_value=-(10**18), max_value=10**18, places=9, allow_nan=False, allow_infinity=False)
 
 
 @given(AMOUNTS)
-@steady
 def test_amount_keeps_its_value_to_the_nano(amount: Decimal) -> None:
     sent = Money.FromString(wire.money(amount, "EUR").SerializeToString())
     assert wire.amount(sent) == amount
@@ -25,7 +23,6 @@ def test_amount_keeps_its_value_to_the_nano(amount: Decimal) -> None:
 
 
 @given(AMOUNTS)
-@steady
 def test_units_and_nanos_never_have_opposite_signs(amount: Decimal) -> None:
     sent = wire.money(amount, "EUR")
     assert abs(sent.nanos) < 1_000_000_000
@@ -49,7 +46,6 @@ def test_amount_is_split_into_units_and_nanos(amount: str, units: int, nanos: in
         timezones=st.sampled_from([UTC, timezone(timedelta(hours=-11)), timezone(timedelta(hours=5, minutes=45))]),
     )
 )
-@steady
 def test_time_survives_the_conversion_in_utc_to_the_microsecond(moment: datetime) -> None:
     back = wire.moment(wire.timestamp(moment))
     assert back == moment
@@ -57,7 +53,6 @@ def test_time_survives_the_conversion_in_utc_to_the_microsecond(moment: datetime
 
 
 @given(st.uuids())
-@steady
 def test_id_survives_the_conversion_and_an_empty_field_is_none(value: object) -> None:
     assert wire.uuid_or_none(str(value)) == value
     assert wire.uuid_or_none("") is None

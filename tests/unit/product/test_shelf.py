@@ -6,7 +6,7 @@ from collections import Counter
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import MeshError
@@ -92,7 +92,6 @@ def test_shelf_without_quantities_assumes_that_there_is_enough() -> None:
 
 
 @given(st.lists(st.dictionaries(st.integers(1, 3), st.integers(1, 6), min_size=1), max_size=12))
-@settings(derandomize=True, deadline=None)
 def test_each_of_a_batch_gets_what_it_would_get_alone_after_the_others(requests: list[dict[int, int]]) -> None:
     products, reserved = shelf(offer(1), offer(2), offer(3)), Counter[int]()
     for quantities in requests:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from product_svc.domain import (
@@ -40,7 +40,6 @@ def change(number: int = 1, *, delta: int | None = None, to: int | None = None) 
 
 
 @given(STOCKS, st.integers(-STOCK_LIMIT, STOCK_LIMIT))
-@settings(derandomize=True, deadline=None)
 def test_movement_keeps_what_orders_hold_and_the_limit(before: Stock, delta: int) -> None:
     if before.on_hand + delta < before.reserved:
         with pytest.raises(StockInsufficient) as refusal:
@@ -58,7 +57,6 @@ def test_movement_keeps_what_orders_hold_and_the_limit(before: Stock, delta: int
 
 
 @given(STOCKS, st.data())
-@settings(derandomize=True, deadline=None)
 def test_sale_and_release_take_what_was_held(before: Stock, data: st.DataObject) -> None:
     quantity = data.draw(st.integers(0, before.reserved))
     sold, freed = before.sell(quantity, NOW), before.release(quantity, NOW)
@@ -148,7 +146,6 @@ def test_changed_stocks_are_given_in_primary_key_order_with_what_was_known() -> 
     st.lists(st.tuples(st.sampled_from([COMMITTED, RELEASED, RETURNED]), st.integers(1, 9)), max_size=20),
     st.integers(0, 200),
 )
-@settings(derandomize=True, deadline=None)
 def test_movements_lead_from_the_known_stock_to_the_new_one(steps: list[tuple[HoldState, int]], threshold: int) -> None:
     before = stock(on_hand=190, reserved=180)
     room = stockroom([before])

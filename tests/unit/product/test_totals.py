@@ -5,7 +5,7 @@ from fractions import Fraction
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import Violation
@@ -20,7 +20,6 @@ def line(price: Decimal | str, quantity: int = 1, currency: str = "EUR") -> Hold
 
 
 @given(st.lists(st.tuples(PRICES, st.integers(1, 10_000)), min_size=1, max_size=5))
-@settings(derandomize=True, deadline=None)
 def test_total_is_the_exact_sum_of_all_lines(lines: list[tuple[Decimal, int]]) -> None:
     exact = sum((Fraction(price) * quantity for price, quantity in lines), Fraction(0))
     total = Total.of([line(price, quantity) for price, quantity in lines])
