@@ -49,6 +49,32 @@ class ProductService:
         )
         return product.ListProductsResponse(products=[wire.product(each) for each in found], next_page_token=token)
 
+    async def UpdateProduct(self, request: product.UpdateProductRequest, call: Call) -> Reply[Product]:
+        change: Change[Product] = Change(call, lambda made: product.UpdateProductResponse(product=wire.product(made)))
+        return await self._catalogue.update_product(
+            change, parse_id(request.product.id), wire.product_update(request), etag=request.product.etag
+        )
+
+    async def ArchiveProduct(self, request: product.ArchiveProductRequest, call: Call) -> Reply[Product]:
+        change: Change[Product] = Change(call, lambda made: product.ArchiveProductResponse(product=wire.product(made)))
+        return await self._catalogue.archive_product(change, parse_id(request.product_id), etag=request.etag)
+
+    async def UnarchiveProduct(self, request: product.UnarchiveProductRequest, call: Call) -> Reply[Product]:
+        change: Change[Product] = Change(
+            call, lambda made: product.UnarchiveProductResponse(product=wire.product(made))
+        )
+        return await self._catalogue.unarchive_product(change, parse_id(request.product_id), etag=request.etag)
+
+    async def ListPriceChanges(
+        self, request: product.ListPriceChangesRequest, call: Call
+    ) -> product.ListPriceChangesResponse:
+        found, token = await self._catalogue.list_price_changes(
+            parse_id(request.product_id), page_size=request.page_size, page_token=request.page_token
+        )
+        return product.ListPriceChangesResponse(
+            price_changes=[wire.price_change(each) for each in found], next_page_token=token
+        )
+
 
 class InventoryService:
     """`commerce.product.v1.InventoryService`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 from google.type.money_pb2 import Money
@@ -19,10 +20,15 @@ from product_svc.domain import (
     HoldState,
     Movement,
     MovementReason,
+    Price,
+    PriceChange,
     Product,
     ProductCreated,
     ProductDetails,
     ProductState,
+    ProductUpdate,
+    ProductUpdated,
+    ProductWasArchived,
     Reservation,
     Stock,
     StockChange,
@@ -63,6 +69,25 @@ def product_details(request: product_pb2.CreateProductRequest) -> ProductDetails
         description=request.description,
         price=wire.amount(request.price),
         currency=request.price.currency_code,
+    )
+
+
+def product_update(request: product_pb2.UpdateProductRequest) -> ProductUpdate:
+    """The fields that the mask names; without a mask, all that are not empty."""
+    new = request.product
+    price = Price(wire.amount(new.price), new.price.currency_code) if new.HasField("price") else None
+    values: dict[str, Any] = {"name": new.name.strip(), "description": new.description, "price": price}
+    masked = set(request.update_mask.paths)
+    return ProductUpdate(**{field: value for field, value in values.items() if (field in masked if masked else value)})
+
+
+def price_change(value: PriceChange) -> product_pb2.PriceChange:
+    """The message of a change of price."""
+    return product_pb2.PriceChange(
+        price=wire.money(value.price, value.currency),
+        previous_price=wire.money(value.previous_price, value.previous_currency),
+        change_time=wire.timestamp(value.change_time),
+        actor=value.actor,
     )
 
 
@@ -173,6 +198,10 @@ def event(fact: Fact) -> Event:
     match fact:
         case ProductCreated(made):
             return Event.of(made.id, made.version, _created(fact))
+        case ProductUpdated(updated):
+            return Event.of(updated.id, updated.version, events_pb2.ProductUpdated(product=product(updated)))
+        case ProductWasArchived(archived):
+            return Event.of(archived.id, archived.version, events_pb2.ProductArchived(product=product(archived)))
         case StockChanged(changed, _):
             return Event.of(changed.product_id, changed.version, _stock_changed(fact))
         case StockLow(low, _):

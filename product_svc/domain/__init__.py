@@ -11,13 +11,19 @@ from product_svc.domain.holds import (
     resolve,
 )
 from product_svc.domain.products import (
+    EtagMismatch,
     Offer,
+    Price,
+    PriceChange,
     Product,
     ProductArchived,
     ProductCreated,
     ProductDetails,
     ProductNotFound,
     ProductState,
+    ProductUpdate,
+    ProductUpdated,
+    ProductWasArchived,
     SkuTaken,
 )
 from product_svc.domain.reservations import (
@@ -44,13 +50,14 @@ from product_svc.domain.stock import (
     opening_stock,
 )
 
-Fact = ProductCreated | StockChanged | StockLow
+Fact = ProductCreated | ProductUpdated | ProductWasArchived | StockChanged | StockLow
 """What the product service publishes."""
 
 __all__ = [
     "STOCK_LIMIT",
     "TOTAL_LIMIT",
     "CurrencyMismatch",
+    "EtagMismatch",
     "Fact",
     "Hold",
     "HoldDecision",
@@ -62,6 +69,8 @@ __all__ = [
     "Movement",
     "MovementReason",
     "Offer",
+    "Price",
+    "PriceChange",
     "PriceChanged",
     "Product",
     "ProductArchived",
@@ -69,6 +78,9 @@ __all__ = [
     "ProductDetails",
     "ProductNotFound",
     "ProductState",
+    "ProductUpdate",
+    "ProductUpdated",
+    "ProductWasArchived",
     "Reservation",
     "Resolution",
     "Shelf",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from mesh.errors import AlreadyExists, FailedPrecondition, NotFound
+from mesh.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
 
 
 class ProductNotFound(NotFound):
@@ -37,6 +37,16 @@ class ProductArchived(FailedPrecondition):
 
     def __init__(self, product_id: UUID) -> None:
         super().__init__(f"product {product_id} is archived", metadata={"productId": str(product_id)})
+
+
+class EtagMismatch(Aborted):
+    """The product has changed since the caller read the etag that they sent."""
+
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(
+            f"product {product_id} has changed since it was read: read it again",
+            metadata={"productId": str(product_id)},
+        )
 
 
 class ProductState(StrEnum):
@@ -70,6 +80,22 @@ class ProductDetails:
         )
 
 
+class Price(NamedTuple):
+    """The price of one piece, in whole units of its currency."""
+
+    amount: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProductUpdate:
+    """New values for a product; a value of None stays as it is."""
+
+    name: str | None = None
+    description: str | None = None
+    price: Price | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Product(ProductDetails):
     """Something that is sold."""
@@ -83,9 +109,73 @@ class Product(ProductDetails):
     version: int
     """It grows with every change of the product."""
 
+    def updated(self, update: ProductUpdate, now: datetime) -> Product:
+        """The product with new values; the same object when no value differs. Raises ProductArchived."""
+        if self.state is ProductState.ARCHIVED:
+            raise ProductArchived(self.id)
+        price = update.price or Price(self.price, self.currency)
+        return self._with(
+            now,
+            name=self.name if update.name is None else update.name,
+            description=self.description if update.description is None else update.description,
+            price=price.amount,
+            currency=price.currency,
+        )
+
+    def archived(self, now: datetime) -> Product:
+        """The product, no longer for sale; the same object if it was archived before."""
+        return self._with(now, state=ProductState.ARCHIVED)
+
+    def unarchived(self, now: datetime) -> Product:
+        """The product, for sale again; the same object if it is for sale."""
+        return self._with(now, state=ProductState.ACTIVE)
+
+    def require_etag(self, etag: str) -> None:
+        """Raise EtagMismatch when the caller names another version than this one."""
+        if etag and etag != str(self.version):
+            raise EtagMismatch(self.id)
+
+    def _with(self, now: datetime, **values: Any) -> Product:
+        new = replace(self, **values)
+        return self if new == self else replace(new, update_time=now, version=self.version + 1)
+
+
+class PriceChange(NamedTuple):
+    """One change of the price of a product: a row of its history, which never changes."""
+
+    id: UUID
+    product_id: UUID
+    price: Decimal
+    currency: str
+    previous_price: Decimal
+    previous_currency: str
+    change_time: datetime
+    actor: str
+
+    @classmethod
+    def between(cls, before: Product, after: Product, *, change_id: UUID, actor: str) -> PriceChange | None:
+        """The change of price from one version of a product to the next; None if it has the same price."""
+        if (before.price, before.currency) == (after.price, after.currency):
+            return None
+        return cls(
+            change_id, after.id, after.price, after.currency, before.price, before.currency, after.update_time, actor
+        )
+
 
 class ProductCreated(NamedTuple):
     """A product was created."""
+
+    product: Product
+
+
+class ProductUpdated(NamedTuple):
+    """A product has new values, or is for sale again."""
+
+    product: Product
+
+
+class ProductWasArchived(NamedTuple):
+    """A product is no longer for sale."""
 
     product: Product
 

@@ -54,9 +54,11 @@ _offer = sa.select(
     (stocks.c.on_hand - stocks.c.reserved).label("available"),
 ).select_from(stocks.join(products, products.c.id == stocks.c.product_id))
 OFFERS = Statement(_offer.where(stocks.c.product_id == sa.any_(_ids)), name="read offers")
-# In primary-key order, as everywhere.
+# In primary-key order, as everywhere. The products too: otherwise frequent price changes would make each attempt stale.
 LOCK_OFFERS = Statement(
-    _offer.where(stocks.c.product_id == sa.any_(_ids)).order_by(stocks.c.product_id).with_for_update(of=stocks),
+    _offer.where(stocks.c.product_id == sa.any_(_ids))
+    .order_by(stocks.c.product_id)
+    .with_for_update(of=[stocks, products]),
     name="lock offers",
 )
 

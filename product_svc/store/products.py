@@ -12,16 +12,17 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mesh.db.database import Row, Statement
-from mesh.db.rows import Rows
-from mesh.ids import parse_id
-from product_svc.domain import Product, SkuTaken
-from product_svc.store.tables import products, stocks
+from mesh.db.rows import Rows, Versions
+from mesh.ids import LAST_ID, parse_id
+from product_svc.domain import PriceChange, Product, ProductNotFound, SkuTaken
+from product_svc.store.tables import price_changes, products, stocks
 
 if TYPE_CHECKING:
     from mesh.db.database import Transaction
     from mesh.db.unit_of_work import UnitOfWork
 
 _rows = Rows(Product, products, elsewhere=("available",), apart=("search",))
+_price_changes = Rows(PriceChange, price_changes)
 _product = sa.select(*_rows.columns, (stocks.c.on_hand - stocks.c.reserved).label("available")).join(
     stocks, stocks.c.product_id == products.c.id
 )
@@ -29,6 +30,23 @@ _product = sa.select(*_rows.columns, (stocks.c.on_hand - stocks.c.reserved).labe
 # A SKU that is taken is no error for PostgreSQL, which would log the row that it rejects.
 ADD_PRODUCTS = _rows.insertion(returning=[products.c.id], skip_existing=True)
 PRODUCTS = Statement(_product.where(products.c.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)))))
+# The stock first, as `LOCK_OFFERS` does: two transactions never wait for each other.
+LOCK_PRODUCT = Statement(
+    _product.where(products.c.id == sa.bindparam("id", type_=sa.Uuid)).with_for_update(of=[stocks, products]),
+)
+NEW_VERSIONS = Versions(_rows, ["name", "description", "price", "currency", "state", "update_time"])
+
+ADD_PRICE_CHANGES = _price_changes.insertion()
+LIST_PRICE_CHANGES = Statement(
+    sa.select(*_price_changes.columns)
+    .where(
+        price_changes.c.product_id == sa.bindparam("product", type_=sa.Uuid),
+        price_changes.c.id < sa.bindparam("before", type_=sa.Uuid),
+    )
+    .order_by(price_changes.c.id.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer)),
+    name="list price changes",
+)
 
 _BY_NAME = (products.c.name, products.c.id)
 _BY_CREATE_TIME = (products.c.create_time, products.c.id)
@@ -60,6 +78,26 @@ class ProductStore:
         """Add a product. Raises SkuTaken."""
         if not await work.transaction.insert(ADD_PRODUCTS, [_rows.values(product)]):
             raise SkuTaken(product.sku)
+
+    async def load(self, work: UnitOfWork, product_id: UUID) -> Product:
+        """A product, to be changed. It and its stock are locked. Raises ProductNotFound."""
+        row = await work.transaction.fetch_one(LOCK_PRODUCT, id=product_id)
+        if row is None:
+            raise ProductNotFound(product_id)
+        return _read(row)
+
+    def save(self, work: UnitOfWork, loaded: Product, changed: Product, price_change: PriceChange | None) -> None:
+        """Write the new version of a loaded product, and the change of its price."""
+        NEW_VERSIONS.write(work.transaction, [(loaded, changed)])
+        if price_change is not None:
+            work.transaction.add(ADD_PRICE_CHANGES, [_price_changes.values(price_change)])
+
+    async def price_changes(
+        self, reading: Transaction, product_id: UUID, *, before: UUID | None, most: int
+    ) -> list[PriceChange]:
+        """The changes of a product's price, newest first; only those older than the change `before`, if given."""
+        rows = await reading.fetch(LIST_PRICE_CHANGES, product=product_id, before=before or LAST_ID, most=most)
+        return [_price_changes.read(row) for row in rows]
 
     async def get(self, reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Product]:
         """The products with these ids that exist, by id."""

@@ -32,6 +32,20 @@ sa.Index("products_create_time", products.c.create_time, products.c.id)
 sa.Index("products_name", products.c.name, products.c.id)
 sa.Index("products_currency_price", products.c.currency, products.c.price, products.c.id)
 
+price_changes = sa.Table(
+    "price_changes",
+    metadata,
+    sa.Column("id", sa.Uuid, nullable=False),
+    sa.Column("product_id", sa.Uuid, sa.ForeignKey(products.c.id), nullable=False),
+    sa.Column("price", AMOUNT, nullable=False),
+    sa.Column("currency", CURRENCY, nullable=False),
+    sa.Column("previous_price", AMOUNT, nullable=False),
+    sa.Column("previous_currency", CURRENCY, nullable=False),
+    sa.Column("change_time", TIME, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+    sa.PrimaryKeyConstraint("product_id", "id"),
+)
+
 stocks = sa.Table(
     "stocks",
     metadata,

@@ -1,13 +1,24 @@
-"""Products: created by staff, read by anyone."""
+"""Products: created and changed by staff, read by anyone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from mesh.ids import new_id
-from product_svc.domain import Product, ProductCreated, ProductDetails, ProductNotFound, opening_stock
+from mesh.ids import new_id, parse_id
+from product_svc.domain import (
+    PriceChange,
+    Product,
+    ProductCreated,
+    ProductDetails,
+    ProductNotFound,
+    ProductUpdate,
+    ProductUpdated,
+    ProductWasArchived,
+    opening_stock,
+)
 
 if TYPE_CHECKING:
     from mesh.db.paging import Pages
@@ -17,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Catalogue:
-    """Products: created by staff, read by anyone."""
+    """Products: created and changed by staff, read by anyone."""
 
     def __init__(self, units: UnitsOfWork, products: ProductStore, stocks: StockStore, pages: Pages) -> None:
         self._units = units
@@ -36,6 +47,63 @@ class Catalogue:
             self._stocks.add(work, stock, movements)
             work.publish(ProductCreated(product), change.trace)
             return work.reply(product)
+
+    async def update_product(
+        self, change: Change[Product], product_id: UUID, update: ProductUpdate, *, etag: str
+    ) -> Reply[Product]:
+        """Give a product new values; when none differs, nothing changes.
+
+        Raises ProductNotFound, EtagMismatch or ProductArchived.
+        """
+
+        def updated(product: Product, now: datetime) -> Product:
+            return product.updated(update, now)
+
+        return await self._change(change, product_id, updated, ProductUpdated, etag=etag)
+
+    async def archive_product(self, change: Change[Product], product_id: UUID, *, etag: str) -> Reply[Product]:
+        """Take a product out of the lists and off sale. Raises ProductNotFound or EtagMismatch."""
+        return await self._change(change, product_id, Product.archived, ProductWasArchived, etag=etag)
+
+    async def unarchive_product(self, change: Change[Product], product_id: UUID, *, etag: str) -> Reply[Product]:
+        """Offer an archived product for sale again. Raises ProductNotFound or EtagMismatch."""
+        return await self._change(change, product_id, Product.unarchived, ProductUpdated, etag=etag)
+
+    async def _change(
+        self,
+        change: Change[Product],
+        product_id: UUID,
+        new: Callable[[Product, datetime], Product],
+        fact: Callable[[Product], ProductUpdated | ProductWasArchived],
+        *,
+        etag: str,
+    ) -> Reply[Product]:
+        async with self._units.once(change) as work:
+            product = await self._products.load(work, product_id)
+            product.require_etag(etag)
+            changed = new(product, self._units.now())
+            if changed is not product:
+                price_change = PriceChange.between(product, changed, change_id=new_id(), actor=str(change.caller))
+                self._products.save(work, product, changed, price_change)
+                work.publish(fact(changed), change.trace)
+            return work.reply(changed)
+
+    async def list_price_changes(
+        self, product_id: UUID, *, page_size: int, page_token: str
+    ) -> tuple[list[PriceChange], str]:
+        """A page of the changes of a product's price, newest first, and the token of the next page.
+
+        Raises ProductNotFound.
+        """
+        scope = f"price changes\0{product_id}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        before = parse_id(position[0]) if position else None
+        async with self._units.database.reading() as reading:
+            if not await self._products.get(reading, [product_id]):
+                raise ProductNotFound(product_id)
+            found = await self._products.price_changes(reading, product_id, before=before, most=size + 1)
+        return self._pages.page(scope, found, size, lambda price_change: [str(price_change.id)])
 
     async def get_each(self, ids: Sequence[UUID]) -> list[Product | ProductNotFound]:
         """Each product, archived or not, or that it does not exist."""

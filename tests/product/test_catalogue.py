@@ -1,6 +1,5 @@
 """The catalogue over gRPC."""
 
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import asyncpg
@@ -8,27 +7,9 @@ import pytest
 from google.type.money_pb2 import Money
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
-from product_svc.app import Settings, build
 from stack.servers import Servers
-from tests.services import NOWHERE, Client, Keys, new_key, refused, running, settings_for
-
-
-@pytest.fixture(scope="module")
-async def client(servers: Servers, keys: Keys) -> AsyncIterator[Client]:
-    settings = settings_for(Settings, "product", servers, keys, order_target=NOWHERE)
-    async with running(build(settings)) as address:
-        client = Client(address, "product", keys, token=keys.token("staff", uuid4()))
-        yield client
-        await client.close()
-
-
-def new_product(sku: str | None = None, stock: int = 0, name: str = "A thing") -> product_pb2.CreateProductRequest:
-    return product_pb2.CreateProductRequest(
-        sku=sku or f"SKU-{uuid4()}",
-        name=name,
-        price=Money(currency_code="EUR", units=12, nanos=500_000_000),
-        initial_stock=stock,
-    )
+from tests.product.catalogue import make, new_product
+from tests.services import Client, new_key, refused
 
 
 async def test_product_is_created_once_for_a_key(client: Client) -> None:
@@ -94,18 +75,6 @@ async def test_sku_of_another_product_is_not_in_the_log_of_the_database(client: 
     assert "the-control" in said
     assert request.sku not in said
     assert "products_sku_key" not in said, "no statement fails, whatever the server logs of those that do"
-
-
-async def make(
-    client: Client, name: str, *, units: int = 1, currency: str = "EUR", sku: str | None = None
-) -> product_pb2.Product:
-    """A product of this name and price."""
-    stub = product_pb2_grpc.ProductServiceStub(client.channel)
-    request = new_product(sku, name=name)
-    request.price.CopyFrom(Money(currency_code=currency, units=units))
-    reply = await client(stub.CreateProduct, request, key=new_key())
-    made: product_pb2.Product = reply.product
-    return made
 
 
 async def names(client: Client, **asked: object) -> list[str]:
@@ -183,18 +152,6 @@ async def test_page_token_is_valid_for_its_list_only(client: Client) -> None:
     ):
         error = await refused(client(stub.ListProducts, request))
         assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
-
-
-async def test_archived_products_are_read_but_not_listed(client: Client, servers: Servers) -> None:
-    word = f"w{uuid4().hex}"
-    made = await make(client, word)
-    connection = await asyncpg.connect(servers.postgres.url_for("product_svc"))
-    await connection.execute("UPDATE products SET state = 'ARCHIVED' WHERE id = $1", made.id)
-    await connection.close()
-    assert await names(client, query=word) == []
-    stub = product_pb2_grpc.ProductServiceStub(client.channel)
-    read = await client(stub.GetProduct, product_pb2.GetProductRequest(product_id=made.id))
-    assert read.product.state == product_pb2.PRODUCT_STATE_ARCHIVED
 
 
 async def test_product_that_does_not_exist_is_named(client: Client) -> None:

@@ -74,6 +74,8 @@ BatchGetProducts       PUBLIC    GET /v1/products:batchGet
 ListProducts           PUBLIC    GET /v1/products
 UpdateProduct          STAFF     PATCH /v1/products/{product.id}
 ArchiveProduct         STAFF     POST /v1/products/{product_id}:archive
+UnarchiveProduct       STAFF     POST /v1/products/{product_id}:unarchive
+ListPriceChanges       STAFF     GET /v1/products/{product_id}/priceChanges
 GetStock               STAFF     GET /v1/products/{product_id}/stock
 UpdateStock            STAFF     POST /v1/products/{product_id}/stock:update
 ListStockMovements     STAFF     GET /v1/products/{product_id}/stockMovements

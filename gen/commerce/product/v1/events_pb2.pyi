@@ -46,7 +46,9 @@ Global___ProductCreated: _TypeAlias = ProductCreated  # noqa: Y015
 
 @_typing.final
 class ProductUpdated(_message.Message):
-    """ProductUpdated is published when a product changes."""
+    """ProductUpdated is published when the name, the description or the price of a product changes, and when an archived
+    product is for sale again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -447,3 +447,151 @@ class ArchiveProductResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ArchiveProductResponse: _TypeAlias = ArchiveProductResponse  # noqa: Y015
+
+@_typing.final
+class UnarchiveProductRequest(_message.Message):
+    """UnarchiveProductRequest is the request of `UnarchiveProduct`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """Required. The product's UUID."""
+    etag: _builtins.str
+    """Optional. The expected version of the product. If empty, any version is accepted."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "product_id", b"product_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnarchiveProductRequest: _TypeAlias = UnarchiveProductRequest  # noqa: Y015
+
+@_typing.final
+class UnarchiveProductResponse(_message.Message):
+    """UnarchiveProductResponse is the response of `UnarchiveProduct`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def product(self) -> Global___Product:
+        """The current state of the product."""
+
+    def __init__(
+        self,
+        *,
+        product: Global___Product | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["product", b"product"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["product", b"product"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnarchiveProductResponse: _TypeAlias = UnarchiveProductResponse  # noqa: Y015
+
+@_typing.final
+class PriceChange(_message.Message):
+    """PriceChange is one change of the price of a product. Price changes never change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_PRICE_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    """Who changed the price: `staff:` followed by an id."""
+    @_builtins.property
+    def price(self) -> _money_pb2.Money:
+        """The price of one piece after the change."""
+
+    @_builtins.property
+    def previous_price(self) -> _money_pb2.Money:
+        """The price of one piece before the change."""
+
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When the price was changed."""
+
+    def __init__(
+        self,
+        *,
+        price: _money_pb2.Money | None = ...,
+        previous_price: _money_pb2.Money | None = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "previous_price", b"previous_price", "price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "change_time", b"change_time", "previous_price", b"previous_price", "price", b"price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceChange: _TypeAlias = PriceChange  # noqa: Y015
+
+@_typing.final
+class ListPriceChangesRequest(_message.Message):
+    """ListPriceChangesRequest is the request of `ListPriceChanges`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """Required. The product's UUID."""
+    page_size: _builtins.int
+    """Optional. The maximum number of price changes to return, at most 500. If 0, at most 50 are returned."""
+    page_token: _builtins.str
+    """Optional. The `next_page_token` of the previous page."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "product_id", b"product_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPriceChangesRequest: _TypeAlias = ListPriceChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListPriceChangesResponse(_message.Message):
+    """ListPriceChangesResponse is the response of `ListPriceChanges`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page. Empty on the last page."""
+    @_builtins.property
+    def price_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceChange]:
+        """The price changes of this page."""
+
+    def __init__(
+        self,
+        *,
+        price_changes: _abc.Iterable[Global___PriceChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "price_changes", b"price_changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPriceChangesResponse: _TypeAlias = ListPriceChangesResponse  # noqa: Y015

@@ -68,6 +68,16 @@ class ProductServiceStub:
                 request_serializer=commerce_dot_product_dot_v1_dot_product__pb2.ArchiveProductRequest.SerializeToString,
                 response_deserializer=commerce_dot_product_dot_v1_dot_product__pb2.ArchiveProductResponse.FromString,
                 _registered_method=True)
+        self.UnarchiveProduct = channel.unary_unary(
+                '/commerce.product.v1.ProductService/UnarchiveProduct',
+                request_serializer=commerce_dot_product_dot_v1_dot_product__pb2.UnarchiveProductRequest.SerializeToString,
+                response_deserializer=commerce_dot_product_dot_v1_dot_product__pb2.UnarchiveProductResponse.FromString,
+                _registered_method=True)
+        self.ListPriceChanges = channel.unary_unary(
+                '/commerce.product.v1.ProductService/ListPriceChanges',
+                request_serializer=commerce_dot_product_dot_v1_dot_product__pb2.ListPriceChangesRequest.SerializeToString,
+                response_deserializer=commerce_dot_product_dot_v1_dot_product__pb2.ListPriceChangesResponse.FromString,
+                _registered_method=True)
 
 
 class ProductServiceServicer:
@@ -115,7 +125,7 @@ class ProductServiceServicer:
 
     def UpdateProduct(self, request, context):
         """Updates the name, the description or the price of a product. Orders that are already placed keep their
-        prices.
+        prices. New values that are the current ones change nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -125,10 +135,28 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveProduct(self, request, context):
-        """Archives a product: it can no longer be ordered. Its stock and its orders remain. Archiving a product again
-        changes nothing.
+        """Archives a product: it is no longer listed and can no longer be ordered. It can still be read. Its stock and its
+        orders remain. Archiving a product again changes nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnarchiveProduct(self, request, context):
+        """Offers an archived product for sale again. A product that is for sale does not change.
+
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPriceChanges(self, request, context):
+        """Lists the changes of the price of a product, newest first. The price at which it was created is no change.
+
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +194,16 @@ def add_ProductServiceServicer_to_server(servicer, server):
                     servicer.ArchiveProduct,
                     request_deserializer=commerce_dot_product_dot_v1_dot_product__pb2.ArchiveProductRequest.FromString,
                     response_serializer=commerce_dot_product_dot_v1_dot_product__pb2.ArchiveProductResponse.SerializeToString,
+            ),
+            'UnarchiveProduct': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnarchiveProduct,
+                    request_deserializer=commerce_dot_product_dot_v1_dot_product__pb2.UnarchiveProductRequest.FromString,
+                    response_serializer=commerce_dot_product_dot_v1_dot_product__pb2.UnarchiveProductResponse.SerializeToString,
+            ),
+            'ListPriceChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPriceChanges,
+                    request_deserializer=commerce_dot_product_dot_v1_dot_product__pb2.ListPriceChangesRequest.FromString,
+                    response_serializer=commerce_dot_product_dot_v1_dot_product__pb2.ListPriceChangesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -334,6 +372,60 @@ class ProductService:
             '/commerce.product.v1.ProductService/ArchiveProduct',
             commerce_dot_product_dot_v1_dot_product__pb2.ArchiveProductRequest.SerializeToString,
             commerce_dot_product_dot_v1_dot_product__pb2.ArchiveProductResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnarchiveProduct(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.product.v1.ProductService/UnarchiveProduct',
+            commerce_dot_product_dot_v1_dot_product__pb2.UnarchiveProductRequest.SerializeToString,
+            commerce_dot_product_dot_v1_dot_product__pb2.UnarchiveProductResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPriceChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.product.v1.ProductService/ListPriceChanges',
+            commerce_dot_product_dot_v1_dot_product__pb2.ListPriceChangesRequest.SerializeToString,
+            commerce_dot_product_dot_v1_dot_product__pb2.ListPriceChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

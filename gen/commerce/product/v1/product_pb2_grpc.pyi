@@ -59,16 +59,26 @@ class ProductServiceStub:
     """
     UpdateProduct: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductRequest, _product_pb2.UpdateProductResponse]
     """Updates the name, the description or the price of a product. Orders that are already placed keep their
-    prices.
+    prices. New values that are the current ones change nothing.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
     `ETAG_MISMATCH`.
     """
     ArchiveProduct: _grpc.UnaryUnaryMultiCallable[_product_pb2.ArchiveProductRequest, _product_pb2.ArchiveProductResponse]
-    """Archives a product: it can no longer be ordered. Its stock and its orders remain. Archiving a product again
-    changes nothing.
+    """Archives a product: it is no longer listed and can no longer be ordered. It can still be read. Its stock and its
+    orders remain. Archiving a product again changes nothing.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+    """
+    UnarchiveProduct: _grpc.UnaryUnaryMultiCallable[_product_pb2.UnarchiveProductRequest, _product_pb2.UnarchiveProductResponse]
+    """Offers an archived product for sale again. A product that is for sale does not change.
+
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+    """
+    ListPriceChanges: _grpc.UnaryUnaryMultiCallable[_product_pb2.ListPriceChangesRequest, _product_pb2.ListPriceChangesResponse]
+    """Lists the changes of the price of a product, newest first. The price at which it was created is no change.
+
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
 
 @_typing.type_check_only
@@ -102,16 +112,26 @@ class ProductServiceAsyncStub(ProductServiceStub):
     """
     UpdateProduct: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductRequest, _product_pb2.UpdateProductResponse]  # type: ignore[assignment]
     """Updates the name, the description or the price of a product. Orders that are already placed keep their
-    prices.
+    prices. New values that are the current ones change nothing.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
     `ETAG_MISMATCH`.
     """
     ArchiveProduct: _aio.UnaryUnaryMultiCallable[_product_pb2.ArchiveProductRequest, _product_pb2.ArchiveProductResponse]  # type: ignore[assignment]
-    """Archives a product: it can no longer be ordered. Its stock and its orders remain. Archiving a product again
-    changes nothing.
+    """Archives a product: it is no longer listed and can no longer be ordered. It can still be read. Its stock and its
+    orders remain. Archiving a product again changes nothing.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+    """
+    UnarchiveProduct: _aio.UnaryUnaryMultiCallable[_product_pb2.UnarchiveProductRequest, _product_pb2.UnarchiveProductResponse]  # type: ignore[assignment]
+    """Offers an archived product for sale again. A product that is for sale does not change.
+
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+    """
+    ListPriceChanges: _aio.UnaryUnaryMultiCallable[_product_pb2.ListPriceChangesRequest, _product_pb2.ListPriceChangesResponse]  # type: ignore[assignment]
+    """Lists the changes of the price of a product, newest first. The price at which it was created is no change.
+
+    Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
 
 class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -172,7 +192,7 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.UpdateProductResponse, _abc.Awaitable[_product_pb2.UpdateProductResponse]]:
         """Updates the name, the description or the price of a product. Orders that are already placed keep their
-        prices.
+        prices. New values that are the current ones change nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
         `ETAG_MISMATCH`.
@@ -184,10 +204,32 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _product_pb2.ArchiveProductRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.ArchiveProductResponse, _abc.Awaitable[_product_pb2.ArchiveProductResponse]]:
-        """Archives a product: it can no longer be ordered. Its stock and its orders remain. Archiving a product again
-        changes nothing.
+        """Archives a product: it is no longer listed and can no longer be ordered. It can still be read. Its stock and its
+        orders remain. Archiving a product again changes nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+        """
+
+    @_abc_1.abstractmethod
+    def UnarchiveProduct(
+        self,
+        request: _product_pb2.UnarchiveProductRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.UnarchiveProductResponse, _abc.Awaitable[_product_pb2.UnarchiveProductResponse]]:
+        """Offers an archived product for sale again. A product that is for sale does not change.
+
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPriceChanges(
+        self,
+        request: _product_pb2.ListPriceChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.ListPriceChangesResponse, _abc.Awaitable[_product_pb2.ListPriceChangesResponse]]:
+        """Lists the changes of the price of a product, newest first. The price at which it was created is no change.
+
+        Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
 
 def add_ProductServiceServicer_to_server(servicer: ProductServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
