@@ -142,6 +142,7 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
         "order_by": ORDERS[number % len(ORDERS)],
         "page_size": number % 7,
     },
+    "ListPriceChanges": lambda shop, number: {"product_id": some(shop.products, number), "page_size": number % 7},
     "GetStock": lambda shop, number: {"product_id": some(shop.products, number)},
     "ListStockMovements": lambda shop, number: {
         "product_id": shop.products[number % len(shop.products)],
