@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gateway.config import Address, EdgeConfig, TlsFiles
@@ -15,18 +16,25 @@ STREAMS = "HIGH"
 """The routing priority of server streams. Envoy counts each priority of a cluster in a circuit breaker of its own."""
 
 
+CERTIFICATE = "certificate"
+AUTHORITY = "authority"
+"""The names of the two secrets of mutual TLS."""
+
 UNREACHABLE = "unreachable"
 """The cluster without endpoints. A call to it fails at once."""
 
 
-def clusters(config: EdgeConfig) -> list[dict[str, Any]]:
-    """A cluster for each service, one for reflection unless it is off, and `UNREACHABLE`."""
+def clusters(config: EdgeConfig, folder: Path) -> list[dict[str, Any]]:
+    """A cluster for each service, one for reflection unless it is off, and `UNREACHABLE`.
+
+    `folder` is where Envoy will find the files of `secrets`.
+    """
     limits = config.limits
     found = [
         _cluster(
             name,
             addresses,
-            config.tls,
+            folder,
             certificates=[name],
             thresholds=[_threshold(limits.upstream_requests), _threshold(limits.upstream_streams, priority=STREAMS)],
         )
@@ -36,7 +44,7 @@ def clusters(config: EdgeConfig) -> list[dict[str, Any]]:
         everywhere = [address for addresses in config.upstreams.values() for address in addresses]
         thresholds = [_threshold(limits.reflection_streams)]
         certificates = list(config.upstreams)
-        found.append(_cluster(REFLECTION, everywhere, config.tls, certificates=certificates, thresholds=thresholds))
+        found.append(_cluster(REFLECTION, everywhere, folder, certificates=certificates, thresholds=thresholds))
     found.append({"name": UNREACHABLE, "type": "STATIC", "typed_extension_protocol_options": _HTTP2})
     return found
 
@@ -52,7 +60,7 @@ _HTTP2 = {
 def _cluster(
     name: str,
     addresses: Sequence[Address],
-    tls: TlsFiles,
+    folder: Path,
     *,
     certificates: Sequence[str],
     thresholds: Sequence[dict[str, Any]],
@@ -88,7 +96,7 @@ def _cluster(
         },
         "transport_socket": {
             "name": "envoy.transport_sockets.tls",
-            "typed_config": _mutual_tls(certificates, tls),
+            "typed_config": _mutual_tls(certificates, folder),
         },
         "health_checks": [
             {
@@ -129,19 +137,52 @@ def _threshold(requests: int, *, priority: str = "DEFAULT") -> dict[str, Any]:
     }
 
 
-def _mutual_tls(names: Sequence[str], tls: TlsFiles) -> dict[str, Any]:
+def secrets(tls: TlsFiles) -> dict[str, dict[str, Any]]:
+    """The secrets of mutual TLS, by name, in the form of Envoy's secret discovery service.
+
+    Envoy reads the PEM files again when something is moved into their folder, as cert-manager and the kubelet do.
+    """
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+    certificate = {
+        "certificate_chain": {"filename": str(tls.cert)},
+        "private_key": {"filename": str(tls.key)},
+        "watched_directory": {"path": str(tls.cert.parent)},
+    }
+    authority = {
+        "trusted_ca": {"filename": str(tls.ca)},
+        "watched_directory": {"path": str(tls.ca.parent)},
+    }
+    return {
+        CERTIFICATE: {"@type": kind, "name": CERTIFICATE, "tls_certificate": certificate},
+        AUTHORITY: {"@type": kind, "name": AUTHORITY, "validation_context": authority},
+    }
+
+
+def secret_file(name: str) -> str:
+    """The name of the file, in the folder of the configuration, that holds a secret."""
+    return f"{name}.yaml"
+
+
+def _secret_config(name: str, folder: Path) -> dict[str, Any]:
+    path = {"path": str(folder / secret_file(name))}
+    return {"name": name, "sds_config": {"path_config_source": path, "resource_api_version": "V3"}}
+
+
+def _mutual_tls(names: Sequence[str], folder: Path) -> dict[str, Any]:
     return {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "sni": names[0],
         "common_tls_context": {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
             "alpn_protocols": ["h2"],
-            "tls_certificates": [
-                {"certificate_chain": {"filename": str(tls.cert)}, "private_key": {"filename": str(tls.key)}}
-            ],
-            "validation_context": {
-                "trusted_ca": {"filename": str(tls.ca)},
-                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}} for name in names],
+            "tls_certificate_sds_secret_configs": [_secret_config(CERTIFICATE, folder)],
+            "combined_validation_context": {
+                "default_validation_context": {
+                    "match_typed_subject_alt_names": [
+                        {"san_type": "DNS", "matcher": {"exact": name}} for name in names
+                    ],
+                },
+                "validation_context_sds_secret_config": _secret_config(AUTHORITY, folder),
             },
         },
     }

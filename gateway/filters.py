@@ -52,6 +52,7 @@ _SKIP = "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.S
 
 def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
     """Envoy's `http_filters`. `descriptors` is the file of the contracts' descriptor set."""
+    yield _readiness()
     yield _filter("grpc_web", "grpc_web.v3.GrpcWeb")
     yield _clients_kind()
     yield _filter("cors", "cors.v3.Cors")
@@ -69,6 +70,15 @@ def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
     yield _transcoder(descriptors)
     yield _abort()
     yield _filter("router", "router.v3.Router", suppress_envoy_headers=True)
+
+
+READY_PATH = "/readyz"
+"""Answered with 200, or with 503 while the edge drains."""
+
+
+def _readiness() -> dict[str, Any]:
+    path = {"name": ":path", "string_match": {"exact": READY_PATH}}
+    return _filter("health_check", "health_check.v3.HealthCheck", pass_through_mode=False, headers=[path])
 
 
 def cors_policy(origins: Sequence[str]) -> dict[str, Any]:

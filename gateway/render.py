@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from gateway.clusters import clusters
+from gateway.clusters import clusters, secret_file, secrets
 from gateway.config import Address, EdgeConfig
 from gateway.contracts import transcoder_descriptors
 from gateway.listener import listener
@@ -32,9 +32,11 @@ _MEMORY = {
 def render(config: EdgeConfig, folder: Path) -> dict[str, Any]:
     """Envoy's bootstrap. `folder` is where Envoy will find the descriptor set of the contracts."""
     bootstrap: dict[str, Any] = {
+        # Envoy requires them for the secrets, which come from files.
+        "node": {"id": "edge", "cluster": "edge"},
         "static_resources": {
             "listeners": [listener(config, folder / _DESCRIPTORS)],
-            "clusters": clusters(config),
+            "clusters": clusters(config, folder),
         },
         "overload_manager": overload_manager(config.limits),
         "memory_allocator_manager": _MEMORY,
@@ -49,10 +51,16 @@ def write(config: EdgeConfig, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     _replace(folder / _DESCRIPTORS, transcoder_descriptors())
-    # By way of JSON, for YAML writes an object that occurs twice as a reference.
-    text = yaml.dump(json.loads(json.dumps(render(config, folder))), Dumper=_DUMPER, sort_keys=False, width=120)
-    _replace(folder / _CONFIG, f"# Rendered from the contracts; edits are lost.\n{text}".encode())
+    for name, secret in secrets(config.tls).items():
+        _replace(folder / secret_file(name), _yaml({"resources": [secret]}))
+    _replace(folder / _CONFIG, _yaml(render(config, folder)))
     return folder / _CONFIG
+
+
+def _yaml(value: dict[str, Any]) -> bytes:
+    # By way of JSON, for YAML writes an object that occurs twice as a reference.
+    text = yaml.dump(json.loads(json.dumps(value)), Dumper=_DUMPER, sort_keys=False, width=120)
+    return f"# Rendered from the contracts; edits are lost.\n{text}".encode()
 
 
 def envoy_command(config_path: Path, *, workers: int | None = None) -> list[str]:

@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
-def _split(value: object) -> object:
+def split_list(value: object) -> object:
+    """The parts of a text that are separated by commas, without blanks around them; any other value as it is."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -26,7 +27,7 @@ def _require_url(secret: SecretStr) -> SecretStr:
     raise ValueError("is not a URL like nats://user:password@host:port, with what is special in it as %XX")
 
 
-Target = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
+Target = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list), Field(min_length=1)]
 """The addresses of a service: `host:port` or DNS names, separated by commas in the environment."""
 
 
@@ -102,12 +103,14 @@ def read(settings: type[AnySettings]) -> AnySettings:
     try:
         return settings()
     except ValidationError as error:
-        raise SettingsInvalid(
-            "\n".join(
-                f"MESH_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
-                for fault in error.errors()
-            )
-        ) from None
+        raise SettingsInvalid(errors_of(error)) from None
+
+
+def errors_of(error: ValidationError) -> str:
+    """A line for each error: the variable and what is wrong with it, without its value."""
+    return "\n".join(
+        f"MESH_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}" for fault in error.errors()
+    )
 
 
 def describe(settings: type[BaseSettings]) -> str:

@@ -8,8 +8,8 @@ from urllib.parse import quote, urlsplit
 
 import nats
 
+from mesh.plain_http import plain_client
 from stack.files import write_whole
-from stack.plain_http import plain_client
 from stack.servers.binaries import nats_server
 from stack.supervisor import Program
 
