@@ -26,8 +26,9 @@ up: setup ## Start the whole mesh on this machine; Ctrl-C stops it.
 test: lint types contracts ## Run every check and every test.
 	$(BIN)/pytest
 
-faults: setup ## Kill every part in the middle of orders, with one worker of each service and with two; minutes.
+faults: setup ## Kill every part in the middle of orders, and open streams ten thousand times; minutes.
 	$(BIN)/pytest tests/faults -m "slow or not slow"
+	$(BIN)/pytest --ignore tests/faults -m slow
 
 bench: setup ## Measure a series of loads on a mesh of its own, and publish it in ops/bench/. It takes five minutes.
 	@$(BIN)/python -m ops.bench

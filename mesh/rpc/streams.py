@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from random import uniform
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -28,7 +29,9 @@ StreamServicer = Callable[[Any, "Call"], AsyncGenerator["Message", None]]
 """A server-streaming method of an `rpc.py`: takes a request and its call, and yields messages."""
 
 RETRY_AFTER_S = 1.0
-"""The delay in `RetryInfo` for a stream that is rejected or drained."""
+"""The delay in `RetryInfo` for a stream above a limit."""
+DRAINED_RETRY_AFTER_S = (0.5, 2.5)
+"""The delay in `RetryInfo` for a drained stream is random between these, so that not all clients reconnect at once."""
 
 
 class Streams:
@@ -151,4 +154,5 @@ def _until_expiry(incoming: Incoming) -> float | None:
 
 
 def _draining() -> Unavailable:
-    return Unavailable("the server shuts down", retry_after=RETRY_AFTER_S)
+    delay = uniform(*DRAINED_RETRY_AFTER_S)  # noqa: S311  # it is no secret
+    return Unavailable("the server shuts down", retry_after=round(delay, 3))

@@ -1,4 +1,4 @@
-"""An HTTP/2 client for attacks: it does not end its requests, and does not make room for responses."""
+"""An HTTP/2 client for attacks and watches: it ends requests, reads responses and resets streams only as told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 
 _FRAME = 16 * 1024
@@ -17,13 +18,16 @@ _FRAME = 16 * 1024
 class Connection:
     """A connection to the edge."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_reading: bool) -> None:
         self.statuses: dict[int, int] = {}
         """The HTTP status of each response, by stream."""
         self.over: set[int] = set()
         """The streams that the edge has ended or reset."""
         self.streams_allowed = 0
         """How many concurrent streams the edge allows."""
+        self.received: dict[int, bytes] = {}
+        """The bytes of each response so far, by stream."""
+        self._is_reading = is_reading
         self._reader, self._writer = reader, writer
         self._changed = asyncio.Condition()
         self._http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
@@ -43,12 +47,14 @@ class Connection:
         await self._flush()
         return stream
 
-    async def get(self, path: str) -> int:
+    async def get(self, path: str, *, token: str = "") -> int:
         """Send a request without a body, and return its stream. Waits while all streams are in use."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._http.open_outbound_streams < self.streams_allowed)
         stream: int = self._http.get_next_available_stream_id()
         headers = [(":method", "GET"), (":path", path), (":scheme", "http"), (":authority", "edge")]
+        if token:
+            headers.append(("authorization", f"Bearer {token}"))
         self._http.send_headers(stream, headers, end_stream=True)
         await self._flush()
         return stream
@@ -64,6 +70,22 @@ class Connection:
             else:
                 async with self._changed:
                     await self._changed.wait()
+
+    async def line(self, stream: int) -> bytes:
+        """Wait for the first line of a response."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: b"\n" in self.received.get(stream, b"") or stream in self.over)
+        return self.received.get(stream, b"").partition(b"\n")[0]
+
+    async def reset(self, stream: int) -> None:
+        """Leave a stream, with RST_STREAM."""
+        self._http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        await self._flush()
+
+    async def until_over(self, stream: int) -> None:
+        """Wait until the edge has ended or reset a stream."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: stream in self.over)
 
     async def ended(self, count: int) -> None:
         """Wait until so many streams are over."""
@@ -85,6 +107,10 @@ class Connection:
                     self.streams_allowed = self._http.remote_settings.max_concurrent_streams
                 elif isinstance(event, h2.events.ResponseReceived):
                     self.statuses[event.stream_id] = int(dict(event.headers)[b":status"])
+                elif isinstance(event, h2.events.DataReceived):
+                    self.received[event.stream_id] = self.received.get(event.stream_id, b"") + event.data
+                    if self._is_reading:
+                        self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                     self.over.add(event.stream_id)
             await self._flush()
@@ -97,11 +123,14 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(target: str) -> AsyncIterator[Connection]:
-    """A connection to `target`, host and port. It never widens its window, so the edge can send 64 KiB in all."""
+async def connected(target: str, *, is_reading: bool = False) -> AsyncIterator[Connection]:
+    """A connection to `target`, host and port.
+
+    Unless it is reading, it never widens its window, so the edge can send 64 KiB in all.
+    """
     host, _, port = target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    connection = Connection(reader, writer)
+    connection = Connection(reader, writer, is_reading=is_reading)
     listening = asyncio.create_task(connection.listen())
     try:
         await connection.greet()

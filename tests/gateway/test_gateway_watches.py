@@ -26,6 +26,7 @@ from tests.gateway.clients import failure
 from tests.gateway.conftest import SUBJECT
 from tests.gateway.contract import A_UUID
 from tests.gateway.envoy import Envoy, running
+from tests.gateway.http2 import Connection, connected
 from tests.runtime.served import settings
 from tests.services import TEST_TIMEOUT_S, Keys, eventually
 
@@ -79,12 +80,17 @@ def watched(config: EdgeConfig, keys: Keys, short_folder: Path) -> Callable[...,
     return start
 
 
-async def until_cut(response: httpx.Response) -> list[str]:
-    """The messages of a response until it is aborted. The test fails if the response ends normally."""
-    seen: list[str] = []
+def etag_in(line: str | bytes) -> int:
+    """The etag of a message."""
+    return int(json.loads(line)["order"]["etag"])
+
+
+async def until_cut(lines: AsyncIterator[str]) -> list[int]:
+    """The etags of the remaining messages of a response until it is aborted. The test fails if it ends normally."""
+    seen: list[int] = []
     try:
-        async for line in response.aiter_lines():
-            seen += [json.loads(line)["order"]["etag"]]
+        async for line in lines:
+            seen += [etag_in(line)]
     except httpx.RemoteProtocolError:
         return seen
     raise AssertionError(f"the response ended normally after {seen}")
@@ -133,7 +139,7 @@ async def test_watch_error_after_the_first_message_aborts_the_json_response(
 ) -> None:
     async with watched(raising(error, after=2), http2=http2) as (_, client, _), client.stream("GET", WATCH) as response:
         assert response.status_code == 200
-        assert await until_cut(response) == ["0", "1"]
+        assert await until_cut(response.aiter_lines()) == [0, 1]
 
 
 async def test_watch_of_a_json_client_that_is_gone_is_closed(watched: Callable[..., Any]) -> None:
@@ -150,19 +156,16 @@ async def test_watch_of_a_json_client_that_is_gone_is_closed(watched: Callable[.
 
 async def test_watch_as_json_is_aborted_when_the_server_drains(watched: Callable[..., Any]) -> None:
     async with watched(endless, drain_seconds=3600) as (server, client, _), client.stream("GET", WATCH) as response:
-        cut = asyncio.create_task(until_cut(response))
-
-        async def is_open() -> bool:
-            return bool(server.streams.count == 1)
-
-        await eventually(is_open)
+        lines = response.aiter_lines()
+        assert etag_in(await anext(lines)) == 0
+        cut = asyncio.create_task(until_cut(lines))
         await asyncio.wait_for(server.stop(), TEST_TIMEOUT_S)
-        assert await cut == ["0"]
+        assert await cut == []
 
 
 async def test_watch_as_json_is_aborted_when_its_token_expires(watched: Callable[..., Any]) -> None:
     async with watched(endless, lifetime_seconds=4) as (_, client, _), client.stream("GET", WATCH) as response:
-        assert await until_cut(response) == ["0"]
+        assert await until_cut(response.aiter_lines()) == [0]
 
 
 async def test_watch_above_the_bound_of_a_caller_is_a_status_as_json(watched: Callable[..., Any]) -> None:
@@ -175,8 +178,35 @@ async def test_watch_above_the_bound_of_a_caller_is_a_status_as_json(watched: Ca
         assert (refused.status_code, failure(refused).reason, failure(refused).retry_after) == (429, "RATE_LIMITED", 1)
 
 
-async def test_a_thousand_connects_of_json_streams_leave_nothing_behind(watched: Callable[..., Any]) -> None:
-    """Every second stream fails after its first message; the client leaves the others."""
+async def test_watch_of_a_json_client_that_resets_its_http2_stream_is_closed(watched: Callable[..., Any]) -> None:
+    closed = 0
+
+    async def watch() -> AsyncGenerator[int, None]:
+        nonlocal closed
+        try:
+            yield 0
+            await asyncio.Event().wait()
+        finally:
+            closed += 1
+
+    async with watched(watch) as (server, client, edge), connected(edge.target, is_reading=True) as connection:
+        token = client.headers["authorization"].removeprefix("Bearer ")
+        for times in (1, 2):
+            stream = await connection.get(WATCH, token=token)
+            assert etag_in(await connection.line(stream)) == 0
+            assert server.streams.count == 1
+            await connection.reset(stream)
+
+            async def is_closed(times: int = times) -> bool:
+                return bool(server.streams.count == 0 and closed == times)
+
+            await eventually(is_closed)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_connects_of_json_streams_leave_nothing_behind(watched: Callable[..., Any], count: int) -> None:
+    """Every second stream fails after its first message; the client resets the others."""
     numbers = itertools.count()
 
     async def watch() -> AsyncGenerator[int, None]:
@@ -187,28 +217,36 @@ async def test_a_thousand_connects_of_json_streams_leave_nothing_behind(watched:
         await asyncio.Event().wait()
 
     async with watched(watch, max_streams_per_caller=200) as (server, client, edge):
+        token = client.headers["authorization"].removeprefix("Bearer ")
 
-        async def connect() -> None:
-            async with client.stream("GET", WATCH) as response:
-                lines = response.aiter_lines()
-                if int(json.loads(await anext(lines))["order"]["etag"]) % 2:
-                    with pytest.raises(httpx.RemoteProtocolError):
-                        await anext(lines)
+        async def connect(connection: Connection) -> None:
+            stream = await connection.get(WATCH, token=token)
+            if etag_in(await connection.line(stream)) % 2:
+                await connection.until_over(stream)
+            else:
+                await connection.reset(stream)
 
         async def none_is_open() -> bool:
             return bool(server.streams.count == 0)
 
         async def connects(count: int) -> None:
-            for _ in range(count // 100):
-                await asyncio.gather(*(connect() for _ in range(100)))
-                await eventually(none_is_open)
+            async with (
+                connected(edge.target, is_reading=True) as one,
+                connected(edge.target, is_reading=True) as other,
+            ):
+                for _ in range(count // 100):
+                    await asyncio.gather(*(connect(each) for each in (one, other) for _ in range(50)))
+                    await eventually(none_is_open)
 
         await connects(200)
-        before, tasks = Census.taken(), len(asyncio.all_tasks())
-        await connects(1_000)
-        assert next(numbers) == 1_200
+        censuses, tasks = [Census.taken()], len(asyncio.all_tasks())
+        for _ in range(2):
+            await connects(count // 2)
+            censuses.append(Census.taken())
+        assert next(numbers) == 200 + count
         await tasks_are_at_most(tasks)
-        assert Census.taken().grown_since(before, by=300) == {}
+        first, second = (after.grown_since(before, by=count // 4) for before, after in itertools.pairwise(censuses))
+        assert first.keys() & second.keys() == set()
         for cluster in ("order", "unreachable"):
             await edge.until(f"cluster.{cluster}.upstream_rq_active", 0)
         await edge.until("http.edge.downstream_rq_active", 0)
