@@ -9,11 +9,11 @@ from pydantic import Field, FilePath
 from customer_svc import wire
 from customer_svc.access_tokens import AccessTokens
 from customer_svc.passwords import Passwords
-from customer_svc.peers import OrderPeer
+from customer_svc.peers import OrderPeer, PaymentPeer
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
 from customer_svc.store import CustomerStore
-from customer_svc.usecases import Addresses, Customers, Orders, PaymentMethods, Sessions
+from customer_svc.usecases import Addresses, Customers, Exports, Orders, PaymentMethods, Sessions
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
@@ -32,6 +32,8 @@ class Settings(ServiceSettings):
 
     order_target: Target
     """Where the order service is."""
+    payment_target: Target
+    """Where the payment service is."""
     signing_key: FilePath
     """The private key that signs access tokens, a JSON Web Key on P-256 whose public half is in the JWKS."""
     access_token_seconds: int = Field(default=15 * 60, ge=10)
@@ -74,6 +76,7 @@ def build(settings: Settings) -> Service:
     revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event)
     orders_peer = Peer("order", settings.order_target, settings)
+    payments_peer = Peer("payment", settings.payment_target, settings)
     store = CustomerStore()
     pages = Pages(secret_bytes(settings.page_secret))
     passwords = Passwords(
@@ -100,6 +103,7 @@ def build(settings: Settings) -> Service:
     payment_methods = PaymentMethods(units, store, pages)
     addresses = Addresses(units, store, pages)
     orders = Orders(units, store, OrderPeer(orders_peer))
+    exports = Exports(units, store, session_store, OrderPeer(orders_peer), PaymentPeer(payments_peer))
     sessions = Sessions(units, store, passwords, session_store, tokens)
 
     return Service(
@@ -108,6 +112,7 @@ def build(settings: Settings) -> Service:
             database,
             bus,
             orders_peer,
+            payments_peer,
             relay,
             passwords,
             session_store,
@@ -117,7 +122,7 @@ def build(settings: Settings) -> Service:
                 settings,
                 {
                     "commerce.customer.v1.CustomerService": CustomerService(
-                        customers, payment_methods, addresses, orders
+                        customers, payment_methods, addresses, orders, exports
                     ),
                     "commerce.customer.v1.SessionService": SessionService(sessions),
                 },

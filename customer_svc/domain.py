@@ -352,6 +352,15 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionPeriod:
+    """A session that is open, without its tokens."""
+
+    id: UUID
+    create_time: datetime
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """What a customer holds while signed in. `expire_time` is that of the access token."""
 

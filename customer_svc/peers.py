@@ -1,11 +1,13 @@
-"""The service that the customer service calls."""
+"""The services that the customer service calls."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
+from commerce.payment.v1 import payment_pb2, payment_pb2_grpc
 
 if TYPE_CHECKING:
     from mesh.rpc.call import Call
@@ -29,3 +31,19 @@ class OrderPeer:
         request = order_pb2.ListOrdersRequest(customer_id=str(customer_id), page_size=page_size, page_token=page_token)
         reply = await self._peer.ask(stub.ListOrders, request, calls=[call], on_behalf_of=call)
         return list(reply.orders), reply.next_page_token
+
+
+class PaymentPeer:
+    """The payment service. Its payments are passed on as it describes them."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def payments_of(self, call: Call, orders: Sequence[order_pb2.Order]) -> list[payment_pb2.Payment]:
+        """The payments of these orders, at most 500; orders without one are left out. Raises Unavailable."""
+        if not orders:
+            return []
+        stub = self._peer.stub(payment_pb2_grpc.PaymentServiceStub)
+        request = payment_pb2.BatchGetOrderPaymentsRequest(order_ids=[order.id for order in orders])
+        reply = await self._peer.ask(stub.BatchGetOrderPayments, request, calls=[call])
+        return list(reply.payments)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from commerce.customer.v1 import customer_pb2 as customer
 from commerce.customer.v1 import session_pb2 as session
 from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import payment_pb2
 from customer_svc import wire
 from customer_svc.domain import Address, Customer, PaymentMethod
-from customer_svc.usecases import Addresses, Customers, Orders, PaymentMethods, Sessions
+from customer_svc.usecases import Addresses, Customers, Exports, Orders, PaymentMethods, Sessions
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
+from mesh.rpc.wire import timestamp
 
 
 class CustomerService:
@@ -22,11 +24,13 @@ class CustomerService:
         payment_methods: PaymentMethods,
         addresses: Addresses,
         orders: Orders[order_pb2.Order],
+        exports: Exports[order_pb2.Order, payment_pb2.Payment],
     ) -> None:
         self._customers = customers
         self._payment_methods = payment_methods
         self._addresses = addresses
         self._orders = orders
+        self._exports = exports
 
     async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> Reply[Customer]:
         change: Change[Customer] = Change(
@@ -50,6 +54,20 @@ class CustomerService:
         )
         return await self._customers.update_customer(
             change, wire.named(request.customer.id), wire.customer_update(request), etag=request.customer.etag
+        )
+
+    async def ExportCustomer(
+        self, request: customer.ExportCustomerRequest, call: Call
+    ) -> customer.ExportCustomerResponse:
+        export = await self._exports.export_customer(call, wire.named(request.customer_id))
+        return customer.ExportCustomerResponse(
+            customer=wire.customer(export.customer),
+            payment_methods=[wire.payment_method(each) for each in export.payment_methods],
+            addresses=[wire.address(each) for each in export.addresses],
+            sessions=[wire.session_period(each) for each in export.sessions],
+            orders=export.orders,
+            payments=export.payments,
+            export_time=timestamp(export.export_time),
         )
 
     async def ListCustomerOrders(

@@ -6,9 +6,9 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b, sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from customer_svc.domain import ClientLimited, CredentialsInvalid, SessionRevoked, SignInLimited
+from customer_svc.domain import ClientLimited, CredentialsInvalid, SessionPeriod, SessionRevoked, SignInLimited
 from mesh.errors import Unavailable
 from mesh.ids import new_id
 from mesh.rpc.revocations import REVOKE, SLACK_S, STREAM
@@ -279,6 +279,20 @@ class SessionStore:
         """
         with _answering():
             await self._end_all(keys=[_sessions_of(customer_id), STREAM], args=[str(customer_id), self._revoked_for])
+
+    async def list_open(self, customer_id: UUID) -> list[SessionPeriod]:
+        """The open sessions of a customer, the one that expires first before the others."""
+        with _answering():
+            families: Any = await self._redis.zrange(_sessions_of(customer_id), 0, -1, withscores=True)
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for family, _ in families:
+                    pipeline.hget(_session(UUID(family)), "create_time")
+                created = await pipeline.execute()
+        return [
+            SessionPeriod(UUID(family), datetime.fromisoformat(create_time), datetime.fromtimestamp(expire, UTC))
+            for (family, expire), create_time in zip(families, created, strict=True)
+            if create_time is not None
+        ]
 
     async def admit_sign_in(self, client: str) -> None:
         """Count a sign-in against the client's rate. Raises ClientLimited."""

@@ -21,6 +21,7 @@ from customer_svc.domain import (
     PostalAddress,
     Selection,
     Session,
+    SessionPeriod,
 )
 from mesh.errors import MeshError
 from mesh.events.cloudevents import Event
@@ -148,6 +149,15 @@ def session(value: Session) -> session_pb2.Session:
         refresh_token=value.refresh_token,
         expire_time=wire.timestamp(value.expire_time),
         customer_id=str(value.customer_id),
+    )
+
+
+def session_period(value: SessionPeriod) -> customer_pb2.ExportedSession:
+    """An open session as an export shows it."""
+    return customer_pb2.ExportedSession(
+        id=str(value.id),
+        create_time=wire.timestamp(value.create_time),
+        expire_time=wire.timestamp(value.expire_time),
     )
 
 

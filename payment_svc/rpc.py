@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from commerce.payment.v1 import payment_pb2 as payment
+from mesh import tasks
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
@@ -32,3 +33,12 @@ class PaymentService:
     ) -> payment.GetOrderPaymentResponse:
         found = await self._payments.get_order_payment(call, parse_id(request.order_id))
         return payment.GetOrderPaymentResponse(payment=wire.payment(found))
+
+    async def BatchGetOrderPayments(
+        self, request: payment.BatchGetOrderPaymentsRequest, call: Call
+    ) -> payment.BatchGetOrderPaymentsResponse:
+        found = await self._payments.get_order_payments([parse_id(each) for each in request.order_ids])
+        reply = payment.BatchGetOrderPaymentsResponse()
+        async for each in tasks.in_portions(found):
+            reply.payments.append(wire.payment(each))
+        return reply

@@ -168,6 +168,10 @@ class PaymentStore:
             raise PaymentNotFound(order_id=order_id)
         return PAYMENTS.read(row)
 
+    async def read_of_orders(self, reading: Transaction, order_ids: Sequence[UUID]) -> list[Payment]:
+        """The payments of these orders as they are now; orders without one are left out."""
+        return [PAYMENTS.read(row) for row in await reading.fetch(READ_PAYMENTS_OF_ORDERS, ids=list(order_ids))]
+
     async def load_asked(self, work: UnitOfWork, asked: Sequence[Payment], *, locked: bool) -> dict[UUID, Payment]:
         """Payments that a provider was asked about, by id: as they were then, or locked and as they are now.
 

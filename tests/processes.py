@@ -40,6 +40,7 @@ def environment(service: str, servers: Servers | None, keys: Keys, port: int = 0
         "MESH_PAGE_SECRET": "a secret of the tests",
         "MESH_CUSTOMER_TARGET": NOWHERE[0],
         "MESH_ORDER_TARGET": NOWHERE[0],
+        "MESH_PAYMENT_TARGET": NOWHERE[0],
         "MESH_PRODUCT_TARGET": NOWHERE[0],
         "MESH_REDIS_URL": servers.redis.url if servers else f"redis://{NOWHERE[0]}",
         "MESH_SIGNING_KEY": str(keys.signing.private),

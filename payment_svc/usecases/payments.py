@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -53,6 +53,11 @@ class Payments:
             payment = await self._payments.read_of_order(reading, order_id)
         call.caller.own(payment.customer_id, PaymentNotFound(order_id=order_id))
         return payment
+
+    async def get_order_payments(self, order_ids: Sequence[UUID]) -> list[Payment]:
+        """The payments of these orders; orders without one are left out."""
+        async with self._units.database.reading() as reading:
+            return await self._payments.read_of_orders(reading, order_ids)
 
     async def process_payment(self, change: Change[Payment], new: NewPayment) -> Reply[Payment]:
         """Begin the payment of an order, or find it, and wait for its outcome as long as the caller does.

@@ -102,7 +102,7 @@ def some(known: list[str], number: int) -> str:
 STATUSES = order_pb2.OrderStatus.values()
 ORDERS = ["", *(" ".join(each).strip() for each in product(("name", "price", "createTime"), ("", "desc")))]
 
-SERVICES = {"SelectPaymentMethods": "order", "ResolvePaymentMethods": "payment"}
+SERVICES = {"SelectPaymentMethods": "order", "ResolvePaymentMethods": "payment", "BatchGetOrderPayments": "customer"}
 """The service that makes each call that only a service may make."""
 
 
@@ -123,6 +123,8 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
     "ListPaymentMethods": lambda shop, number: {"customer_id": shop.buyer.id, "page_size": number % 7},
     "SelectPaymentMethods": queries,
     "ResolvePaymentMethods": queries,
+    "ExportCustomer": lambda shop, number: {"customer_id": some([shop.buyer.id], number)},
+    "BatchGetOrderPayments": lambda shop, number: {"order_ids": [some(shop.orders, number)] * (1 + number % 100)},
     "ListCustomerOrders": lambda shop, number: {
         "customer_id": some([shop.buyer.id], number),
         "page_size": number % 7,

@@ -48,7 +48,7 @@ async def test_check_of_valid_settings_prints_one_line_without_a_network(keys: K
             service, None, keys, port,
             MESH_HEALTH_LISTEN=address, MESH_DATABASE_URL=f"postgresql://{address}/d", MESH_NATS_URL=f"nats://{address}",
             MESH_REDIS_URL=f"redis://{address}", MESH_CUSTOMER_TARGET=address, MESH_ORDER_TARGET=address,
-            MESH_PRODUCT_TARGET=address,
+            MESH_PAYMENT_TARGET=address, MESH_PRODUCT_TARGET=address,
         )  # fmt: skip
         code, out, errors = await ended(service, variables, "--check")
     assert (code, errors) == (0, "")

@@ -99,6 +99,7 @@ ResolveHolds           SERVICE
 ProcessPayment         SERVICE
 GetPayment             CUSTOMER  GET /v1/payments/{payment_id}
 GetOrderPayment        CUSTOMER  GET /v1/orders/{order_id}/payment
+BatchGetOrderPayments  SERVICE
 ListPayments           STAFF     GET /v1/payments
 RefundPayment          STAFF     POST /v1/payments/{payment_id}:refund
 ListPaymentEntries     STAFF     GET /v1/payments/{payment_id}/entries
@@ -144,7 +145,8 @@ def test_a_service_only_method_has_no_route_and_every_other_has_one(method: Meth
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_what_has_no_side_effects_is_what_can_be_read(method: MethodDescriptor) -> None:
     level = method.GetOptions().idempotency_level
-    reads = route(method).startswith("GET ") or method.name in {"SelectPaymentMethods", "ResolvePaymentMethods"}
+    between_services = {"SelectPaymentMethods", "ResolvePaymentMethods", "BatchGetOrderPayments"}
+    reads = route(method).startswith("GET ") or method.name in between_services
     assert (level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS) == reads
 
 

@@ -529,6 +529,7 @@ class ExportCustomerResponse(_message.Message):
     ORDERS_FIELD_NUMBER: _builtins.int
     PAYMENTS_FIELD_NUMBER: _builtins.int
     EXPORT_TIME_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def customer(self) -> Global___Customer:
         """The customer."""
@@ -553,6 +554,10 @@ class ExportCustomerResponse(_message.Message):
     def export_time(self) -> _timestamp_pb2.Timestamp:
         """When the export was created."""
 
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedSession]:
+        """The sessions in which the customer is signed in."""
+
     def __init__(
         self,
         *,
@@ -562,14 +567,49 @@ class ExportCustomerResponse(_message.Message):
         orders: _abc.Iterable[_order_pb2.Order] | None = ...,
         payments: _abc.Iterable[_payment_pb2.Payment] | None = ...,
         export_time: _timestamp_pb2.Timestamp | None = ...,
+        sessions: _abc.Iterable[Global___ExportedSession] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "export_time", b"export_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "customer", b"customer", "export_time", b"export_time", "orders", b"orders", "payment_methods", b"payment_methods", "payments", b"payments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "customer", b"customer", "export_time", b"export_time", "orders", b"orders", "payment_methods", b"payment_methods", "payments", b"payments", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportCustomerResponse: _TypeAlias = ExportCustomerResponse  # noqa: Y015
+
+@_typing.final
+class ExportedSession(_message.Message):
+    """ExportedSession is a session in which a customer is signed in, without its tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The session's UUID."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer signed in."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the session ends if the customer does not sign out before."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedSession: _TypeAlias = ExportedSession  # noqa: Y015
 
 @_typing.final
 class ListCustomerOrdersRequest(_message.Message):

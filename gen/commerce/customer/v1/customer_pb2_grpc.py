@@ -177,7 +177,8 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportCustomer(self, request, context):
-        """Exports all data that the mesh stores about a customer.
+        """Exports all data that the mesh stores about a customer, in one response. Over gRPC, the response of a customer with
+        very many orders may be larger than the 4 MiB that clients accept by default.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that
         stores a part of the data does not answer, since a partial export is never returned.

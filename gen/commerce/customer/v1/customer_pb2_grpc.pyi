@@ -67,7 +67,8 @@ class CustomerServiceStub:
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
     """
     ExportCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ExportCustomerRequest, _customer_pb2.ExportCustomerResponse]
-    """Exports all data that the mesh stores about a customer.
+    """Exports all data that the mesh stores about a customer, in one response. Over gRPC, the response of a customer with
+    very many orders may be larger than the 4 MiB that clients accept by default.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that
     stores a part of the data does not answer, since a partial export is never returned.
@@ -171,7 +172,8 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
     """
     ExportCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.ExportCustomerRequest, _customer_pb2.ExportCustomerResponse]  # type: ignore[assignment]
-    """Exports all data that the mesh stores about a customer.
+    """Exports all data that the mesh stores about a customer, in one response. Over gRPC, the response of a customer with
+    very many orders may be larger than the 4 MiB that clients accept by default.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that
     stores a part of the data does not answer, since a partial export is never returned.
@@ -308,7 +310,8 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.ExportCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.ExportCustomerResponse, _abc.Awaitable[_customer_pb2.ExportCustomerResponse]]:
-        """Exports all data that the mesh stores about a customer.
+        """Exports all data that the mesh stores about a customer, in one response. Over gRPC, the response of a customer with
+        very many orders may be larger than the 4 MiB that clients accept by default.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that
         stores a part of the data does not answer, since a partial export is never returned.

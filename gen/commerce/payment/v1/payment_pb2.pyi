@@ -402,6 +402,54 @@ class GetOrderPaymentResponse(_message.Message):
 Global___GetOrderPaymentResponse: _TypeAlias = GetOrderPaymentResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetOrderPaymentsRequest(_message.Message):
+    """BatchGetOrderPaymentsRequest is the request of `BatchGetOrderPayments`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. The UUIDs of the orders: 1 to 500."""
+
+    def __init__(
+        self,
+        *,
+        order_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_ids", b"order_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetOrderPaymentsRequest: _TypeAlias = BatchGetOrderPaymentsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetOrderPaymentsResponse(_message.Message):
+    """BatchGetOrderPaymentsResponse is the response of `BatchGetOrderPayments`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Payment]:
+        """The payments, in no particular order."""
+
+    def __init__(
+        self,
+        *,
+        payments: _abc.Iterable[Global___Payment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payments", b"payments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetOrderPaymentsResponse: _TypeAlias = BatchGetOrderPaymentsResponse  # noqa: Y015
+
+@_typing.final
 class ListPaymentsRequest(_message.Message):
     """ListPaymentsRequest is the request of `ListPayments`."""
 

@@ -53,6 +53,11 @@ class PaymentServiceStub:
                 request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetOrderPaymentRequest.SerializeToString,
                 response_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetOrderPaymentResponse.FromString,
                 _registered_method=True)
+        self.BatchGetOrderPayments = channel.unary_unary(
+                '/commerce.payment.v1.PaymentService/BatchGetOrderPayments',
+                request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.BatchGetOrderPaymentsRequest.SerializeToString,
+                response_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.BatchGetOrderPaymentsResponse.FromString,
+                _registered_method=True)
         self.ListPayments = channel.unary_unary(
                 '/commerce.payment.v1.PaymentService/ListPayments',
                 request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ListPaymentsRequest.SerializeToString,
@@ -107,6 +112,15 @@ class PaymentServiceServicer:
         """Gets the payment of an order.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetOrderPayments(self, request, context):
+        """Gets the payments of many orders in one call. Orders without a payment are left out.
+
+        Errors: only those of `commerce.errors.v1`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +181,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.GetOrderPayment,
                     request_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetOrderPaymentRequest.FromString,
                     response_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetOrderPaymentResponse.SerializeToString,
+            ),
+            'BatchGetOrderPayments': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetOrderPayments,
+                    request_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.BatchGetOrderPaymentsRequest.FromString,
+                    response_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.BatchGetOrderPaymentsResponse.SerializeToString,
             ),
             'ListPayments': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPayments,
@@ -274,6 +293,33 @@ class PaymentService:
             '/commerce.payment.v1.PaymentService/GetOrderPayment',
             commerce_dot_payment_dot_v1_dot_payment__pb2.GetOrderPaymentRequest.SerializeToString,
             commerce_dot_payment_dot_v1_dot_payment__pb2.GetOrderPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetOrderPayments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.payment.v1.PaymentService/BatchGetOrderPayments',
+            commerce_dot_payment_dot_v1_dot_payment__pb2.BatchGetOrderPaymentsRequest.SerializeToString,
+            commerce_dot_payment_dot_v1_dot_payment__pb2.BatchGetOrderPaymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

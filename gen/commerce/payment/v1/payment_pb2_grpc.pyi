@@ -55,6 +55,11 @@ class PaymentServiceStub:
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
     """
+    BatchGetOrderPayments: _grpc.UnaryUnaryMultiCallable[_payment_pb2.BatchGetOrderPaymentsRequest, _payment_pb2.BatchGetOrderPaymentsResponse]
+    """Gets the payments of many orders in one call. Orders without a payment are left out.
+
+    Errors: only those of `commerce.errors.v1`.
+    """
     ListPayments: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentsRequest, _payment_pb2.ListPaymentsResponse]
     """Lists payments, newest first.
 
@@ -104,6 +109,11 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Gets the payment of an order.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
+    """
+    BatchGetOrderPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchGetOrderPaymentsRequest, _payment_pb2.BatchGetOrderPaymentsResponse]  # type: ignore[assignment]
+    """Gets the payments of many orders in one call. Orders without a payment are left out.
+
+    Errors: only those of `commerce.errors.v1`.
     """
     ListPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentsRequest, _payment_pb2.ListPaymentsResponse]  # type: ignore[assignment]
     """Lists payments, newest first.
@@ -169,6 +179,17 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets the payment of an order.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetOrderPayments(
+        self,
+        request: _payment_pb2.BatchGetOrderPaymentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_pb2.BatchGetOrderPaymentsResponse, _abc.Awaitable[_payment_pb2.BatchGetOrderPaymentsResponse]]:
+        """Gets the payments of many orders in one call. Orders without a payment are left out.
+
+        Errors: only those of `commerce.errors.v1`.
         """
 
     @_abc_1.abstractmethod
