@@ -85,5 +85,7 @@ class EdgeConfig:
     """The web origins whose scripts may call, `*` for any. Scripts send access tokens; browsers alone never do."""
     reflection: bool = True
     """Whether clients can use gRPC reflection."""
+    docs: bool = True
+    """Whether the OpenAPI document and the page that shows it are served."""
     trusted_proxies: int = 0
     """How many proxies in front of the edge write the client's address to `x-forwarded-for`."""

@@ -12,7 +12,7 @@ from gateway.routes import route_table
 
 
 def listener(config: EdgeConfig, descriptors: Path) -> dict[str, Any]:
-    """Envoy's listener. `descriptors` is the file of the contracts' descriptor set."""
+    """Envoy's listener. `descriptors` is the file of the contracts' descriptor set; other files are beside it."""
     return {
         "name": "edge",
         "address": {"socket_address": {"address": config.host, "port_value": config.port}},
@@ -67,7 +67,7 @@ def _connection_manager(config: EdgeConfig, descriptors: Path) -> dict[str, Any]
         "local_reply_config": local_reply(config.allowed_origins),
         "access_log": [_access_log()],
         "http_filters": list(filters(config, descriptors)),
-        "route_config": route_table(config),
+        "route_config": route_table(config, descriptors.parent),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from gateway import docs
 from gateway.clusters import clusters, secret_file, secrets
 from gateway.config import Address, EdgeConfig
 from gateway.contracts import transcoder_descriptors
@@ -30,7 +31,7 @@ _MEMORY = {
 
 
 def render(config: EdgeConfig, folder: Path) -> dict[str, Any]:
-    """Envoy's bootstrap. `folder` is where Envoy will find the descriptor set of the contracts."""
+    """Envoy's bootstrap. `folder` is where Envoy will find the descriptor set and the files that it serves."""
     bootstrap: dict[str, Any] = {
         # Envoy requires them for the secrets, which come from files.
         "node": {"id": "edge", "cluster": "edge"},
@@ -51,6 +52,8 @@ def write(config: EdgeConfig, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     _replace(folder / _DESCRIPTORS, transcoder_descriptors())
+    if config.docs:
+        docs.write(folder)
     for name, secret in secrets(config.tls).items():
         _replace(folder / secret_file(name), _yaml({"resources": [secret]}))
     _replace(folder / _CONFIG, _yaml(render(config, folder)))

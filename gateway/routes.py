@@ -8,21 +8,20 @@ JSON clients also name the script that a request needs (ADR-0036).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from commerce.access.v1 import access_pb2
 from gateway.clusters import REFLECTION, STREAMS
 from gateway.config import EdgeConfig, Limits
 from gateway.contracts import PATH_VARIABLE, Method, methods
-from gateway.errors import OPTIONS, WRONG_VERB, allow_origin
+from gateway.errors import OPTIONS, WRONG_VERB
 from gateway.filters import (
     ABORT_ON_ERROR,
     CLIENT_ADDRESS,
     NO_BODY_LIMIT,
     NO_COMPRESSION,
-    NO_RATE_LIMIT,
     REFLECTION_RATE,
     SUBJECT,
     TOKEN_NEEDED,
@@ -30,6 +29,7 @@ from gateway.filters import (
     body_limit,
     cors_policy,
 )
+from gateway.own import MAX_OWN_BODY_BYTES, OwnResponse, document_responses, own_responses, set_header
 from gateway.scripts import HEAD, WITH_QUERY, script_metadata
 
 _REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -49,35 +49,33 @@ _HAS_NO_QUERY = {**_HAS_QUERY, "invert_match": True}
 _NOWHERE = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
 
 
-def route_table(config: EdgeConfig) -> dict[str, Any]:
-    """Envoy's `route_config`."""
+def route_table(config: EdgeConfig, folder: Path) -> dict[str, Any]:
+    """Envoy's `route_config`. `folder` has the files that the edge serves."""
     open_methods = [method for method in methods() if method.is_open]
-    own = [
-        _OwnAnswer("/healthz", {"inline_string": '{"status":"up"}'}, "no-store", config.allowed_origins),
-        _OwnAnswer(
-            "/.well-known/jwks.json", {"filename": str(config.jwks)}, "public, max-age=300", config.allowed_origins
-        ),
-    ]
+    own, documents = own_responses(config), document_responses(config, folder)
     return {
         "name": "edge",
+        "max_direct_response_body_size_bytes": MAX_OWN_BODY_BYTES,
         "validate_clusters": False,
         "request_headers_to_remove": [SUBJECT, "x-envoy-internal", "x-forwarded-for"],
         # In the place of `x-forwarded-for`, which says it only to those who know how many proxies there are.
-        "request_headers_to_add": [_header(CLIENT_ADDRESS, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")],
+        "request_headers_to_add": [set_header(CLIENT_ADDRESS, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")],
         "virtual_hosts": [
             {
                 "name": "edge",
                 "domains": ["*"],
                 "typed_per_filter_config": cors_policy(config.allowed_origins),
-                "response_headers_to_add": [_header("x-content-type-options", "nosniff")],
+                "response_headers_to_add": [set_header("x-content-type-options", "nosniff")],
                 "routes": [
-                    *(answer.route() for answer in own),
+                    *(route for response in own for route in response.routes()),
                     *(_of_json(method, config.limits) for method in open_methods),
                     *(_of_grpc(method, config.limits) for method in open_methods),
                     *(_of_json_with_query(method, config.limits) for method in open_methods),
                     *(_of_head(method, config.limits) for method in open_methods if method.verb == "GET"),
                     *(_reflection(service, config.limits) for service in _REFLECTION_SERVICES if config.reflection),
-                    *_other_verbs(open_methods, own),
+                    # Envoy compares the routes in order: calls come before files.
+                    *(route for response in documents for route in response.routes()),
+                    *_other_verbs(open_methods, [*own, *documents]),
                     {"match": {"prefix": "/"}, "route": _NOWHERE},
                 ],
             }
@@ -121,10 +119,10 @@ def _of_grpc(method: Method, limits: Limits) -> dict[str, Any]:
     return {"match": {"path": method.path, "headers": [_SPEAKS_GRPC]}, **_to_service(method, limits)}
 
 
-def _other_verbs(open_methods: Sequence[Method], own: Sequence[_OwnAnswer]) -> Iterator[dict[str, Any]]:
+def _other_verbs(open_methods: Sequence[Method], own: Sequence[OwnResponse]) -> Iterator[dict[str, Any]]:
     """For each known path of JSON clients: the answer to OPTIONS, and the refusal of verbs that no method has."""
-    verbs: dict[str, set[str]] = {answer.path: {"GET"} for answer in own}
-    paths: dict[str, dict[str, Any]] = {answer.path: {"path": answer.path} for answer in own}
+    verbs: dict[str, set[str]] = {response.path: {"GET"} for response in own}
+    paths: dict[str, dict[str, Any]] = {response.path: {"path": response.path} for response in own}
     for method in open_methods:
         path = _path(method.template)
         key = str(path)
@@ -138,7 +136,7 @@ def _other_verbs(open_methods: Sequence[Method], own: Sequence[_OwnAnswer]) -> I
                 "name": name,
                 "match": {**paths[key], "headers": headers},
                 "route": _NOWHERE,
-                "response_headers_to_add": [_header("allow", allow)],
+                "response_headers_to_add": [set_header("allow", allow)],
             }
 
 
@@ -166,7 +164,7 @@ def _to_service(method: Method, limits: Limits) -> dict[str, Any]:
             "retry_policy": _retries(method),
         },
         "typed_per_filter_config": {**_token(method), **_body(method, limits)},
-        "response_headers_to_add": [_header("cache-control", "no-store")],
+        "response_headers_to_add": [set_header("cache-control", "no-store")],
     }
     if method.is_stream:
         route["route"]["idle_timeout"] = STREAM_IDLE
@@ -222,35 +220,3 @@ def _reflection(service: str, limits: Limits) -> dict[str, Any]:
         # The request is a stream, which the buffer of the body limit would hold back until it ends.
         "typed_per_filter_config": {**NO_BODY_LIMIT, **(REFLECTION_RATE if limits.requests_per_second else {})},
     }
-
-
-@dataclass(frozen=True)
-class _OwnAnswer:
-    """A response of the edge itself, whatever the load."""
-
-    path: str
-    body: Mapping[str, str]
-    cache: str
-    origins: Sequence[str]
-    """The CORS filter ignores direct responses."""
-
-    def route(self) -> dict[str, Any]:
-        """The route for GET and HEAD."""
-        return {
-            "match": {
-                "path": self.path,
-                "headers": [{"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}],
-            },
-            "direct_response": {"status": 200, "body": self.body},
-            "typed_per_filter_config": NO_RATE_LIMIT,
-            "response_headers_to_add": [
-                _header("content-type", "application/json"),
-                _header("cache-control", self.cache),
-                _header("vary", "origin"),
-                *allow_origin(self.origins),
-            ],
-        }
-
-
-def _header(name: str, value: str) -> dict[str, Any]:
-    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}

@@ -52,6 +52,8 @@ class EdgeSettings(BaseSettings):
     """The web origins whose scripts may call, separated by commas; * is any origin."""
     reflection: bool = True
     """Whether clients can use gRPC reflection."""
+    edge_docs: bool = True
+    """Whether the OpenAPI document and the page that shows it are served, at /openapi.json and /docs."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> EdgeSettings:
@@ -132,6 +134,7 @@ class EdgeProgramSettings(EdgeSettings):
             admin=self.admin,
             allowed_origins=self.edge_cors_origins,
             reflection=self.reflection,
+            docs=self.edge_docs,
             trusted_proxies=self.edge_trusted_proxies,
         )
 

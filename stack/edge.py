@@ -42,6 +42,7 @@ class Edge:
             jwks=jwks,
             limits=settings.limits(),
             reflection=settings.reflection,
+            docs=settings.edge_docs,
             allowed_origins=settings.edge_cors_origins,
             admin=self._admin,
             trusted_proxies=settings.edge_trusted_proxies,

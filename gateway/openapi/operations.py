@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf import descriptor_pool
@@ -60,7 +61,9 @@ class _Document:
         pool = descriptor_pool.Default()
         self._comments = comments
         self._methods = [
-            (method, pool.FindMethodByName(f"{method.service}.{method.name}")) for method in methods() if method.is_open
+            (method, pool.FindMethodByName(f"{method.service}.{method.name}"))
+            for method in sorted(methods(), key=attrgetter("service"))
+            if method.is_open
         ]
         self._schemas = Schemas(comments, [_response(method, described) for method, described in self._methods])
         self._reasons = Reasons(comments)

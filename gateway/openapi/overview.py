@@ -49,10 +49,9 @@ IDEMPOTENCY_KEY: Schema = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "A name for the intent of the caller, such as a UUID: 1 to 255 visible ASCII characters. Repeated"
-    " requests with the same key have one effect and one reply.",
+    "description": "A new name for each intent, such as a UUID: 1 to 255 visible ASCII characters. Repeated requests"
+    " with the same key have one effect and one reply.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-    "example": "6f9c1a52-place-order",
 }
 
 HEADERS: dict[str, Schema] = {

@@ -86,7 +86,8 @@ class Reason:
             details.append({"@type": f"{_TYPES}.RetryInfo", "retryDelay": "1s"})
         message = first_sentence(self.meaning).rstrip(".")
         return {
-            "summary": self.meaning,
+            "summary": self.name,
+            "description": self.meaning,
             "value": {"code": code_pb2.Code.Value(self.code), "message": message, "details": details},
         }
 
@@ -191,12 +192,12 @@ def status_schemas() -> dict[str, Any]:
     }
 
 
-def _detail(name: str, description: str, properties: Schema) -> Schema:
+def _detail(name: str, description: str, properties: Schema, *, optional: frozenset[str] = frozenset()) -> Schema:
     kind = {"const": f"{_TYPES}.{name}"}
     return {
         "type": "object",
         "description": description,
-        "required": ["@type", *properties],
+        "required": ["@type", *(name for name in properties if name not in optional)],
         "properties": {"@type": kind, **properties},
     }
 
@@ -213,6 +214,7 @@ _ERROR_INFO = _detail(
             "additionalProperties": {"type": "string"},
         },
     },
+    optional=frozenset({"metadata"}),
 )
 _BAD_REQUEST = _detail(
     "BadRequest",

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from commerce.order.v1.events_pb2 import OrderPlaced
+from commerce.validation.v1 import validation_pb2
 from gateway.openapi.rules import message_of, owner_of, rules_of
 from gateway.openapi.schemas import Way, refused_without
 from mesh.events.cloudevents import type_of
@@ -122,7 +123,9 @@ def request_sample(message: Descriptor, in_path: Iterable[str]) -> Message:
         holder: Any = made
         for each in outer:
             holder = getattr(holder, each)
-        setattr(holder, name, _text(holder.DESCRIPTOR.fields_by_name[name]))
+        field = holder.DESCRIPTOR.fields_by_name[name]
+        may_be_me = rules_of(field).string.Extensions[validation_pb2.uuid_or_me]
+        setattr(holder, name, "me" if may_be_me else _text(field))
     valid = violations_of(message)
     for violation in valid(made):
         name = re.split(r"[.\[]", violation.field)[0]

@@ -27,6 +27,7 @@ from tests.services import TEST_TIMEOUT_S
         {"host": "::1"},
         {"allowed_origins": ["https://shop.example"]},
         {"trusted_proxies": 1},
+        {"docs": False},
         {"upstreams": {name: [Address(name, 9000)] for name in ("customer", "product", "order", "payment")}},
     ],
     ids=str,

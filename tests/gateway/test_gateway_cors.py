@@ -27,6 +27,8 @@ RESPONSES: dict[str, tuple[int, Request]] = {
     "HEAD": (200, lambda client, origin: client.head("/v1/products", headers=origin)),
     "own answer": (200, lambda client, origin: client.get("/healthz", headers=origin)),
     "keys": (200, lambda client, origin: client.get("/.well-known/jwks.json", headers=origin)),
+    "document": (200, lambda client, origin: client.get("/openapi.json", headers=origin)),
+    "page": (200, lambda client, origin: client.get("/docs", headers=origin)),
     "options": (204, lambda client, origin: client.options("/v1/orders", headers=origin)),
     "bad query": (400, lambda client, origin: client.get("/v1/products?nope=1", headers=origin)),
     "bad path": (400, lambda client, origin: client.get("/v1/products/a%2Fb", headers=origin)),

@@ -94,7 +94,7 @@ async def test_head_is_refused_like_get(client: httpx.AsyncClient, upstreams: di
         assert get.status_code == status
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/.well-known/jwks.json"])
+@pytest.mark.parametrize("path", ["/healthz", "/.well-known/jwks.json", "/openapi.json", "/docs"])
 async def test_head_of_what_the_edge_answers_itself_is_like_get(path: str, client: httpx.AsyncClient) -> None:
     get, _ = await get_and_head(client, path)
     assert get.status_code == 200

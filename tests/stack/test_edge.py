@@ -38,9 +38,10 @@ def test_the_number_of_trusted_proxies_is_what_the_environment_sets(text: str, e
 @pytest.mark.parametrize(
     ("text", "expected"), [("", True), ("true", True), ("1", True), ("false", False), ("0", False)]
 )
-def test_reflection_is_what_the_environment_sets(text: str, expected: bool) -> None:
+def test_reflection_and_documents_are_what_the_environment_sets(text: str, expected: bool) -> None:
     assert edge_settings({"MESH_REFLECTION": text}).reflection is expected
-    assert edge_settings({}).reflection is True
+    assert edge_settings({"MESH_EDGE_DOCS": text}).edge_docs is expected
+    assert edge_settings({}).reflection is edge_settings({}).edge_docs is True
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,7 @@ def test_origins_are_what_the_environment_sets(text: str, origins: tuple[str, ..
         ("MESH_EDGE_TRUSTED_PROXIES", "one"),
         ("MESH_EDGE_TRUSTED_PROXIES", "11"),
         ("MESH_REFLECTION", "perhaps"),
+        ("MESH_EDGE_DOCS", "perhaps"),
         ("MESH_EDGE_CORS_ORIGINS", "shop.example"),
         ("MESH_EDGE_CORS_ORIGINS", "https://shop.example/"),
         ("MESH_EDGE_CORS_ORIGINS", "https://a b"),

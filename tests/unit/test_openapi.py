@@ -14,51 +14,24 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from referencing import Registry, Resource
 
 from gateway.contracts import methods
 from mesh.rpc.validation import violations_of
-from ops import contracts
 from tests.gateway.contract import BY_NAME, SERVICE_ONLY
+from tests.openapi import DOCUMENT, OPERATIONS, Json, follow, validator
 
-Json = dict[str, Any]
-
-DOCUMENT: Json = json.loads((contracts.ROOT / "gen" / contracts.OPENAPI).read_text("utf-8"))
-OPERATIONS: dict[str, tuple[str, str, Json]] = {
-    operation["operationId"]: (verb.upper(), path, operation)
-    for path, operations in DOCUMENT["paths"].items()
-    for verb, operation in operations.items()
-}
-"""Verb, path and operation by the name of the method."""
 OF_METHODS = sorted(OPERATIONS.keys() & BY_NAME.keys())
 WITH_BODY = [
     name for name in OF_METHODS if "application/json" in OPERATIONS[name][2].get("requestBody", {}).get("content", {})
 ]
-_REGISTRY = Registry().with_resource("urn:openapi", Resource.opaque(DOCUMENT))
-
-
-def validator(schema: Json) -> OAS31Validator:
-    """A validator of a schema of the document."""
-    absolute = json.loads(json.dumps(schema).replace('"#/', '"urn:openapi#/'))
-    return OAS31Validator(absolute, registry=_REGISTRY, format_checker=OAS31Validator.FORMAT_CHECKER)
-
-
-def follow(value: Json) -> Json:
-    """What a reference refers to."""
-    while "$ref" in value:
-        found: Json = DOCUMENT
-        for part in value["$ref"].removeprefix("#/").split("/"):
-            found = found[part]
-        value = found
-    return value
 
 
 def request_of(method: MethodDescriptor, body: Json) -> Message:
     """The request of a gRPC client with this body, and the example of each parameter of the path."""
     rule = method.GetOptions().Extensions[annotations_pb2.http]
-    whole = copy.deepcopy(body) if rule.body == "*" else {method.input_type.fields_by_name[rule.body].json_name: body}
+    own = copy.deepcopy(body)
+    whole = own if rule.body == "*" else {method.input_type.fields_by_name[rule.body].json_name: own}
     template = getattr(rule, rule.WhichOneof("pattern"))
     _, _, operation = OPERATIONS[method.name]
     examples = [each["example"] for each in operation["parameters"] if each.get("in") == "path"]
@@ -123,7 +96,8 @@ def test_each_reason_has_the_status_of_its_code_and_an_example_that_fits_the_sch
     for name, example in DOCUMENT["components"]["examples"].items():
         status.validate(example["value"])
         assert example["value"]["details"][0]["reason"] == name
-        assert example["summary"]
+        assert example["summary"] == name
+        assert example["description"]
 
 
 @pytest.mark.parametrize("name", OF_METHODS)
