@@ -21,7 +21,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from mesh.errors import FailedPrecondition, Internal, NotFound
+from payment_svc.domain.errors import AmountInvalid, PaymentStateRefused, ProviderContradiction
+from payment_svc.domain.statuses import CHARGED, HOLDING, UNCHARGED, PaymentStatus
 
 FIRST_BACKOFF = timedelta(milliseconds=200)
 """The pause after the first attempt without an outcome; it doubles with each."""
@@ -30,79 +31,6 @@ PROVIDER_UNKNOWN = "provider_unknown"
 """Why a payment through a provider that is not there is declined."""
 PAYMENT_METHOD_NOT_FOUND = "payment_method_not_found"
 """Why a payment is declined whose payment method does not exist: the customer has deleted it since."""
-
-
-class PaymentNotFound(NotFound):
-    """There is no such payment, or it is not the caller's, or the order has none yet."""
-
-    reason = "PAYMENT_NOT_FOUND"
-
-    def __init__(self, *, payment_id: UUID | None = None, order_id: UUID | None = None) -> None:
-        if payment_id is not None:
-            super().__init__(f"there is no payment {payment_id}", metadata={"paymentId": str(payment_id)})
-        else:
-            super().__init__(f"order {order_id} has no payment", metadata={"orderId": str(order_id)})
-
-
-class PaymentStateRefused(FailedPrecondition):
-    """Where the payment stands does not allow it."""
-
-    reason = "PAYMENT_STATE"
-
-    def __init__(self, payment: Payment, message: str) -> None:
-        super().__init__(message, metadata={"paymentId": str(payment.id), "status": payment.status})
-
-
-class ProviderNotFound(NotFound):
-    """There is no payment provider of this name."""
-
-    reason = "PROVIDER_NOT_FOUND"
-
-    def __init__(self, provider: str) -> None:
-        super().__init__(f"there is no payment provider {provider}", metadata={"provider": provider})
-
-
-class AmountInvalid(Internal):
-    """An order is to be charged less than nothing, or in no currency. The contracts prevent that."""
-
-    def __init__(self, order_id: UUID, amount: Decimal, currency: str) -> None:
-        super().__init__(
-            f"order {order_id} is to be charged {amount} {currency}".rstrip(), metadata={"orderId": str(order_id)}
-        )
-
-
-class ProviderContradiction(Internal):
-    """The provider says of a payment what cannot be, given what it said before: a person must look at it."""
-
-    def __init__(self, payment: Payment, said: str) -> None:
-        super().__init__(f"payment {payment.id} is {payment.status}, and {payment.provider} says it is {said}")
-
-
-class PaymentStatus(StrEnum):
-    """Where a payment stands."""
-
-    PENDING = "PENDING"
-    CAPTURED = "CAPTURED"
-    DECLINED = "DECLINED"
-    VOIDED = "VOIDED"
-    PARTIALLY_REFUNDED = "PARTIALLY_REFUNDED"
-    REFUNDED = "REFUNDED"
-
-
-HOLDING = frozenset({PaymentStatus.CAPTURED, PaymentStatus.PARTIALLY_REFUNDED})
-"""The statuses in which we have money of the customer."""
-CHARGED = HOLDING | {PaymentStatus.REFUNDED}
-"""The statuses in which money was taken, whatever became of it."""
-UNCHARGED = frozenset({PaymentStatus.DECLINED, PaymentStatus.VOIDED})
-"""The final statuses in which money never moved."""
-
-
-class EntryType(StrEnum):
-    """What sort of row of the ledger it is. The sum is captures less refunds; no money moves with a void."""
-
-    CAPTURE = "CAPTURE"
-    REFUND = "REFUND"
-    VOID = "VOID"
 
 
 class Due(StrEnum):
@@ -142,20 +70,6 @@ class OrderCancelling(NamedTuple):
     """An order is to be cancelled, and this would be its payment."""
 
     payment: NewPayment
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A row of the ledger, never changed."""
-
-    id: UUID
-    payment_id: UUID
-    type: EntryType
-    amount: Decimal
-    provider_reference: str
-    note: str
-    create_time: datetime
-    actor: str
 
 
 @dataclass(frozen=True, slots=True)

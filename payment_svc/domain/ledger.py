@@ -1,0 +1,31 @@
+"""The ledger: an entry for each movement of money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
+
+
+class EntryType(StrEnum):
+    """What sort of row of the ledger it is. The sum is captures less refunds; no money moves with a void."""
+
+    CAPTURE = "CAPTURE"
+    REFUND = "REFUND"
+    VOID = "VOID"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the ledger, never changed."""
+
+    id: UUID
+    payment_id: UUID
+    type: EntryType
+    amount: Decimal
+    provider_reference: str
+    note: str
+    create_time: datetime
+    actor: str
