@@ -9,6 +9,7 @@ from pydantic import Field
 from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
+from mesh.db.paging import Pages
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.consumers import Consumer
@@ -18,7 +19,7 @@ from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
 from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Server
-from mesh.settings import ServiceSettings, Target
+from mesh.settings import ServiceSettings, Target, secret_bytes
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.consumers import order_events
@@ -78,7 +79,8 @@ def build(settings: Settings) -> Service:
         most=settings.payment_queue,
         timeout=settings.provider_timeout,
     )
-    payments = Payments(units, store, charger, providers=providers.keys(), lease=lease)
+    pages = Pages(secret_bytes(settings.page_secret))
+    payments = Payments(units, store, charger, pages, providers=providers.keys(), lease=lease)
     orders = Orders(units, store, charger, providers=providers.keys(), lease=lease)
 
     return Service(

@@ -7,6 +7,7 @@ from mesh import tasks
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
+from mesh.rpc.wire import uuid_or_none
 from payment_svc import wire
 from payment_svc.domain import Payment
 from payment_svc.usecases import Payments
@@ -42,3 +43,22 @@ class PaymentService:
         async for each in tasks.in_portions(found):
             reply.payments.append(wire.payment(each))
         return reply
+
+    async def ListPayments(self, request: payment.ListPaymentsRequest, call: Call) -> payment.ListPaymentsResponse:
+        found, token = await self._payments.list_payments(
+            status=wire.status(request.status),
+            order_id=uuid_or_none(request.order_id),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return payment.ListPaymentsResponse(payments=[wire.payment(each) for each in found], next_page_token=token)
+
+    async def ListPaymentEntries(
+        self, request: payment.ListPaymentEntriesRequest, call: Call
+    ) -> payment.ListPaymentEntriesResponse:
+        of, found, token = await self._payments.list_entries(
+            parse_id(request.payment_id), page_size=request.page_size, page_token=request.page_token
+        )
+        return payment.ListPaymentEntriesResponse(
+            entries=[wire.entry(each, of.currency) for each in found], next_page_token=token
+        )

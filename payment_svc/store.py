@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -15,9 +16,12 @@ from mesh.db.database import Statement, Transaction
 from mesh.db.rows import Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import StaleWrite
-from payment_svc.domain import Entry, Payment, PaymentNotFound
+from mesh.ids import LAST_ID
+from payment_svc.domain import Entry, Payment, PaymentNotFound, PaymentStatus
 
 metadata = sa.MetaData()
+BEGINNING, FIRST_ID = datetime.min.replace(tzinfo=UTC), UUID(int=0)
+"""They sort before every other time and id."""
 
 payments = sa.Table(
     "payments",
@@ -68,19 +72,27 @@ payments = sa.Table(
 )
 _due = payments.c.next_attempt_time.is_not(None)
 sa.Index("payments_due", payments.c.next_attempt_time, postgresql_where=_due)
+# For lists by a status that few payments have. Captured payments, the most, are found without it.
+sa.Index(
+    "payments_rare",
+    payments.c.status,
+    payments.c.id,
+    postgresql_where=sa.text("status IN ('DECLINED', 'VOIDED', 'PARTIALLY_REFUNDED', 'REFUNDED')"),
+)
 
 entries = sa.Table(
     "payment_entries",
     metadata,
     # The columns are the fields of `Entry`, in their order.
     sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("payment_id", sa.Uuid, sa.ForeignKey(payments.c.id), nullable=False),
+    sa.Column("payment_id", sa.Uuid, nullable=False, comment="that it exists is checked with the sums"),
     sa.Column("type", sa.String, nullable=False),
     sa.Column("amount", AMOUNT, nullable=False),
     sa.Column("provider_reference", sa.String, nullable=False),
     sa.Column("note", sa.String, nullable=False),
     sa.Column("create_time", TIME, nullable=False),
     sa.Column("actor", sa.String, nullable=False),
+    sa.Column("trace_id", sa.String, nullable=False, comment="empty in entries made before it was recorded"),
     sa.CheckConstraint("amount > 0", name="amount_positive"),
     sa.CheckConstraint("type IN ('CAPTURE', 'REFUND', 'VOID')", name="type_known"),
     # One movement of the provider's is in the ledger once.
@@ -132,6 +144,33 @@ LEASE_OVERDUE = Statement(
     .returning(*payments.c),
     name="lease overdue payments",
 )
+LIST_ENTRIES = Statement(
+    sa.select(entries)
+    .where(
+        entries.c.payment_id == sa.bindparam("payment", type_=sa.Uuid),
+        sa.tuple_(entries.c.create_time, entries.c.id)
+        > sa.tuple_(sa.bindparam("after_time", type_=TIME), sa.bindparam("after_id", type_=sa.Uuid)),
+    )
+    .order_by(entries.c.create_time, entries.c.id)
+    .limit(sa.bindparam("most", type_=sa.Integer)),
+    name="list payment entries",
+)
+
+
+@cache
+def listing(status: PaymentStatus | None) -> Statement:
+    """The statement that lists payments, with any status or one, newest first."""
+    listed: sa.FromClause = payments
+    if status is PaymentStatus.PENDING:
+        # These few first, so that the others, which are the newest as well, are not read.
+        listed = sa.select(payments).where(_due).cte("due").prefix_with("MATERIALIZED")
+    chosen = sa.select(listed).where(listed.c.id < sa.bindparam("before", type_=sa.Uuid))
+    if status is not None:
+        # In the text, not as an argument: only so the partial index is used.
+        chosen = chosen.where(listed.c.status == sa.literal_column(f"'{status}'"))
+    return Statement(
+        chosen.order_by(listed.c.id.desc()).limit(sa.bindparam("most", type_=sa.Integer)), name="list payments"
+    )
 
 
 class PaymentStore:
@@ -163,10 +202,30 @@ class PaymentStore:
 
     async def read_of_order(self, reading: Transaction, order_id: UUID) -> Payment:
         """The payment of an order as it is now. Raises PaymentNotFound."""
-        row = await reading.fetch_one(READ_PAYMENTS_OF_ORDERS, ids=[order_id])
-        if row is None:
+        payment = await self.find_of_order(reading, order_id)
+        if payment is None:
             raise PaymentNotFound(order_id=order_id)
-        return PAYMENTS.read(row)
+        return payment
+
+    async def list_payments(
+        self, reading: Transaction, *, status: PaymentStatus | None, before: UUID | None, most: int
+    ) -> list[Payment]:
+        """Payments, newest first; only those older than the payment `before`, if it is given."""
+        rows = await reading.fetch(listing(status), before=before or LAST_ID, most=most)
+        return [PAYMENTS.read(row) for row in rows]
+
+    async def find_of_order(self, reading: Transaction, order_id: UUID) -> Payment | None:
+        """The payment of an order, if it has one."""
+        row = await reading.fetch_one(READ_PAYMENTS_OF_ORDERS, ids=[order_id])
+        return PAYMENTS.read(row) if row else None
+
+    async def list_entries(
+        self, reading: Transaction, payment_id: UUID, *, after: tuple[datetime, UUID] | None, most: int
+    ) -> list[Entry]:
+        """The entries of a payment, oldest first; only those newer than that of time and id `after`, if it is given."""
+        time, entry_id = after or (BEGINNING, FIRST_ID)
+        rows = await reading.fetch(LIST_ENTRIES, payment=payment_id, after_time=time, after_id=entry_id, most=most)
+        return [ENTRIES.read(row) for row in rows]
 
     async def read_of_orders(self, reading: Transaction, order_ids: Sequence[UUID]) -> list[Payment]:
         """The payments of these orders as they are now; orders without one are left out."""

@@ -12,6 +12,8 @@ from mesh.events.cloudevents import Event
 from mesh.ids import parse_id
 from mesh.rpc import wire
 from payment_svc.domain import (
+    Entry,
+    EntryType,
     NewPayment,
     OrderCancelling,
     OrderPlaced,
@@ -33,6 +35,13 @@ STATUSES = {
     PaymentStatus.VOIDED: payment_pb2.PAYMENT_STATUS_VOIDED,
     PaymentStatus.PARTIALLY_REFUNDED: payment_pb2.PAYMENT_STATUS_PARTIALLY_REFUNDED,
     PaymentStatus.REFUNDED: payment_pb2.PAYMENT_STATUS_REFUNDED,
+}
+
+_STATUSES_OF = {message: status for status, message in STATUSES.items()}
+ENTRY_TYPES = {
+    EntryType.CAPTURE: payment_pb2.PAYMENT_ENTRY_TYPE_CAPTURE,
+    EntryType.REFUND: payment_pb2.PAYMENT_ENTRY_TYPE_REFUND,
+    EntryType.VOID: payment_pb2.PAYMENT_ENTRY_TYPE_VOID,
 }
 
 
@@ -88,6 +97,27 @@ def payment(value: Payment) -> payment_pb2.Payment:
     wire.put_time(message.create_time, value.create_time)
     if value.process_time:
         wire.put_time(message.process_time, value.process_time)
+    return message
+
+
+def status(message: payment_pb2.PaymentStatus.ValueType) -> PaymentStatus | None:
+    """The status that a list is filtered by, if any."""
+    return _STATUSES_OF.get(message)
+
+
+def entry(value: Entry, currency: str) -> payment_pb2.PaymentEntry:
+    """An entry of the ledger."""
+    message = payment_pb2.PaymentEntry(
+        id=str(value.id),
+        payment_id=str(value.payment_id),
+        type=ENTRY_TYPES[value.type],
+        provider_reference=value.provider_reference,
+        note=value.note,
+        actor=value.actor,
+        trace_id=value.trace_id,
+    )
+    wire.put_money(message.amount, value.amount, currency)
+    wire.put_time(message.create_time, value.create_time)
     return message
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from ops.audit import invariants
-from ops.audit.invariants import Charge, Check, Order, Stock
+from ops.audit.invariants import Books, Charge, Check, Order, Stock
 
 _ORDERS = """
 SELECT o.id, o.status, o.total, array_agg(i.product_id) AS products, array_agg(i.quantity) AS quantities
@@ -23,6 +23,21 @@ _CHARGES = """
 SELECT c.order_id, c.amount, c.refunded_amount FROM sandbox.charges c LEFT JOIN payments p ON p.order_id = c.order_id
 WHERE c.status = 'APPROVED' AND ($1::uuid IS NULL OR c.order_id >= $1)
     AND ($2::uuid[] IS NULL OR p.customer_id = ANY($2))
+"""
+# All in one statement, so that they are of one snapshot. The outcome of a payment that is due may not be recorded yet.
+_BOOKS = """
+SELECT p.id, p.next_attempt_time IS NOT NULL AS is_due,
+    CASE WHEN p.status IN ('CAPTURED', 'PARTIALLY_REFUNDED', 'REFUNDED') THEN p.amount ELSE 0 END AS captured,
+    p.refunded_amount AS refunded,
+    coalesce(entries.captured, 0) AS entries_captured, coalesce(entries.refunded, 0) AS entries_refunded,
+    CASE c.status WHEN 'APPROVED' THEN c.amount ELSE 0 END AS provider_captured,
+    coalesce(c.refunded_amount, 0) AS provider_refunded
+FROM payments p LEFT JOIN sandbox.charges c ON c.key = p.provider_key LEFT JOIN (
+    SELECT payment_id, sum(amount) FILTER (WHERE type = 'CAPTURE') AS captured,
+        sum(amount) FILTER (WHERE type = 'REFUND') AS refunded
+    FROM payment_entries GROUP BY 1
+) AS entries ON entries.payment_id = p.id
+WHERE ($1::uuid IS NULL OR p.order_id >= $1) AND ($2::uuid[] IS NULL OR p.customer_id = ANY($2))
 """
 _HELD = """
 SELECT order_id FROM holds
@@ -94,11 +109,20 @@ class Audit:
             if is_whole or row["order_id"] in orders:
                 moved.setdefault(row["order_id"], {})[row["product_id"]] = row["delta"]
         held = await self._fetch("product", _HELD, scope.since, scope.customers)
+        books = {
+            row["id"]: Books(
+                (row["captured"], row["refunded"]),
+                (row["entries_captured"], row["entries_refunded"]),
+                None if row["is_due"] else (row["provider_captured"], row["provider_refunded"]),
+            )
+            for row in await self._fetch("payment", _BOOKS, scope.since, scope.customers)
+        }
         stocks = await self._fetch("product", _STOCK, scope.products)
         return [
             invariants.stock({row["product_id"]: Stock(*list(row.values())[1:]) for row in stocks}),
             invariants.sales(orders, moved),
             invariants.charges(orders, charged),
+            invariants.ledger(books),
             invariants.holds(orders, [row["order_id"] for row in held]),
         ]
 

@@ -44,6 +44,16 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class Books:
+    """What the payment service, its ledger and the provider say of one payment, each as (captured, refunded)."""
+
+    payment: tuple[Decimal, Decimal]
+    entries: tuple[Decimal, Decimal]
+    provider: tuple[Decimal, Decimal] | None
+    """None while the outcome of a request to the provider is not recorded."""
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One invariant that was checked."""
 
@@ -116,6 +126,17 @@ def holds(orders: Mapping[UUID, Order], held: Sequence[UUID]) -> Check:
     late = [order_id for order_id in held if (order := orders.get(order_id)) and order.status in DECIDED]
     violations = [_counted(late, "decided orders still hold stock")] if late else []
     return Check("holds", len(held), violations)
+
+
+def ledger(books: Mapping[UUID, Books]) -> Check:
+    """The amounts of each payment are the sums of its entries, and those of the provider. True at any time."""
+    wrong: dict[str, list[UUID]] = {}
+    for payment_id, found in books.items():
+        if found.entries != found.payment:
+            wrong.setdefault("payments have other amounts than their entries", []).append(payment_id)
+        if found.provider not in (None, found.payment):
+            wrong.setdefault("payments have other amounts than at the provider", []).append(payment_id)
+    return Check("ledger", len(books), [_counted(ids, what) for what, ids in wrong.items()])
 
 
 def _counted(ids: Sequence[UUID], what: str) -> str:

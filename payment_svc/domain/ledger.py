@@ -29,3 +29,5 @@ class Entry:
     note: str
     create_time: datetime
     actor: str
+    trace_id: str
+    """The trace of the request that caused the movement; empty for entries made before it was recorded."""

@@ -157,6 +157,11 @@ class Payment:
         return self.amount - self.refunded_amount if self.status in HOLDING else Decimal(0)
 
     @property
+    def trace_id(self) -> str:
+        """The id of its trace, in hexadecimal; empty if there is none."""
+        return self.traceparent[3:35]
+
+    @property
     def refund_key(self) -> str:
         """The provider's key of the refund of a cancelled order; the same at every attempt."""
         return f"refund-{self.id}"

@@ -106,4 +106,4 @@ class Outcomes:
 
 def _entry(payment: Payment, kind: EntryType, amount: Decimal, reference: str, now: datetime) -> Entry:
     note = "the order was cancelled" if payment.cancel_requested and kind is not EntryType.CAPTURE else ""
-    return Entry(new_id(), payment.id, kind, amount, reference, note, now, ACTOR)
+    return Entry(new_id(), payment.id, kind, amount, reference, note, now, ACTOR, payment.trace_id)

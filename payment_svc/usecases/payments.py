@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from mesh.db.idempotency import Replay
-from mesh.ids import new_id
-from payment_svc.domain import NewPayment, Payment, PaymentNotFound, ProviderNotFound
+from mesh.ids import new_id, parse_id
+from payment_svc.domain import Entry, NewPayment, Payment, PaymentNotFound, PaymentStatus, ProviderNotFound
 
 if TYPE_CHECKING:
+    from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Call
     from mesh.rpc.replies import Change, Reply
@@ -30,6 +31,7 @@ class Payments:
         units: UnitsOfWork,
         payments: PaymentStore,
         charger: Charger,
+        pages: Pages,
         *,
         providers: Collection[str],
         lease: timedelta,
@@ -37,6 +39,7 @@ class Payments:
         self._units = units
         self._payments = payments
         self._charger = charger
+        self._pages = pages
         self._providers = providers
         self._lease = lease
 
@@ -58,6 +61,35 @@ class Payments:
         """The payments of these orders; orders without one are left out."""
         async with self._units.database.reading() as reading:
             return await self._payments.read_of_orders(reading, order_ids)
+
+    async def list_payments(
+        self, *, status: PaymentStatus | None, order_id: UUID | None, page_size: int, page_token: str
+    ) -> tuple[list[Payment], str]:
+        """A page of payments, newest first, and the token of the next page. With `order_id`, that order's payment."""
+        scope = f"payments\0{status}\0{order_id}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        async with self._units.database.reading() as reading:
+            if order_id is not None:
+                payment = await self._payments.find_of_order(reading, order_id)
+                return [payment] if payment and status in (None, payment.status) else [], ""
+            before = parse_id(position[0]) if position else None
+            found = await self._payments.list_payments(reading, status=status, before=before, most=size + 1)
+        return self._pages.page(scope, found, size, lambda payment: [str(payment.id)])
+
+    async def list_entries(
+        self, payment_id: UUID, *, page_size: int, page_token: str
+    ) -> tuple[Payment, list[Entry], str]:
+        """A payment, a page of its ledger, oldest first, and the token of the next page. Raises PaymentNotFound."""
+        scope = f"entries\0{payment_id}"
+        size = self._pages.size(page_size)
+        position = self._pages.position(scope, page_token)
+        after = (datetime.fromisoformat(position[0]), parse_id(position[1])) if position else None
+        async with self._units.database.reading() as reading:
+            payment = await self._payments.read(reading, payment_id)
+            found = await self._payments.list_entries(reading, payment_id, after=after, most=size + 1)
+        page, token = self._pages.page(scope, found, size, lambda entry: [entry.create_time.isoformat(), str(entry.id)])
+        return payment, page, token
 
     async def process_payment(self, change: Change[Payment], new: NewPayment) -> Reply[Payment]:
         """Begin the payment of an order, or find it, and wait for its outcome as long as the caller does.

@@ -30,11 +30,11 @@ async def decided(mesh: RunningMesh) -> tuple[Mesh, str, str]:
 async def test_an_audit_of_a_mesh_at_rest_checks_every_order_and_finds_nothing(mesh: RunningMesh) -> None:
     audited, _, product = await decided(mesh)
     checks = {check.name: check for check in await Audit(audited).run()}
-    assert checks.keys() == {"stock", "sales", "charges", "holds"}
-    assert min(checks[name].checked for name in ("stock", "sales", "charges")) > 0
-    assert [check.violations for check in checks.values()] == [[]] * 4
+    assert checks.keys() == {"stock", "sales", "charges", "ledger", "holds"}
+    assert min(checks[name].checked for name in ("stock", "sales", "charges", "ledger")) > 0
+    assert [check.violations for check in checks.values()] == [[]] * 5
     narrow = await Audit(audited, Scope(customers=[], products=[UUID(product)])).run()
-    assert [check.checked for check in narrow] == [1, 0, 0, 0]
+    assert [check.checked for check in narrow] == [1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

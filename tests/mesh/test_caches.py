@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from commerce.customer.v1 import customer_pb2
 from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import payment_pb2
 from customer_svc import rpc as customer_rpc
 from mesh.errors import NotFound
 from order_svc import rpc as order_rpc
@@ -100,6 +101,7 @@ def some(known: list[str], number: int) -> str:
 
 
 STATUSES = order_pb2.OrderStatus.values()
+PAYMENT_STATUSES = payment_pb2.PaymentStatus.values()
 ORDERS = ["", *(" ".join(each).strip() for each in product(("name", "price", "createTime"), ("", "desc")))]
 
 SERVICES = {"SelectPaymentMethods": "order", "ResolvePaymentMethods": "payment", "BatchGetOrderPayments": "customer"}
@@ -152,6 +154,12 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
     },
     "GetPayment": lambda shop, number: {"payment_id": some(shop.payments, number)},
     "GetOrderPayment": lambda shop, number: {"order_id": some(shop.orders, number)},
+    "ListPayments": lambda shop, number: {
+        "status": PAYMENT_STATUSES[number % len(PAYMENT_STATUSES)],
+        "order_id": some(shop.orders, number) if number % 3 else "",
+        "page_size": number % 7,
+    },
+    "ListPaymentEntries": lambda shop, number: {"payment_id": some(shop.payments, number), "page_size": number % 7},
 }
 """By method, the fields of the request with this number: they differ in all ways that callers can choose."""
 

@@ -21,7 +21,9 @@ import sqlalchemy as sa
 from mesh.db import housekeeping, idempotency, inbox, migrations, schema
 from mesh.db.database import SESSION, Statement
 from mesh.db.rows import Versions
+from payment_svc.domain import PaymentStatus
 from payment_svc.providers import sandbox
+from payment_svc.store import listing as listing_payments
 from product_svc.store.products import listing
 from stack.servers import Servers
 from tests.runtime.process import kept_plan, new_database
@@ -93,6 +95,15 @@ async def test_lists_of_products_read_an_index_in_their_order(
         assert "Sort" not in plan
         assert "Seq Scan on products" not in plan
         assert f"Index Scan{' Backward' * order_by.endswith('desc')} using products_" in plan
+
+
+@pytest.mark.parametrize("room", ["payment_svc"], indirect=True)
+async def test_lists_of_payments_by_a_rare_status_read_an_index_of_these(room: tuple[str, asyncpg.Connection]) -> None:
+    name, connection = room
+    await _fill(connection, name, 2_000)
+    for status in (PaymentStatus.PENDING, PaymentStatus.DECLINED, PaymentStatus.REFUNDED):
+        plan = "\n".join(await kept_plan(connection, listing_payments(status)))
+        assert ("payments_due" if status is PaymentStatus.PENDING else "payments_rare") in plan
 
 
 def _reads_all(plan: list[str]) -> bool:

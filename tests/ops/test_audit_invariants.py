@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ops.audit.invariants import Charge, Check, Order, Stock, charges, holds, sales, stock
+from ops.audit.invariants import Books, Charge, Check, Order, Stock, charges, holds, ledger, sales, stock
 
 ORDER, PRODUCT = uuid4(), uuid4()
 PAID = Charge(Decimal(5), refunded=Decimal(0))
@@ -87,3 +87,15 @@ def test_orders_that_are_charged_wrongly_are_named(
 def test_only_an_order_that_is_not_decided_may_hold_stock() -> None:
     assert holds(an_order("PENDING"), [ORDER, uuid4()]) == Check("holds", 2)
     assert holds(an_order("CANCELLED"), [ORDER]).violations == [f"1 decided orders still hold stock, such as {ORDER}"]
+
+
+def test_a_payment_has_the_amounts_of_its_entries_and_of_its_provider() -> None:
+    five, none = (Decimal(5), Decimal(2)), (Decimal(0), Decimal(0))
+    right = {uuid4(): Books(five, five, five), uuid4(): Books(none, none, None)}
+    assert ledger(right) == Check("ledger", 2)
+    assert ledger({ORDER: Books(five, none, five)}).violations == [
+        f"1 payments have other amounts than their entries, such as {ORDER}"
+    ]
+    assert ledger({ORDER: Books(none, none, five)}).violations == [
+        f"1 payments have other amounts than at the provider, such as {ORDER}"
+    ]

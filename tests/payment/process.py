@@ -19,6 +19,7 @@ from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import Database
+from mesh.db.paging import Pages
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Unavailable as CustomersAway
 from mesh.events.bus import Bus
@@ -137,7 +138,7 @@ class House:
         charger = Charger(
             {"sandbox": sandbox}, self.wallets.token_of, outcomes.submit, **{"timeout": TIMEOUT, **limits}
         )
-        payments = Payments(units, store, charger, providers={"sandbox"}, lease=LEASE)
+        payments = Payments(units, store, charger, Pages(b"secret of the tests"), providers={"sandbox"}, lease=LEASE)
         orders = Orders(units, store, charger, providers={"sandbox"}, lease=LEASE)
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)

@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from mesh.ids import new_id
 from tests.payment.process import GIVES_UP_S, House, method_of, order, sum_of
 from tests.services import eventually
 
@@ -25,6 +26,35 @@ async def test_the_ledger_cannot_be_altered(house: House) -> None:
     ):
         with pytest.raises(asyncpg.RaiseError, match="append-only"):
             await house.connection.execute(statement)
+
+
+async def test_database_refuses_amounts_that_are_not_the_sums_of_the_entries(house: House) -> None:
+    process, captured, pending = await house.process(), order(), order(provider="none")
+    await process.placed(captured, pending)
+    await process.idle()
+    ids = [(await house.row(captured))["id"], (await house.row(pending))["id"]]
+    entry = "INSERT INTO payment_entries VALUES (gen_random_uuid(), $1, 'REFUND', {}, 're', '', now(), 'test', '')"
+    partly = "UPDATE payments SET refunded_amount = 2, status = 'PARTIALLY_REFUNDED' WHERE id = $1"
+    captured_at_once = (
+        "INSERT INTO payments SELECT (jsonb_populate_record(p, jsonb_build_object("
+        "'id', i, 'order_id', i, 'provider_key', 'payment-' || i::text))).* "
+        "FROM payments p, gen_random_uuid() i WHERE p.id = $1"
+    )
+    for statement, payment_id in (
+        (partly, ids[0]),
+        (entry.format(2), ids[0]),
+        (entry.format(2), new_id()),
+        (f"WITH written AS ({partly}) {entry.format(3)}", ids[0]),
+        ("UPDATE payments SET status = 'CAPTURED' WHERE id = $1", ids[1]),
+        (captured_at_once, ids[0]),
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match="has other amounts than its entries"):
+            await house.connection.execute(statement, payment_id)
+    for statement in ("DELETE FROM payments WHERE id = $1", "UPDATE payments SET id = gen_random_uuid() WHERE id = $1"):
+        with pytest.raises(asyncpg.RaiseError, match="payments is append-only"):
+            await house.connection.execute(statement, ids[1])
+    await house.connection.execute(f"WITH written AS ({partly}) {entry.format(2)}", ids[0])
+    assert sum_of(await house.ledger(captured)) == Decimal("10.5")
 
 
 async def test_the_database_refuses_a_payment_the_key_of_another(house: House) -> None:

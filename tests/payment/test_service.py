@@ -3,155 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
-import nats
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 from google.type.money_pb2 import Money
-from nats.aio.msg import Msg
 
-import customer_svc.app
 from commerce.order.v1 import events_pb2 as order_events
-from commerce.order.v1 import order_pb2
-from commerce.payment.v1 import events_pb2, payment_pb2, payment_pb2_grpc
+from commerce.payment.v1 import payment_pb2
 from mesh.events import cloudevents as events
-from mesh.events.bus import Bus
 from mesh.ids import new_id
-from mesh.observe.trace import Trace
-from payment_svc.app import Settings, build
-from stack.servers import Servers
-from tests.services import TEST_TIMEOUT_S, Client, Keys, new_key, refused, running, settings_for
-
-AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
-CUSTOMER = str(new_id())
-TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky", "tok_of_nobody")
-METHODS = {token: str(new_id()) for token in TOKENS}
-"""The customer's payment methods, by token; the last one is of no card of the sandbox."""
-
-
-@dataclass
-class Wire:
-    """The running service, as customers (through `gateway`) and as services reach it, and the streams."""
-
-    gateway: Client
-    peer: Client
-    keys: Keys
-    bus: Bus
-    nats_url: str
-
-    def customer(self, customer_id: str) -> Client:
-        return self.gateway.as_(self.keys.token("customer", UUID(customer_id)))
-
-    @property
-    def staff(self) -> Client:
-        return self.gateway.as_(self.keys.token("staff", uuid4()))
-
-    async def publish(self, event_type: str, payload: Any, *, event_id: UUID | None = None) -> str:
-        """Publish an order's event; the traceparent it carries."""
-        traceparent = Trace.new().traceparent
-        headers = events.headers(
-            event_id=event_id or new_id(),
-            event_type=event_type,
-            source="order",
-            aggregate_id=UUID(payload.order.id),
-            sequence=1,
-            time=datetime.now(UTC),
-            traceparent=traceparent,
-        )
-        subject = f"{event_type}.{payload.order.id}"
-        await self.bus.jetstream.publish(subject, payload.SerializeToString(), headers=headers)
-        return traceparent
-
-
-@pytest.fixture(scope="module")
-async def customers(servers: Servers, keys: Keys) -> AsyncIterator[str]:
-    """The address of the customer service, where one customer has a payment method for each token."""
-    connection = await asyncpg.connect(servers.postgres.url_for("customer_svc"))
-    await connection.execute(
-        "INSERT INTO customers (id, email, name, phone, password_hash, create_time, update_time, version) "
-        "VALUES ($1, $2, 'Ada', '', '', now(), now(), 1)",
-        UUID(CUSTOMER),
-        f"{CUSTOMER}@example.com",
-    )
-    await connection.executemany(
-        "INSERT INTO payment_methods (id, customer_id, provider, token, brand, last4, expire_month, expire_year, "
-        "is_default, create_time) VALUES ($1, $2, 'sandbox', $3, 'visa', '4242', 1, 2040, false, now())",
-        [(UUID(method), UUID(CUSTOMER), token) for token, method in METHODS.items()],
-    )
-    await connection.close()
-    redis = {"redis_url": servers.redis.url, "signing_key": keys.signing.private}
-    settings = settings_for(customer_svc.app.Settings, "customer", servers, keys, **redis)
-    async with running(customer_svc.app.build(settings)) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-async def wire(servers: Servers, keys: Keys, customers: str) -> AsyncIterator[Wire]:
-    more = {"customer_target": (customers,), "provider_timeout": 2.0, "sandbox_slow_seconds": 1.6}
-    settings = settings_for(Settings, "payment", servers, keys, **more)
-    bus = Bus(servers.nats.url, name="order")
-    await bus.start()
-    await bus.connected()
-    await bus.ensure_stream_of("order")
-    async with running(build(settings)) as address:
-        gateway = Client(address, "payment", keys)
-        peer = Client(address, "payment", keys, peer="order")
-        yield Wire(gateway, peer, keys, bus, servers.nats.url)
-        await gateway.close()
-        await peer.close()
-    await bus.stop()
-
-
-PAYLOADS: dict[str, Any] = {
-    "commerce.payment.captured": events_pb2.PaymentCaptured,
-    "commerce.payment.declined": events_pb2.PaymentDeclined,
-    "commerce.payment.voided": events_pb2.PaymentVoided,
-    "commerce.payment.refunded": events_pb2.PaymentRefunded,
-}
-
-
-class Heard:
-    """The payment events of one order, as the order service would hear them."""
-
-    def __init__(self, wire: Wire, order_id: str) -> None:
-        self._url = wire.nats_url
-        self._order_id = order_id
-        self._messages: asyncio.Queue[tuple[dict[str, str], Any]] = asyncio.Queue()
-
-    async def __aenter__(self) -> Heard:
-        self._client = await nats.connect(self._url)
-        await self._client.subscribe("commerce.payment.>", cb=self._take)
-        await self._client.flush()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
-
-    async def _take(self, message: Msg) -> None:
-        header = message.headers or {}
-        payload = PAYLOADS[header["ce-type"]].FromString(message.data)
-        if payload.payment.order_id == self._order_id:
-            self._messages.put_nowait((header, payload))
-
-    async def next(self) -> tuple[str, dict[str, str], Any]:
-        """Type, headers and payload of the order's next payment event."""
-        async with asyncio.timeout(TEST_TIMEOUT_S):
-            header, payload = await self._messages.get()
-        return header["ce-type"], header, payload
-
-
-def placed(token: str = "tok_visa") -> order_events.OrderPlaced:
-    return order_events.OrderPlaced(
-        order=order_pb2.Order(
-            id=str(new_id()), customer_id=CUSTOMER, total_amount=AMOUNT, payment_method_id=METHODS[token]
-        ),
-        provider="sandbox",
-    )
+from tests.payment.served import AMOUNT, Heard, Wire, charge, placed, process, stub, with_
+from tests.services import new_key, refused
 
 
 @pytest.mark.parametrize(
@@ -228,35 +93,6 @@ async def test_an_order_that_is_cancelled_before_it_is_heard_of_is_voided(wire: 
     assert event_type == "commerce.payment.voided"
     assert payload.payment.status == payment_pb2.PAYMENT_STATUS_VOIDED
     assert payload.payment.amount == AMOUNT
-
-
-def process(paid_with: str = "tok_visa", **fields: Any) -> payment_pb2.ProcessPaymentRequest:
-    return payment_pb2.ProcessPaymentRequest(
-        **{
-            "order_id": str(new_id()),
-            "customer_id": CUSTOMER,
-            "amount": AMOUNT,
-            "provider": "sandbox",
-            "payment_method_id": METHODS[paid_with],
-            **fields,
-        }
-    )
-
-
-def with_(request: payment_pb2.ProcessPaymentRequest, **fields: Any) -> payment_pb2.ProcessPaymentRequest:
-    other = payment_pb2.ProcessPaymentRequest()
-    other.CopyFrom(request)
-    other.MergeFrom(payment_pb2.ProcessPaymentRequest(**fields))
-    return other
-
-
-def stub(client: Client) -> payment_pb2_grpc.PaymentServiceStub:
-    return payment_pb2_grpc.PaymentServiceStub(client.channel)
-
-
-async def charge(wire: Wire, request: payment_pb2.ProcessPaymentRequest, **more: Any) -> payment_pb2.Payment:
-    reply: payment_pb2.ProcessPaymentResponse = await wire.peer(stub(wire.peer).ProcessPayment, request, **more)
-    return reply.payment
 
 
 @pytest.mark.parametrize(
@@ -401,5 +237,6 @@ async def test_reading_needs_a_token_and_an_id(wire: Wire) -> None:
 
 
 async def test_what_is_not_there_yet_says_so(wire: Wire) -> None:
-    error = await refused(wire.staff(stub(wire.gateway).ListPayments, payment_pb2.ListPaymentsRequest()))
+    webhook = payment_pb2.ReceiveWebhookRequest(provider="sandbox", payload=HttpBody(data=b"{}"))
+    error = await refused(wire.staff(stub(wire.gateway).ReceiveWebhook, webhook))
     assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")

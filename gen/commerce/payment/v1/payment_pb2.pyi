@@ -191,6 +191,7 @@ class PaymentEntry(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The entry's UUID."""
     payment_id: _builtins.str
@@ -203,6 +204,8 @@ class PaymentEntry(_message.Message):
     """A note, such as the reason for a refund."""
     actor: _builtins.str
     """Who created the entry: `staff:` followed by an id, or `service:` followed by a service name."""
+    trace_id: _builtins.str
+    """The id of the trace in which the movement was caused, 32 hexadecimal digits. Empty in entries of earlier versions."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """The amount, which is always positive. The type determines the direction."""
@@ -222,10 +225,11 @@ class PaymentEntry(_message.Message):
         note: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "amount", b"amount", "create_time", b"create_time", "id", b"id", "note", b"note", "payment_id", b"payment_id", "provider_reference", b"provider_reference", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "amount", b"amount", "create_time", b"create_time", "id", b"id", "note", b"note", "payment_id", b"payment_id", "provider_reference", b"provider_reference", "trace_id", b"trace_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
