@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import h2.config
@@ -71,11 +71,16 @@ class Connection:
                 async with self._changed:
                     await self._changed.wait()
 
-    async def line(self, stream: int) -> bytes:
-        """Wait for the first line of a response."""
+    async def line(self, stream: int, condition: Callable[[bytes], bool] = bool) -> bytes:
+        """Wait for the first line of a response that meets a condition. Returns nothing if the stream ends without."""
+
+        def found() -> bytes | None:
+            lines = self.received.get(stream, b"").split(b"\n")[:-1]
+            return next(filter(condition, lines), b"" if stream in self.over else None)
+
         async with self._changed:
-            await self._changed.wait_for(lambda: b"\n" in self.received.get(stream, b"") or stream in self.over)
-        return self.received.get(stream, b"").partition(b"\n")[0]
+            await self._changed.wait_for(lambda: found() is not None)
+        return found() or b""
 
     async def reset(self, stream: int) -> None:
         """Leave a stream, with RST_STREAM."""
