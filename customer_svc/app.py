@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from pydantic import Field, FilePath
 
@@ -12,14 +13,15 @@ from customer_svc.passwords import Passwords
 from customer_svc.peers import OrderPeer, PaymentPeer
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
-from customer_svc.store import CustomerStore
-from customer_svc.usecases import Addresses, Customers, Exports, Orders, PaymentMethods, Sessions
+from customer_svc.store import CustomerStore, ErasureStore
+from customer_svc.usecases import Addresses, Customers, Erasure, Exports, Orders, PaymentMethods, Sessions
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
+from mesh.jobs import Periodic
 from mesh.lifecycle import Service
 from mesh.rpc.clients import Peer
 from mesh.rpc.revocations import Revocations
@@ -52,6 +54,8 @@ class Settings(ServiceSettings):
     long run, counted over all workers, whether or not they succeed. After a pause it may send 50 of each at once. 0 is
     no limit. A call that does not come through the edge is not limited, nor is a sign-up while Redis does not answer.
     """
+    erasure_retry_seconds: float = Field(default=30.0, gt=0)
+    """Seconds after which an erasure that has begun and was interrupted is continued."""
     password_memory_kib: int = Field(default=19 * 1024, ge=8)
     """Memory of a password's hash. OWASP's minimum for argon2id: 19 MiB, 2 passes, 1 lane."""
     password_passes: int = Field(default=2, ge=1)
@@ -104,6 +108,8 @@ def build(settings: Settings) -> Service:
     addresses = Addresses(units, store, pages)
     orders = Orders(units, store, OrderPeer(orders_peer))
     exports = Exports(units, store, session_store, OrderPeer(orders_peer), PaymentPeer(payments_peer))
+    erasure = Erasure(units, ErasureStore(), session_store, OrderPeer(orders_peer))
+    erasure_retry = timedelta(seconds=settings.erasure_retry_seconds)
     sessions = Sessions(units, store, passwords, session_store, tokens)
 
     return Service(
@@ -117,12 +123,13 @@ def build(settings: Settings) -> Service:
             passwords,
             session_store,
             *housekeeping(database),
+            Periodic("erasures", settings.erasure_retry_seconds, partial(erasure.finish, erasure_retry)),
             revocations,
             Server(
                 settings,
                 {
                     "commerce.customer.v1.CustomerService": CustomerService(
-                        customers, payment_methods, addresses, orders, exports
+                        customers, payment_methods, addresses, orders, exports, erasure
                     ),
                     "commerce.customer.v1.SessionService": SessionService(sessions),
                 },

@@ -48,6 +48,18 @@ class EmailTaken(AlreadyExists):
         super().__init__("another customer has this email address")
 
 
+class CustomerHasOpenOrders(FailedPrecondition):
+    """The customer has orders that are not final, so their data is still needed."""
+
+    reason = "CUSTOMER_HAS_OPEN_ORDERS"
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__(
+            "the customer has open orders: they must be delivered or cancelled first",
+            metadata={"customerId": str(customer_id)},
+        )
+
+
 class EtagMismatch(Aborted):
     """The customer has changed since the caller read the etag that they sent."""
 
@@ -215,6 +227,13 @@ class CustomerUpdated(NamedTuple):
     """A customer has changed, or what belongs to them."""
 
     customer: Customer
+
+
+class CustomerErased(NamedTuple):
+    """The personal data of a customer was erased. `customer` is their last version."""
+
+    customer: Customer
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from uuid import UUID
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
 from commerce.payment.v1 import payment_pb2, payment_pb2_grpc
+from customer_svc.domain import CustomerHasOpenOrders
+from mesh.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from mesh.rpc.call import Call
@@ -31,6 +33,20 @@ class OrderPeer:
         request = order_pb2.ListOrdersRequest(customer_id=str(customer_id), page_size=page_size, page_token=page_token)
         reply = await self._peer.ask(stub.ListOrders, request, calls=[call], on_behalf_of=call)
         return list(reply.orders), reply.next_page_token
+
+    async def erase_customer(self, customer_id: UUID, *, only_check: bool = False, calls: Sequence[Call] = ()) -> None:
+        """Erase a customer from their orders, or only check whether that is possible.
+
+        Raises CustomerHasOpenOrders, and changes nothing then; or Unavailable.
+        """
+        stub = self._peer.stub(order_pb2_grpc.OrderServiceStub)
+        request = order_pb2.EraseCustomerOrdersRequest(customer_id=str(customer_id), validate_only=only_check)
+        try:
+            await self._peer.ask(stub.EraseCustomerOrders, request, calls=calls)
+        except FailedPrecondition as error:
+            if error.reason != CustomerHasOpenOrders.reason:
+                raise
+            raise CustomerHasOpenOrders(customer_id) from None
 
 
 class PaymentPeer:

@@ -8,7 +8,7 @@ from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
 from customer_svc import wire
 from customer_svc.domain import Address, Customer, PaymentMethod
-from customer_svc.usecases import Addresses, Customers, Exports, Orders, PaymentMethods, Sessions
+from customer_svc.usecases import Addresses, Customers, Erasure, Exports, Orders, PaymentMethods, Sessions
 from mesh.ids import parse_id
 from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
@@ -25,12 +25,14 @@ class CustomerService:
         addresses: Addresses,
         orders: Orders[order_pb2.Order],
         exports: Exports[order_pb2.Order, payment_pb2.Payment],
+        erasure: Erasure,
     ) -> None:
         self._customers = customers
         self._payment_methods = payment_methods
         self._addresses = addresses
         self._orders = orders
         self._exports = exports
+        self._erasure = erasure
 
     async def CreateCustomer(self, request: customer.CreateCustomerRequest, call: Call) -> Reply[Customer]:
         change: Change[Customer] = Change(
@@ -55,6 +57,10 @@ class CustomerService:
         return await self._customers.update_customer(
             change, wire.named(request.customer.id), wire.customer_update(request), etag=request.customer.etag
         )
+
+    async def DeleteCustomer(self, request: customer.DeleteCustomerRequest, call: Call) -> Reply[None]:
+        change: Change[None] = Change(call, lambda _: customer.DeleteCustomerResponse())
+        return await self._erasure.delete_customer(change, wire.named(request.customer_id), etag=request.etag)
 
     async def ExportCustomer(
         self, request: customer.ExportCustomerRequest, call: Call

@@ -12,6 +12,7 @@ from customer_svc.domain import (
     Address,
     Customer,
     CustomerCreated,
+    CustomerErased,
     CustomerUpdate,
     CustomerUpdated,
     NewCustomer,
@@ -161,13 +162,16 @@ def session_period(value: SessionPeriod) -> customer_pb2.ExportedSession:
     )
 
 
-def event(fact: CustomerCreated | CustomerUpdated) -> Event:
+def event(fact: CustomerCreated | CustomerUpdated | CustomerErased) -> Event:
     """The event of what has happened to a customer."""
     value = fact.customer
     # No name, email, phone or address: streams and outboxes keep events after a customer is erased.
     if isinstance(fact, CustomerCreated):
         created = events_pb2.CustomerCreated(customer_id=str(value.id), create_time=wire.timestamp(value.create_time))
         return Event.of(value.id, value.version, created)
+    if isinstance(fact, CustomerErased):
+        erased = events_pb2.CustomerErased(customer_id=str(value.id), erase_time=wire.timestamp(fact.time))
+        return Event.of(value.id, value.version + 1, erased)
     updated = events_pb2.CustomerUpdated(
         customer_id=str(value.id), update_time=wire.timestamp(value.update_time), etag=str(value.version)
     )

@@ -24,10 +24,11 @@ from order_svc import wire
 from order_svc.consumers import payment_events
 from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
 from order_svc.rpc import OrderService
-from order_svc.store import OrderStore
+from order_svc.store import ErasureStore, OrderStore
 from order_svc.usecases import (
     Cancellation,
     Drafts,
+    Erasures,
     Fulfilment,
     Holds,
     Payments,
@@ -59,6 +60,9 @@ class Settings(ServiceSettings):
     """Seconds after which a draft is cancelled whose placing began and was neither finished nor refused."""
     draft_sweep_seconds: float = Field(default=60.0, gt=0)
     """The time between two sweeps for expired drafts."""
+    erasure_sweep_seconds: float = Field(default=10.0, gt=0)
+    """The time between two sweeps for erasures of customers that are due: the first time at once, for stored replies,
+    and once more when no placing from before the erasure can still be committed."""
 
 
 def build(settings: Settings) -> Service:
@@ -91,6 +95,13 @@ def build(settings: Settings) -> Service:
     payments = Payments(units, orders)
     holds = Holds(units, orders)
     watching = Watching(units, orders, bus)
+    erasures = Erasures(
+        units,
+        orders,
+        ErasureStore(),
+        # An order can be committed until its hold is released, which the other service does by its own clock.
+        longest_placing=timedelta(seconds=settings.payment_deadline + 2 * settings.hold_margin),
+    )
     unfinished = timedelta(seconds=settings.placing_timeout)
     lifetime = timedelta(seconds=settings.draft_lifetime)
     timeout = timedelta(seconds=settings.cancelling_timeout)
@@ -112,6 +123,7 @@ def build(settings: Settings) -> Service:
             Periodic(
                 "unfinished placings", settings.draft_sweep_seconds, partial(cancellation.cancel_unfinished, unfinished)
             ),
+            Periodic("erasures", settings.erasure_sweep_seconds, erasures.repeat),
             Consumer(
                 "order", "payment", payment_events(payments), bus=bus, units=units, max_attempts=settings.event_attempts
             ),
@@ -122,7 +134,7 @@ def build(settings: Settings) -> Service:
                 settings,
                 {
                     "commerce.order.v1.OrderService": OrderService(
-                        placement, drafts, reading, cancellation, fulfilment, holds, watching
+                        placement, drafts, reading, cancellation, fulfilment, holds, watching, erasures
                     )
                 },
                 checks=[database.check],

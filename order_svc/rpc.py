@@ -14,7 +14,7 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.domain import Order
-from order_svc.usecases import Cancellation, Drafts, Fulfilment, Holds, Placement, Reading, Watching
+from order_svc.usecases import Cancellation, Drafts, Erasures, Fulfilment, Holds, Placement, Reading, Watching
 
 _PORTION = 256
 """Orders and items of a reply that are converted without letting other calls run."""
@@ -32,6 +32,7 @@ class OrderService:
         fulfilment: Fulfilment,
         holds: Holds,
         watching: Watching,
+        erasures: Erasures,
     ) -> None:
         self._placement = placement
         self._drafts = drafts
@@ -40,6 +41,7 @@ class OrderService:
         self._fulfilment = fulfilment
         self._holds = holds
         self._watching = watching
+        self._erasures = erasures
 
     async def CreateOrder(self, request: order.CreateOrderRequest, call: Call) -> Reply[Order]:
         change: Change[Order] = Change(call, lambda created: order.CreateOrderResponse(order=wire.order(created)))
@@ -119,6 +121,12 @@ class OrderService:
         async with aclosing(self._watching.watch_order(call, parse_id(request.order_id))) as states:
             async for state in states:
                 yield order.WatchOrderResponse(order=wire.order(state))
+
+    async def EraseCustomerOrders(
+        self, request: order.EraseCustomerOrdersRequest, call: Call
+    ) -> order.EraseCustomerOrdersResponse:
+        await self._erasures.erase_customer(parse_id(request.customer_id), only_check=request.validate_only)
+        return order.EraseCustomerOrdersResponse()
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
         ids = [parse_id(each) for each in request.order_ids]

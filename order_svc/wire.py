@@ -144,8 +144,9 @@ def payment_result(cause: Cause) -> Callable[[_PaymentEvent], PaymentResult]:
 def event(fact: OrderPlaced | OrderMoved) -> Event:
     """The event of what has happened to an order."""
     value, message = fact.order, order(fact.order)
-    # Streams and outboxes keep events after a customer is deleted.
+    # Streams and outboxes keep events after a customer is erased, and a note may hold anything.
     message.ClearField("shipping_address")
+    message.ClearField("cancel_note")
     if isinstance(fact, OrderPlaced):
         payload = events_pb2.OrderPlaced(
             order=message, provider=fact.provider, payment_deadline=message.payment_deadline

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,26 @@ _old = (
     .cte("old")
 )
 PURGE = Statement(sa.delete(table).where(table.c.digest == _old.c.digest))
+
+
+_after = sa.bindparam("after", type_=table.c.create_time.type)
+# Read in the order in which they were written, so that a portion is a part of the table and not spread over all of it.
+PORTION_END = Statement(
+    sa.select(table.c.create_time)
+    .where(table.c.create_time > _after)
+    .order_by(table.c.create_time)
+    .offset(sa.bindparam("most", type_=sa.Integer))
+    .limit(1),
+    name="read end of portion of replies",
+)
+ERASE = Statement(
+    sa.delete(table).where(
+        table.c.create_time.between(_after, sa.bindparam("until", type_=table.c.create_time.type)),
+        sa.func.pg_catalog.position(table.c.reply, sa.bindparam("text", type_=sa.LargeBinary)) > 0,
+    ),
+    name="erase replies",
+)
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class KeyTaken(Exception):
@@ -182,6 +202,20 @@ async def claim(transaction: Transaction, key: IdempotencyKey | None) -> Replay 
 def store_reply(transaction: Transaction, key: IdempotencyKey, reply: bytes) -> None:
     """Store the reply under a key that this transaction has claimed, at the commit."""
     transaction.write(WRITE_REPLY, key_digest=key.digest, key_reply=reply)
+
+
+async def erase(database: Database, text: str, *, portion: int = 10_000) -> None:
+    """Delete all stored replies that contain `text`, such as the id of a person, `portion` replies in a transaction.
+
+    This reads all replies of `RETENTION`. A retry of such a call runs again, so its effect must not be possible twice.
+    """
+    after = _FIRST
+    while after < _LAST:
+        async with database.transaction() as transaction:
+            end = await transaction.fetch_one(PORTION_END, after=after, most=portion)
+            until = end["create_time"] if end else _LAST
+            await transaction.execute(ERASE, after=after, until=until, text=text.encode())
+        after = until
 
 
 def _row(key: IdempotencyKey, reply: bytes | None) -> tuple[Any, ...]:

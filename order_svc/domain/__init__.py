@@ -2,6 +2,7 @@
 
 from order_svc.domain.errors import (
     CurrencyMismatch,
+    CustomerHasOpenOrders,
     CustomerNotFound,
     EtagMismatch,
     HoldLost,
@@ -44,6 +45,7 @@ __all__ = [
     "CancelReason",
     "Cause",
     "CurrencyMismatch",
+    "CustomerHasOpenOrders",
     "CustomerNotFound",
     "EtagMismatch",
     "HeldLine",

@@ -38,6 +38,15 @@ class CustomerNotFound(NotFound):
         super().__init__(f"there is no customer {customer_id}", metadata={"customerId": str(customer_id)})
 
 
+class CustomerHasOpenOrders(FailedPrecondition):
+    """The customer has orders that are neither drafts nor final."""
+
+    reason = "CUSTOMER_HAS_OPEN_ORDERS"
+
+    def __init__(self, customer_id: UUID) -> None:
+        super().__init__(f"customer {customer_id} has open orders", metadata={"customerId": str(customer_id)})
+
+
 class OrderState(FailedPrecondition):
     """The order is not in a state that allows this."""
 

@@ -75,3 +75,13 @@ shipping_addresses = sa.Table(
         "postal_address", postgresql.JSONB, nullable=False, comment="personal data: deleted with that of the customer"
     ),
 )
+
+# Customers who were erased lately. An order that was being placed meanwhile may still come.
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("customer_id", sa.Uuid, primary_key=True),
+    sa.Column("next_time", TIME, nullable=False),
+    sa.Column("last_time", TIME, nullable=False),
+)
+sa.Index("erasures_due", erasures.c.next_time)

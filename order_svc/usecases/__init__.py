@@ -2,6 +2,7 @@
 
 from order_svc.usecases.cancellation import Cancellation
 from order_svc.usecases.drafts import Drafts
+from order_svc.usecases.erasure import Erasures
 from order_svc.usecases.fulfilment import Fulfilment
 from order_svc.usecases.holds import Holds, UnusedHolds
 from order_svc.usecases.payments import Payments
@@ -12,6 +13,7 @@ from order_svc.usecases.watching import Watching
 __all__ = [
     "Cancellation",
     "Drafts",
+    "Erasures",
     "Fulfilment",
     "Holds",
     "Payments",

@@ -36,10 +36,11 @@ from order_svc.domain import (
     Selection,
 )
 from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
-from order_svc.store import OrderStore
+from order_svc.store import ErasureStore, OrderStore
 from order_svc.usecases import (
     Cancellation,
     Drafts,
+    Erasures,
     Fulfilment,
     Holds,
     Payments,
@@ -147,6 +148,7 @@ class OrderProcess:
     holds: Holds
     reading: Reading
     watching: Watching
+    erasures: Erasures
 
     async def place(self, *batch: Placing) -> list[Reply[Order] | BaseException]:
         """The results of calls that arrive together, in order."""
@@ -205,6 +207,7 @@ def process_of(
         Holds(units, orders),
         Reading(units, orders, Pages(b"a secret of the tests")),
         Watching(units, orders, bus),
+        Erasures(units, orders, ErasureStore(), longest_placing=timedelta(minutes=20)),
     )
 
 

@@ -66,6 +66,7 @@ def service(database: Database) -> OrderService:
         process.fulfilment,
         process.holds,
         process.watching,
+        process.erasures,
     )
 
 

@@ -95,6 +95,7 @@ ShipOrder              STAFF     POST /v1/orders/{order_id}:ship
 DeliverOrder           STAFF     POST /v1/orders/{order_id}:deliver
 WatchOrder             CUSTOMER  GET /v1/orders/{order_id}:watch
 GetOrderTimeline       CUSTOMER  GET /v1/orders/{order_id}/timeline
+EraseCustomerOrders    SERVICE
 ResolveHolds           SERVICE
 ProcessPayment         SERVICE
 GetPayment             CUSTOMER  GET /v1/payments/{payment_id}

@@ -167,10 +167,17 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCustomer(self, request, context):
-        """Deletes the personal data, payment methods, addresses and sessions of a customer. The customer's orders and
-        payments remain, with an id that no longer identifies a person.
+        """Erases a customer: their name, email address, phone number, payment methods, addresses, sessions and drafts, and the
+        shipping addresses of their orders. The orders and payments remain, with an id that no longer identifies a person.
+        The email address can sign up again.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+        From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
+        access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
+        service finishes it by itself.
+
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
+        pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
+        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the order service or the session store does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

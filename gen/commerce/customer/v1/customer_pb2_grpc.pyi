@@ -61,10 +61,17 @@ class CustomerServiceStub:
     `ETAG_MISMATCH`.
     """
     DeleteCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.DeleteCustomerRequest, _customer_pb2.DeleteCustomerResponse]
-    """Deletes the personal data, payment methods, addresses and sessions of a customer. The customer's orders and
-    payments remain, with an id that no longer identifies a person.
+    """Erases a customer: their name, email address, phone number, payment methods, addresses, sessions and drafts, and the
+    shipping addresses of their orders. The orders and payments remain, with an id that no longer identifies a person.
+    The email address can sign up again.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+    From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
+    access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
+    service finishes it by itself.
+
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
+    pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
+    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the order service or the session store does not answer.
     """
     ExportCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ExportCustomerRequest, _customer_pb2.ExportCustomerResponse]
     """Exports all data that the mesh stores about a customer, in one response. Over gRPC, the response of a customer with
@@ -166,10 +173,17 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     `ETAG_MISMATCH`.
     """
     DeleteCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.DeleteCustomerRequest, _customer_pb2.DeleteCustomerResponse]  # type: ignore[assignment]
-    """Deletes the personal data, payment methods, addresses and sessions of a customer. The customer's orders and
-    payments remain, with an id that no longer identifies a person.
+    """Erases a customer: their name, email address, phone number, payment methods, addresses, sessions and drafts, and the
+    shipping addresses of their orders. The orders and payments remain, with an id that no longer identifies a person.
+    The email address can sign up again.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+    From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
+    access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
+    service finishes it by itself.
+
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
+    pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
+    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the order service or the session store does not answer.
     """
     ExportCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.ExportCustomerRequest, _customer_pb2.ExportCustomerResponse]  # type: ignore[assignment]
     """Exports all data that the mesh stores about a customer, in one response. Over gRPC, the response of a customer with
@@ -298,10 +312,17 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.DeleteCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.DeleteCustomerResponse, _abc.Awaitable[_customer_pb2.DeleteCustomerResponse]]:
-        """Deletes the personal data, payment methods, addresses and sessions of a customer. The customer's orders and
-        payments remain, with an id that no longer identifies a person.
+        """Erases a customer: their name, email address, phone number, payment methods, addresses, sessions and drafts, and the
+        shipping addresses of their orders. The orders and payments remain, with an id that no longer identifies a person.
+        The email address can sign up again.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `ABORTED` / `ETAG_MISMATCH`.
+        From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
+        access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
+        service finishes it by itself.
+
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
+        pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
+        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the order service or the session store does not answer.
         """
 
     @_abc_1.abstractmethod

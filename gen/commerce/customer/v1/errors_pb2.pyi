@@ -42,6 +42,8 @@ class _CustomerErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_C
     """`INVALID_ARGUMENT`: the payment provider does not know this token."""
     CUSTOMER_ERROR_REASON_ADDRESS_LIMIT_REACHED: _CustomerErrorReason.ValueType  # 9
     """`FAILED_PRECONDITION`: the customer has as many addresses as are allowed."""
+    CUSTOMER_ERROR_REASON_CUSTOMER_HAS_OPEN_ORDERS: _CustomerErrorReason.ValueType  # 10
+    """`FAILED_PRECONDITION`: the customer has an order that is pending, confirmed, shipped or being cancelled."""
 
 class CustomerErrorReason(_CustomerErrorReason, metaclass=_CustomerErrorReasonEnumTypeWrapper):
     """CustomerErrorReason is the reason of an error of the customer service. It is sent as `reason` of
@@ -68,4 +70,6 @@ CUSTOMER_ERROR_REASON_PROVIDER_TOKEN_UNKNOWN: CustomerErrorReason.ValueType  # 8
 """`INVALID_ARGUMENT`: the payment provider does not know this token."""
 CUSTOMER_ERROR_REASON_ADDRESS_LIMIT_REACHED: CustomerErrorReason.ValueType  # 9
 """`FAILED_PRECONDITION`: the customer has as many addresses as are allowed."""
+CUSTOMER_ERROR_REASON_CUSTOMER_HAS_OPEN_ORDERS: CustomerErrorReason.ValueType  # 10
+"""`FAILED_PRECONDITION`: the customer has an order that is pending, confirmed, shipped or being cancelled."""
 Global___CustomerErrorReason: _TypeAlias = CustomerErrorReason  # noqa: Y015

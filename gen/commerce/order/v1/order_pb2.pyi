@@ -171,7 +171,7 @@ class Order(_message.Message):
     etag: _builtins.str
     """The version of the order. A change that is sent with an older version fails with `ETAG_MISMATCH`."""
     cancel_note: _builtins.str
-    """The note of the person who cancelled the order."""
+    """The note of the person who cancelled the order. Empty in events, and after the customer is erased."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
         """The items of the order. No two items have the same product."""
@@ -1100,6 +1100,49 @@ class GetOrderTimelineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetOrderTimelineResponse: _TypeAlias = GetOrderTimelineResponse  # noqa: Y015
+
+@_typing.final
+class EraseCustomerOrdersRequest(_message.Message):
+    """EraseCustomerOrdersRequest is the request of `EraseCustomerOrders`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """Required. The customer's UUID."""
+    validate_only: _builtins.bool
+    """Optional. Whether only to check that the customer has no open orders, and to change nothing."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseCustomerOrdersRequest: _TypeAlias = EraseCustomerOrdersRequest  # noqa: Y015
+
+@_typing.final
+class EraseCustomerOrdersResponse(_message.Message):
+    """EraseCustomerOrdersResponse is the response of `EraseCustomerOrders`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseCustomerOrdersResponse: _TypeAlias = EraseCustomerOrdersResponse  # noqa: Y015
 
 @_typing.final
 class ResolveHoldsRequest(_message.Message):

@@ -99,6 +99,11 @@ class OrderServiceStub:
                 request_serializer=commerce_dot_order_dot_v1_dot_order__pb2.GetOrderTimelineRequest.SerializeToString,
                 response_deserializer=commerce_dot_order_dot_v1_dot_order__pb2.GetOrderTimelineResponse.FromString,
                 _registered_method=True)
+        self.EraseCustomerOrders = channel.unary_unary(
+                '/commerce.order.v1.OrderService/EraseCustomerOrders',
+                request_serializer=commerce_dot_order_dot_v1_dot_order__pb2.EraseCustomerOrdersRequest.SerializeToString,
+                response_deserializer=commerce_dot_order_dot_v1_dot_order__pb2.EraseCustomerOrdersResponse.FromString,
+                _registered_method=True)
         self.ResolveHolds = channel.unary_unary(
                 '/commerce.order.v1.OrderService/ResolveHolds',
                 request_serializer=commerce_dot_order_dot_v1_dot_order__pb2.ResolveHoldsRequest.SerializeToString,
@@ -251,6 +256,18 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseCustomerOrders(self, request, context):
+        """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
+        order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
+        is ignored: a repeated call changes nothing.
+
+        Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
+        cancelled, and nothing has changed then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResolveHolds(self, request, context):
         """Decides whether to keep, commit or release expired holds. The decision for an unknown order id is to
         release, and from then on no order can be created with that id, so the release is safe. An idempotency key
@@ -324,6 +341,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.GetOrderTimeline,
                     request_deserializer=commerce_dot_order_dot_v1_dot_order__pb2.GetOrderTimelineRequest.FromString,
                     response_serializer=commerce_dot_order_dot_v1_dot_order__pb2.GetOrderTimelineResponse.SerializeToString,
+            ),
+            'EraseCustomerOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseCustomerOrders,
+                    request_deserializer=commerce_dot_order_dot_v1_dot_order__pb2.EraseCustomerOrdersRequest.FromString,
+                    response_serializer=commerce_dot_order_dot_v1_dot_order__pb2.EraseCustomerOrdersResponse.SerializeToString,
             ),
             'ResolveHolds': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveHolds,
@@ -660,6 +682,33 @@ class OrderService:
             '/commerce.order.v1.OrderService/GetOrderTimeline',
             commerce_dot_order_dot_v1_dot_order__pb2.GetOrderTimelineRequest.SerializeToString,
             commerce_dot_order_dot_v1_dot_order__pb2.GetOrderTimelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseCustomerOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.order.v1.OrderService/EraseCustomerOrders',
+            commerce_dot_order_dot_v1_dot_order__pb2.EraseCustomerOrdersRequest.SerializeToString,
+            commerce_dot_order_dot_v1_dot_order__pb2.EraseCustomerOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

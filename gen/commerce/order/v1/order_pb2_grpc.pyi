@@ -127,6 +127,14 @@ class OrderServiceStub:
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
     """
+    EraseCustomerOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.EraseCustomerOrdersRequest, _order_pb2.EraseCustomerOrdersResponse]
+    """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
+    order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
+    is ignored: a repeated call changes nothing.
+
+    Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
+    cancelled, and nothing has changed then.
+    """
     ResolveHolds: _grpc.UnaryUnaryMultiCallable[_order_pb2.ResolveHoldsRequest, _order_pb2.ResolveHoldsResponse]
     """Decides whether to keep, commit or release expired holds. The decision for an unknown order id is to
     release, and from then on no order can be created with that id, so the release is safe. An idempotency key
@@ -233,6 +241,14 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """Gets the history of an order across all services, oldest first.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
+    """
+    EraseCustomerOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.EraseCustomerOrdersRequest, _order_pb2.EraseCustomerOrdersResponse]  # type: ignore[assignment]
+    """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
+    order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
+    is ignored: a repeated call changes nothing.
+
+    Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
+    cancelled, and nothing has changed then.
     """
     ResolveHolds: _aio.UnaryUnaryMultiCallable[_order_pb2.ResolveHoldsRequest, _order_pb2.ResolveHoldsResponse]  # type: ignore[assignment]
     """Decides whether to keep, commit or release expired holds. The decision for an unknown order id is to
@@ -409,6 +425,20 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets the history of an order across all services, oldest first.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseCustomerOrders(
+        self,
+        request: _order_pb2.EraseCustomerOrdersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_pb2.EraseCustomerOrdersResponse, _abc.Awaitable[_order_pb2.EraseCustomerOrdersResponse]]:
+        """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
+        order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
+        is ignored: a repeated call changes nothing.
+
+        Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
+        cancelled, and nothing has changed then.
         """
 
     @_abc_1.abstractmethod

@@ -1,4 +1,4 @@
-"""The customer service's tables and statements: the only SQL of the service."""
+"""Customers and what belongs to them: their tables, and how they are read, locked and written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ customers = sa.Table(
     sa.Column("create_time", TIME, nullable=False),
     sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("erase_time", TIME, comment="when their erasure began; null for all others"),
 )
+sa.Index("customers_erasing", customers.c.erase_time, postgresql_where=customers.c.erase_time.is_not(None))
 # In "C", whose lower case is that of ASCII whatever the database's locale: the same as `same_email`.
 _same_email = sa.func.lower(customers.c.email.collate("C"))
 sa.Index("customers_email", _same_email, unique=True)
@@ -92,12 +94,14 @@ addresses = sa.Table(
 )
 sa.Index("addresses_customer", addresses.c.customer_id, addresses.c.id)
 
-CUSTOMERS = Rows(Customer, customers, apart=["password_hash"])
+CUSTOMERS = Rows(Customer, customers, apart=["password_hash", "erase_time"])
 PAYMENT_METHODS = Rows(PaymentMethod, payment_methods, apart=["token"])
 _POSTAL = tuple(each.name for each in fields(PostalAddress))
 ADDRESSES = Rows(Address, addresses, elsewhere=["postal_address"], apart=_POSTAL)
 POSTAL_ADDRESSES = Values(PostalAddress)
-_customer = sa.select(*CUSTOMERS.columns)
+# From the moment in which an erasure begins, the customer is gone for everything but the erasure.
+_is_present = customers.c.erase_time.is_(None)
+_customer = sa.select(*CUSTOMERS.columns).where(_is_present)
 _customer_id = sa.bindparam("customer", type_=sa.Uuid)
 
 # A taken email address is no error for PostgreSQL, which would write the address to its log.
@@ -111,13 +115,14 @@ LIST_CUSTOMERS = Statement(
 )
 _email = sa.bindparam("email", type_=sa.String)
 CUSTOMER_WITH_EMAIL = Statement(_customer.where(_same_email == _email), name="read customer by email")
+OWNER_OF_EMAIL = Statement(sa.select(customers.c.id).where(_same_email == _email), name="read owner of email")
 # Until the end of the transaction, no other transaction gives this email address to a customer. An UPDATE cannot skip a
 # value that is taken, and PostgreSQL would write the address to its log.
 LOCK_EMAIL = Statement(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(_email, 0))), name="lock email")
 LOCK_CUSTOMER = Statement(_customer.where(customers.c.id == _customer_id).with_for_update())
 NEW_VERSIONS = Versions(CUSTOMERS, ["email", "name", "phone", "update_time"])
 CREDENTIALS = Statement(
-    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == _email),
+    sa.select(customers.c.id, customers.c.password_hash).where(_same_email == _email, _is_present),
     name="read credentials",
 )
 # Only in the place of the hash that was checked: the password may have been changed since.
@@ -199,7 +204,9 @@ _addresses = (
 )
 WALLETS = Statement(_wallets, name="read wallets")
 WALLETS_WITH_ADDRESSES = Statement(
-    _wallets.add_columns(_addresses.label("addresses")), name="read wallets with addresses"
+    # For new orders only: an order that was placed before an erasure begins is still paid with `WALLETS`.
+    _wallets.where(_is_present).add_columns(_addresses.label("addresses")),
+    name="read wallets with addresses",
 )
 # Not a BulkInsert: its parameters are arrays of a column, and PostgreSQL flattens an array of arrays.
 ADD_ADDRESS = Statement(sa.insert(addresses))
@@ -247,7 +254,7 @@ class CustomerStore:
         Raises EmailTaken when another customer has it.
         """
         await self._lock_email(work, email)
-        row = await work.transaction.fetch_one(CUSTOMER_WITH_EMAIL, email=same_email(email))
+        row = await work.transaction.fetch_one(OWNER_OF_EMAIL, email=same_email(email))
         if row is not None and row["id"] != customer_id:
             raise EmailTaken
 
