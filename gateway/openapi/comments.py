@@ -26,7 +26,7 @@ class Comments:
         self._fields = {
             field.name: field.json_name
             for file in descriptors.file
-            if file.package.startswith("commerce.")
+            if file.package.startswith(("commerce.", "google.type"))
             for message in file.message_type
             for field in message.field
         }

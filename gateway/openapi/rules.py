@@ -18,6 +18,8 @@ Schema = dict[str, Any]
 
 _MATCHES = re.compile(r"(?:!rule \|\| )?this\.matches\((?P<raw>r?)'(?P<pattern>[^']*)'\)")
 """An expression that only matches a pattern."""
+_INNER_MATCHES = re.compile(r"this\.(?P<field>\w+)\.matches\('(?P<pattern>[^']*)'\)")
+"""The same for a field of a message."""
 _NOT_PORTABLE = re.compile(r"\\[xpP]")
 """Syntax of RE2 that regular expressions of JSON Schema do not have."""
 _TOLD_ONCE = {"no_nul"}
@@ -61,13 +63,16 @@ def item_keywords(field: FieldDescriptor) -> tuple[Schema, list[str]]:
     return _of_type(rules_of(field).repeated.items)
 
 
-def limits_of(field: FieldDescriptor) -> Mapping[str, Schema]:
-    """The bounds of the fields of this field's message, which another project defines, by field name."""
-    bounds = {}
+def inner_keywords(field: FieldDescriptor) -> Mapping[str, Schema]:
+    """The keywords that this field declares for the fields of its message, which another project defines, by name."""
+    bounds: dict[str, Schema] = {}
     for limit in field.GetOptions().Extensions[validation_pb2.limits]:
         text = {"maxLength": limit.max_len} if limit.HasField("max_len") else {}
         listed = {"maxItems": limit.max_items, "items": text} if limit.HasField("max_items") else text
         bounds[limit.field] = listed
+    for rule in rules_of(field).cel:
+        if match := _INNER_MATCHES.fullmatch(rule.expression):
+            bounds.setdefault(match["field"], {})["pattern"] = match["pattern"]
     return bounds
 
 
@@ -110,6 +115,8 @@ def _text(rules: validate_pb2.StringRules) -> tuple[Schema, list[str]]:
 
 
 def _add(found: Schema, told: list[str], expression: str, message: str) -> None:
+    if _INNER_MATCHES.fullmatch(expression):
+        return
     if match := _MATCHES.fullmatch(expression):
         pattern = match["pattern"] if match["raw"] else match["pattern"].replace("\\\\", "\\")
         _pattern(found, told, pattern, message)

@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from buf.validate import validate_pb2
 from commerce.validation.v1 import validation_pb2
 from gateway.openapi.comments import Comments, first_sentence
-from gateway.openapi.rules import Schema, item_keywords, keywords, limits_of, message_of, rules_of
+from gateway.openapi.rules import Schema, inner_keywords, item_keywords, keywords, message_of, rules_of
 
 MONEY = "google.type.Money"
 _SCALARS: Mapping[int, Schema] = {
@@ -48,6 +48,8 @@ _DESCRIPTIONS = {
 
 _SNAKE = re.compile(r"\b[a-z]+(?:[_.][a-z]+)+\b")
 """The name of a field in the text of a rule."""
+_SAID = (("card number", "card number"), ("ne line", "single line"))
+"""Words of comments, and of rules that say the same."""
 
 
 class Way(Enum):
@@ -118,8 +120,8 @@ class Schemas:
         schema, told = self._list(field, way) if field.is_repeated else self._single(field, way)
         if is_required and way is Way.IN and schema.get("type") == "string" and not {"format", "enum"} & schema.keys():
             schema.setdefault("minLength", 1)
-        words = [self._description(field.full_name)]
-        words += [f"It {text}." if text.startswith("must") else f"{text[:1].upper()}{text[1:]}." for text in told]
+        comment = self._description(field.full_name)
+        words = [comment, *(_sentence(text) for text in told if not _is_said(text, comment))]
         if field.GetOptions().deprecated:
             schema["deprecated"] = True
         if description := " ".join(filter(None, words)):
@@ -154,9 +156,7 @@ class Schemas:
                 return dict(_WELL_KNOWN[message.full_name])
             if message.full_name == MONEY and field.GetOptions().Extensions[validation_pb2.zero_without_currency]:
                 return {**self.object(message, way), "required": []}
-            bounds = limits_of(field)
-            inner = {message.fields_by_name[name].json_name: bound for name, bound in bounds.items()}
-            return {**self.message(message, way), **({"properties": inner} if inner else {})}
+            return {**self.message(message, way), **_inner(field, message)}
         if field.type == FieldDescriptor.TYPE_INT64:
             return {"type": ["string", "integer"] if way is Way.IN else "string", **_INT64}
         if field.type not in _SCALARS:
@@ -208,7 +208,25 @@ def refused_without(message: Descriptor) -> frozenset[str]:
 def _rules_in_words(message: Descriptor) -> Iterator[str]:
     """The rules of a whole message."""
     for rule in message.GetOptions().Extensions[validate_pb2.message].cel:
-        yield f"{re.sub(_SNAKE, lambda match: f'`{match[0]}`', rule.message)}."
+        yield _sentence(rule.message)
+
+
+def _sentence(rule: str) -> str:
+    """The text of a rule as a sentence that quotes the names of fields."""
+    quoted = re.sub(_SNAKE, lambda match: f"`{match[0]}`", rule)
+    return f"It {quoted}." if quoted.startswith("must") else f"{quoted[:1].upper()}{quoted[1:]}."
+
+
+def _is_said(rule: str, comment: str) -> bool:
+    """Whether the comment of a field says what one of its rules says."""
+    return any(said in comment and meant in rule for said, meant in _SAID)
+
+
+def _inner(field: FieldDescriptor, message: Descriptor) -> Schema:
+    """The keywords that a field declares for the fields of its message."""
+    found = {message.fields_by_name[name].json_name: inner for name, inner in inner_keywords(field).items()}
+    needed = [name for name, inner in found.items() if "pattern" in inner and not re.search(inner["pattern"], "")]
+    return {**({"required": needed} if needed else {}), **({"properties": found} if found else {})}
 
 
 def _alternatives(message: Descriptor) -> Schema:

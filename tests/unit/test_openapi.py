@@ -118,7 +118,7 @@ def test_schema_and_service_agree_on_which_fields_of_a_body_are_required(name: s
         refused = list(valid(request_of(BY_NAME[name], rest)))
         if schema.is_valid(rest) and refused:
             # JSON Schema cannot express a rule of the whole message: the description contains it.
-            assert refused[0].description in follow(content["schema"])["description"]
+            assert refused[0].description.lower() in follow(content["schema"])["description"].lower()
         else:
             assert schema.is_valid(rest) == (not refused), (field, refused)
 
@@ -132,6 +132,8 @@ REFUSED: list[tuple[str, Json]] = [
     ("CreateCustomer", {"email": "nobody", "name": "Ada", "password": "correct horse"}),
     ("CreateCustomer", {"email": "ada@example.com", "name": "Ada", "password": "short"}),
     ("CreateCustomer", {"email": "ada@example.com", "name": "Ada", "password": "correct horse", "phone": "030"}),
+    ("AddAddress", {"postalAddress": {"addressLines": ["Invalidenstraße 1"]}}),
+    ("AddAddress", {"postalAddress": {"regionCode": "Germany", "addressLines": ["Invalidenstraße 1"]}}),
     ("CreateProduct", {"sku": "no spaces", "name": "Tea", "price": {"currencyCode": "EUR"}}),
     ("UpdateStock", {"delta": 0, "reason": "STOCK_MOVEMENT_REASON_RECEIPT"}),
     ("UpdateStock", {"delta": 1, "reason": "STOCK_MOVEMENT_REASON_SALE"}),
