@@ -58,7 +58,8 @@ def generate(root: Path = ROOT) -> list[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
         fresh = Path(scratch) / "gen"
-        _compile(root / "proto", fresh)
+        contracts = image(root / "proto", Path(scratch) / "image.binpb")
+        _compile(root / "proto", contracts, fresh)
         changed = _differences(fresh, root / "gen")
         for relative in changed:
             source, target = fresh / relative, root / "gen" / relative
@@ -67,8 +68,8 @@ def generate(root: Path = ROOT) -> list[Path]:
                 shutil.copyfile(source, target)
             else:
                 target.unlink()
-    # Last, because it imports the generated code.
-    reference = _event_reference(root)
+        # Last, because it imports the generated code.
+        reference = _event_reference(contracts)
     if not _is_current(root / EVENTS, reference):
         (root / EVENTS).parent.mkdir(exist_ok=True)
         (root / EVENTS).write_text(reference, "utf-8")
@@ -109,9 +110,11 @@ def drift(root: Path = ROOT) -> list[str]:
     """Return the generated files that are not what `generate` makes of `proto/`."""
     with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
         fresh = Path(scratch) / "gen"
-        _compile(root / "proto", fresh)
+        contracts = image(root / "proto", Path(scratch) / "image.binpb")
+        _compile(root / "proto", contracts, fresh)
         found = [Path("gen") / relative for relative in _differences(fresh, root / "gen")]
-    if not _is_current(root / EVENTS, _event_reference(root)):
+        reference = _event_reference(contracts)
+    if not _is_current(root / EVENTS, reference):
         found.append(EVENTS)
     return [f"{path}: differs from what `mesh contracts generate` makes" for path in found]
 
@@ -132,15 +135,13 @@ def image(protos: Path, into: Path) -> Path:
     return into
 
 
-def _event_reference(root: Path) -> str:
+def _event_reference(contracts: Path) -> str:
     # Imported here, because they import generated code, which `generate` must be able to make anew.
     from google.protobuf.descriptor_pb2 import FileDescriptorSet  # noqa: PLC0415
 
     from ops import event_reference  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
-        contracts = image(root / "proto", Path(scratch) / "image.binpb").read_bytes()
-    declared = event_reference.events(FileDescriptorSet.FromString(contracts))
+    declared = event_reference.events(FileDescriptorSet.FromString(contracts.read_bytes()))
     return event_reference.reference(declared, event_reference.consumers())
 
 
@@ -148,8 +149,11 @@ def _is_current(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text("utf-8") == text
 
 
-def _compile(protos: Path, into: Path) -> None:
-    """Write Python code, type stubs, the descriptor set and the OpenAPI document to the folder `into`."""
+def _compile(protos: Path, commented: Path, into: Path) -> None:
+    """Write Python code, type stubs, the descriptor set and the OpenAPI document to the folder `into`.
+
+    `commented` is an image of the same contracts.
+    """
     into.mkdir(parents=True)
     plugins = [f"--plugin={name}={_tool(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     contracts = _contracts(protos)
@@ -175,20 +179,18 @@ def _compile(protos: Path, into: Path) -> None:
             (into / package / "__init__.py").touch()
             if package.parent == Path():
                 (into / package / "py.typed").touch()
-    _write_openapi(protos, into)
+    _write_openapi(commented, into)
 
 
-def _write_openapi(protos: Path, gen: Path) -> None:
+def _write_openapi(commented: Path, gen: Path) -> None:
     """Write the OpenAPI document in a process of its own, which imports the code just generated in `gen`."""
-    with tempfile.TemporaryDirectory(prefix="contracts-") as scratch:
-        contracts = image(protos, Path(scratch) / "image.binpb")
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "gateway.openapi", str(contracts), str(gen / OPENAPI)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(gen), str(ROOT)])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "gateway.openapi", str(commented), str(gen / OPENAPI)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(gen), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise ContractsError(f"the OpenAPI document: {done.stderr.strip() or 'failed'}")
 
