@@ -69,6 +69,10 @@ class Watches(Generic[State]):
         self._listening: asyncio.Task[None] | None = None
         self.is_subscribed = False
         """Whether the events of the area are heard."""
+        self._heard_on = 0
+        """The connection on which all watches have read since the subscription began."""
+        self._read_again = 0.0
+        """When all watches read again, in the event loop's time."""
 
     @property
     def count(self) -> int:
@@ -81,7 +85,7 @@ class Watches(Generic[State]):
     async def stop(self) -> None:
         """End the subscription. All watches must have ended before."""
         await tasks.end(self._listening)
-        await self._bus.off_signal(self._topic)
+        await self._unsubscribe()
 
     @contextmanager
     def of(self, aggregate_id: UUID) -> Iterator[Watch[State]]:
@@ -99,25 +103,30 @@ class Watches(Generic[State]):
 
     async def _listen(self) -> None:
         """Subscribe while there are watches, and wake those that may have missed something."""
-        loop = asyncio.get_running_loop()
         try:
-            last, read_again = 0, loop.time() + READ_AGAIN_S
             while self._watches:
-                if not self.is_subscribed:
-                    self.is_subscribed = await self._subscribe()
-                now = self._bus.connection if self.is_subscribed else 0
-                may_have_missed = not now or now != last or loop.time() >= read_again
-                if may_have_missed:
-                    read_again = loop.time() + READ_AGAIN_S
-                last = now
-                await self._wake(all_of_them=may_have_missed)
-                await asyncio.sleep(TICK_S)
-                if not self._watches:
-                    await self._bus.off_signal(self._topic)
-                    self.is_subscribed = False
+                try:
+                    await self._catch_up()
+                    await asyncio.sleep(TICK_S)
+                    if not self._watches:
+                        await self._unsubscribe()
+                except Exception:
+                    # Watches must go on after any error.
+                    log.exception("watches interrupted", topic=self._topic)
         finally:
             # In the same turn of the event loop as the last check of the watches.
             self._listening = None
+
+    async def _catch_up(self) -> None:
+        """Wake the watches that may have missed an event, and those that are due."""
+        if not self.is_subscribed:
+            self.is_subscribed = await self._subscribe()
+        connection = self._bus.connection if self.is_subscribed else 0
+        now = asyncio.get_running_loop().time()
+        may_have_missed = not connection or connection != self._heard_on or now >= self._read_again
+        if may_have_missed:
+            self._heard_on, self._read_again = connection, now + READ_AGAIN_S
+        await self._wake(all_of_them=may_have_missed)
 
     async def _subscribe(self) -> bool:
         """Subscribe to the events. Returns whether the server has confirmed it."""
@@ -132,6 +141,10 @@ class Watches(Generic[State]):
             await self._bus.off_signal(self._topic)
             return False
         return True
+
+    async def _unsubscribe(self) -> None:
+        self.is_subscribed, self._heard_on = False, 0
+        await self._bus.off_signal(self._topic)
 
     def _heard(self, subject: str) -> None:
         for watch in self._watches.get(subject.rpartition(".")[2], ()):

@@ -63,7 +63,8 @@ class Server:
     ) -> None:
         """`servicers` are listed by the full name of their service, such as `commerce.order.v1.OrderService`.
 
-        Access tokens of the sessions and subjects whose ids are in `revoked` are refused.
+        Access tokens of the sessions and subjects whose ids are in `revoked` are refused, and their streams
+        end within seconds.
 
         Raises AccessUndeclared, KeyScopeUndeclared, MethodUnknown or ShapeMismatch if a contract is incomplete or does
         not match its servicer.
@@ -77,7 +78,9 @@ class Server:
         self._in_flight = InFlight(settings.max_in_flight)
         self.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
         """The open streams."""
-        policy = Policy(Tokens(settings.jwks, revoked=revoked), settings.default_timeout)
+        self._revoked = revoked
+        self._tokens = Tokens(settings.jwks, revoked=revoked)
+        policy = Policy(self._tokens, settings.default_timeout)
         pool = descriptor_pool.Default()
         self._handlers = {
             name: self._handlers_of(pool.FindServiceByName(name), servicer, policy)
@@ -153,6 +156,8 @@ class Server:
     async def _keep_checking(self) -> None:
         while True:
             await asyncio.sleep(1)
+            if self._revoked:
+                self.streams.end_revoked(self._tokens)
             await self._check()
 
     async def _check(self) -> None:

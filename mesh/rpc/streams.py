@@ -1,4 +1,4 @@
-"""Limits the number of open streams, and ends streams when their token expires or the server drains.
+"""Limits the number of open streams, and ends streams when their token expires or is revoked, or the server drains.
 
 A handler of a server-streaming method is an async generator. It passes the links of `mesh.rpc.chain` like any other
 handler; `sending` is its last link and `Streams.bounded` the one before parsing.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mesh.rpc.call import Call
     from mesh.rpc.chain import Context, Handler, Incoming
+    from mesh.rpc.identity import Tokens
 
 StreamServicer = Callable[[Any, "Call"], AsyncGenerator["Message", None]]
 """A server-streaming method of an `rpc.py`: takes a request and its call, and yields messages."""
@@ -44,14 +45,14 @@ class Streams:
         self._most = most
         self._most_per_caller = most_per_caller
         self._of_caller: Counter[str] = Counter()
-        self._limits: set[asyncio.Timeout] = set()
+        self._limits: dict[asyncio.Timeout, Incoming] = {}
         self._is_draining = False
 
     def bounded(self, behind: Handler) -> Handler:
-        """The link that admits a stream, and ends it when its token expires or the server drains.
+        """The link that admits a stream, and ends it when its token expires or is revoked, or the server drains.
 
         Raises ResourceExhausted / OVERLOADED or RATE_LIMITED above a limit, Unauthenticated / TOKEN_INVALID
-        when the token expires, and Unavailable when the server drains.
+        when the token expires or is revoked, and Unavailable when the server drains.
         """
 
         async def bounded(incoming: Incoming) -> bytes:
@@ -59,24 +60,30 @@ class Streams:
             limit = asyncio.timeout(_until_expiry(incoming))
             try:
                 async with limit:
-                    self._limits.add(limit)
+                    self._limits[limit] = incoming
                     return await behind(incoming)
             except TimeoutError:
                 if not limit.expired():
                     raise
             finally:
-                self._limits.discard(limit)
-            raise _draining() if self._is_draining else Unauthenticated("the access token has expired")
+                self._limits.pop(limit, None)
+            raise _draining() if self._is_draining else Unauthenticated("the access token has expired or is revoked")
 
         return bounded
 
     def drain(self) -> None:
         """End all streams with UNAVAILABLE, and reject further ones, so that their clients reconnect elsewhere."""
         self._is_draining = True
-        now = asyncio.get_running_loop().time()
         for limit in self._limits:
-            if not limit.expired():
-                limit.reschedule(now)
+            _end(limit)
+
+    def end_revoked(self, tokens: Tokens) -> None:
+        """End the streams whose token is revoked."""
+        for limit, incoming in self._limits.items():
+            try:
+                tokens.verified(incoming.metadata.get("authorization", ""))
+            except Unauthenticated:
+                _end(limit)
 
     def _admit(self, incoming: Incoming) -> None:
         """Count a stream until its call has ended. Its status may wait for a client that does not read."""
@@ -137,6 +144,12 @@ async def _begin(context: Context) -> None:
     except asyncio.CancelledError:
         await asyncio.gather(headers, return_exceptions=True)
         raise
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    """End the stream with this limit at once."""
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _name_for_bounds(incoming: Incoming) -> str:

@@ -324,6 +324,23 @@ async def test_stream_ends_as_unauthenticated_when_its_token_expires(keys: Keys)
         other.cancel()
 
 
+async def test_stream_ends_as_unauthenticated_when_its_token_is_revoked(keys: Keys) -> None:
+    numbers, ada = Endless(), uuid4()
+    revoked, seen = set[str](), list[int]()
+    async with streaming(keys, numbers.watch, revoked=revoked) as server, client_of(server, keys) as client:
+        others = [watching(client, keys.token("customer", uuid4())), watching(client, method="WatchPublicNumbers")]
+        for other in others:
+            assert (await other.read()).number == 0
+        stream = watching(client, keys.token("customer", ada))
+        assert (await stream.read()).number == 0
+        revoked.add(str(ada))
+        error = await error_of(stream, seen)
+        assert (error.code.name, error.reason, seen) == ("UNAUTHENTICATED", "TOKEN_INVALID", [])
+        await open_are(server, len(others))
+        for other in others:
+            other.cancel()
+
+
 async def test_stream_timeout_of_the_handler_itself_is_a_fault_and_no_expiry(keys: Keys) -> None:
     async def watch(_: Any, __: Call) -> AsyncGenerator[Any, None]:
         yield Response(number=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,9 @@ class Numbers:
 
 
 @asynccontextmanager
-async def streaming(keys: Keys, watch: Watch, **more: Any) -> AsyncIterator[Server]:
+async def streaming(keys: Keys, watch: Watch, *, revoked: Collection[str] = (), **more: Any) -> AsyncIterator[Server]:
     """The server of the numbers; `more` are its settings."""
-    server = Server(settings(keys, **more), {SERVICE: Numbers(watch)}, checks=())
+    server = Server(settings(keys, **more), {SERVICE: Numbers(watch)}, checks=(), revoked=revoked)
     await server.start()
     try:
         yield server
