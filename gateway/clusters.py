@@ -35,6 +35,7 @@ def clusters(config: EdgeConfig, folder: Path) -> list[dict[str, Any]]:
             name,
             addresses,
             folder,
+            seconds=config.upstream_seconds,
             certificates=[name],
             thresholds=[_threshold(limits.upstream_requests), _threshold(limits.upstream_streams, priority=STREAMS)],
         )
@@ -44,7 +45,16 @@ def clusters(config: EdgeConfig, folder: Path) -> list[dict[str, Any]]:
         everywhere = [address for addresses in config.upstreams.values() for address in addresses]
         thresholds = [_threshold(limits.reflection_streams)]
         certificates = list(config.upstreams)
-        found.append(_cluster(REFLECTION, everywhere, folder, certificates=certificates, thresholds=thresholds))
+        found.append(
+            _cluster(
+                REFLECTION,
+                everywhere,
+                folder,
+                seconds=config.upstream_seconds,
+                certificates=certificates,
+                thresholds=thresholds,
+            )
+        )
     found.append({"name": UNREACHABLE, "type": "STATIC", "typed_extension_protocol_options": _HTTP2})
     return found
 
@@ -62,14 +72,15 @@ def _cluster(
     addresses: Sequence[Address],
     folder: Path,
     *,
+    seconds: float,
     certificates: Sequence[str],
     thresholds: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """`certificates` are the names of the services whose certificates are accepted."""
+    """`certificates` are the names of the accepted services, `seconds` is the time that they have to answer."""
     return {
         "name": name,
         "type": "STATIC" if all(_is_ip(address.host) for address in addresses) else "STRICT_DNS",
-        "connect_timeout": "1s",
+        "connect_timeout": f"{seconds:g}s",
         "lb_policy": "ROUND_ROBIN",
         "common_lb_config": {
             # By default, with half of the processes or more not serving, Envoy sends calls to those as well.
@@ -104,7 +115,7 @@ def _cluster(
                 "interval": "1s",
                 # Without traffic Envoy would look once a minute, and send the first calls to a dead process.
                 "no_traffic_interval": "1s",
-                "timeout": "1s",
+                "timeout": f"{seconds:g}s",
                 # The only process of a service is not called until it is found to serve again.
                 "unhealthy_interval": "0.1s",
                 "unhealthy_threshold": 2,

@@ -71,6 +71,8 @@ class EdgeConfig:
     """The IP address it listens on."""
     port: int = 8080
     """The port it listens on."""
+    upstream_seconds: float = 1.0
+    """How long a process of a service may take to accept a connection, or to answer a health check."""
     upstreams: Mapping[str, Sequence[Address]]
     """Where the processes of each service listen, by the service's name: `customer`, `order`, and so on."""
     tls: TlsFiles

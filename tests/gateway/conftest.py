@@ -61,10 +61,11 @@ def upstreams(running_upstreams: dict[str, Upstream]) -> Iterator[dict[str, Upst
 def config(
     running_upstreams: dict[str, Upstream], credentials: Mapping[str, pki.Credentials], signing_key: pki.SigningKey
 ) -> EdgeConfig:
-    """An edge that limits no rate."""
+    """An edge that limits no rate, and waits for a service that is slow because the machine is busy."""
     gateway = credentials["gateway"]
     return EdgeConfig(
         port=0,
+        upstream_seconds=TEST_TIMEOUT_S,
         upstreams={name: [upstream.address] for name, upstream in running_upstreams.items()},
         tls=TlsFiles(ca=gateway.ca, cert=gateway.cert, key=gateway.key),
         jwks=signing_key.jwks,

@@ -101,12 +101,14 @@ async def test_a_service_that_does_not_answer_is_given_up(
     staff: httpx.AsyncClient, edge: Envoy, token: str, upstreams: dict[str, Upstream]
 ) -> None:
     upstreams["order"].answers["CreateOrder"] = never
+    origin = "https://shop.example"
     answer, seen, web = await asyncio.gather(
-        staff.post("/v1/orders", json={}),
+        staff.post("/v1/orders", json={}, headers={"origin": origin}),
         grpc_call(edge.target, CREATE_ORDER, token=token),
         staff.post(path(CREATE_ORDER), content=b"\0\0\0\0\0", headers=WEB),
     )
     assert answer.status_code == 504
+    assert answer.headers["access-control-allow-origin"] == origin, "scripts can read it as well"
     assert (
         failure(answer)
         == seen
