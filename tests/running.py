@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,7 @@ import httpx
 
 import ops.running_mesh
 from ops.audit import Activity, Audit
+from stack import pki
 from stack.ports import free_ports
 from stack.servers import Servers
 from stack.state import State
@@ -32,10 +33,8 @@ BUSY = {429, 500, 502, 503, 504}
 """Answers that a client tries again, under the same key."""
 
 
-async def mesh_command(
-    *arguments: str, state: Path, environment: Mapping[str, str] | None = None, may_fail: bool = False
-) -> str:
-    """Run `mesh` to its end and give what it printed; the test fails when it fails, unless it may."""
+async def mesh_command(*arguments: str, state: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run `mesh` to its end and give what it printed; the test fails when it fails."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "ops.cli", *arguments, "--state", str(state)),
         stdout=asyncio.subprocess.PIPE,
@@ -43,7 +42,7 @@ async def mesh_command(
         env={**os.environ, **(environment or {})},
     )
     out, errors = await process.communicate()
-    assert may_fail or process.returncode == 0, errors.decode()
+    assert process.returncode == 0, errors.decode()
     return out.decode()
 
 
@@ -57,9 +56,12 @@ class RunningMesh:
     staff_token: str
 
     async def processes(self) -> dict[str, Json]:
-        """The processes, by name, as `mesh status --json` tells, also while some of them are not ready."""
-        told = json.loads(await mesh_command("status", "--json", state=self.state, may_fail=True))
-        return {process["name"]: process for process in told["processes"]}
+        """The pid and the address of each process that runs, by name, also while some of them are not ready."""
+        return {
+            process.name: {"pid": process.identity.pid, "address": process.address}
+            for process in State(self.state).running().processes
+            if process.identity
+        }
 
     async def kill(self, name: str) -> None:
         """kill -9 a process."""
@@ -209,7 +211,8 @@ async def running_mesh(
     await mesh_command("up", "--detach", "--edge-port", str(port), *arguments, state=state, environment=environment)
     try:
         edge = f"http://127.0.0.1:{port}"
-        token = (await mesh_command("token", "--role", "staff", "--lifetime", "12h", state=state)).strip()
+        key = pki.make_signing_key(State(state).pki)
+        token = pki.access_token(key.private, role="staff", subject=pki.LOCAL_STAFF, lifetime=timedelta(hours=12))
         limits = httpx.Limits(max_connections=300, max_keepalive_connections=300)
         async with httpx.AsyncClient(base_url=edge, limits=limits, timeout=30) as http:
             yield RunningMesh(state, edge, http, token)

@@ -49,6 +49,10 @@ def identities(state: Path) -> dict[str, Identity]:
     return {process.name: process.identity for process in State.find(state).running().processes if process.identity}
 
 
+def is_ready(state: Path) -> bool:
+    return State.find(state).running().ready
+
+
 def until(condition: Callable[[], object]) -> None:
     begun = time.monotonic()
     while not condition():
@@ -110,16 +114,16 @@ def test_what_is_killed_runs_again_at_its_address(running: Running, name: str) -
     before = next(process for process in status(running.state)["processes"] if process["name"] == name)
     os.kill(before["pid"], signal.SIGKILL)
     until(lambda: identities(running.state).get(name, Identity(before["pid"], "")).pid != before["pid"])
-    until(lambda: status(running.state)["ready"])
+    until(lambda: is_ready(running.state))
     after = next(process for process in status(running.state)["processes"] if process["name"] == name)
     assert after["address"] == before["address"]
     assert httpx.get(f"{running.edge}/v1/products").status_code == 200
 
 
-def test_a_mesh_that_is_killed_leaves_nothing_and_starts_again_with_its_data(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    edge = up(state, "--seed")
-    products = httpx.get(f"{edge}/v1/products").json()
+def test_a_mesh_that_is_killed_leaves_nothing_and_starts_again_with_its_data(running: Running) -> None:
+    """The last test of the shared mesh, which is down afterwards."""
+    state = running.state
+    products = httpx.get(f"{running.edge}/v1/products").json()
     run = State.find(state).running()
     os.kill(run.supervisor.pid, signal.SIGKILL)
     until(lambda: not any(process.identity and process.identity.is_alive() for process in run.processes))
@@ -191,14 +195,20 @@ def read_until_ready(terminal: int) -> None:
         said += some
 
 
-def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state that one mesh after the other uses: all but the first start faster."""
+    return tmp_path_factory.mktemp("used")
+
+
+def test_ctrl_c_stops_it_cleanly(used: Path) -> None:
     [port] = free_ports(1)
     command = [sys.executable, "-c", "from ops.cli import main; main()", "up"]
-    options = ["--state", str(tmp_path), "--edge-port", str(port)]
+    options = ["--state", str(used), "--edge-port", str(port)]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         said = [line for line in iter(process.stdout.readline, "Ctrl-C stops it.\n") if line]
-        processes = identities(tmp_path).values()
+        processes = identities(used).values()
         process.send_signal(signal.SIGINT)
         said.append(process.stdout.read())
         assert process.wait(timeout=60) == 0, said
@@ -220,11 +230,11 @@ def test_it_can_be_stopped_while_it_starts(tmp_path: Path) -> None:
     assert status(tmp_path)["processes"] == []
 
 
-def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_while_it_starts_is_named(used: Path) -> None:
     [port] = free_ports(1)
     command = [sys.executable, "-c", "from ops.cli import main; main()", "up", "--edge-port", str(port)]
     with subprocess.Popen(
-        [*command, "--state", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--state", str(used)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "… PostgreSQL, NATS and Redis\n"
@@ -234,16 +244,16 @@ def test_a_port_that_is_taken_while_it_starts_is_named(tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
-def test_a_terminal_that_is_closed_stops_it_cleanly(tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed_stops_it_cleanly(used: Path) -> None:
     ours, theirs = pty.openpty()
     # These tests may run under nohup themselves.
     own_terminal = (
         "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
         "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     )
-    with foreground(tmp_path, theirs, own_terminal) as process:
+    with foreground(used, theirs, own_terminal) as process:
         read_until_ready(ours)
-        processes = identities(tmp_path).values()
+        processes = identities(used).values()
         os.close(ours)
         assert process.wait(timeout=60) == 0
     assert not any(one.is_alive() for one in processes)
@@ -251,19 +261,19 @@ def test_a_terminal_that_is_closed_stops_it_cleanly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
 def test_it_goes_on_under_nohup_when_nobody_reads_what_it_says(
-    tmp_path: Path, opened: Callable[[], tuple[int, int]]
+    used: Path, opened: Callable[[], tuple[int, int]]
 ) -> None:
     ours, theirs = opened()
     nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-    with foreground(tmp_path, theirs, nohup) as process:
+    with foreground(used, theirs, nohup) as process:
         read_until_ready(ours)
         os.close(ours)
         process.send_signal(signal.SIGHUP)
-        killed = identities(tmp_path)["redis"]
+        killed = identities(used)["redis"]
         os.kill(killed.pid, signal.SIGKILL)
-        until(lambda: identities(tmp_path).get("redis", killed) != killed)
-        until(lambda: status(tmp_path)["ready"])
-        processes = identities(tmp_path).values()
+        until(lambda: identities(used).get("redis", killed) != killed)
+        until(lambda: is_ready(used))
+        processes = identities(used).values()
         process.terminate()
         assert process.wait(timeout=60) == 0
     assert not any(one.is_alive() for one in processes)
