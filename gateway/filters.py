@@ -34,6 +34,7 @@ CONTENT_TYPE = "x-mesh-content-type"
 _BROTLI = "mesh.brotli"
 _GZIP = "mesh.gzip"
 _IDENTIFY = "mesh.identify"
+_REQUIRE = "envoy.filters.http.jwt_authn"
 RATE_OF_ADDRESS = "mesh.rate_of_address"
 RATE_OF_CLIENT = "envoy.filters.http.local_ratelimit"
 
@@ -51,7 +52,10 @@ _SKIP = "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.S
 
 
 def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
-    """Envoy's `http_filters`. `descriptors` is the file of the contracts' descriptor set."""
+    """Envoy's `http_filters`. `descriptors` is the file of the contracts' descriptor set.
+
+    The filters that verify tokens are read from files beside it (`token_filters`).
+    """
     yield _readiness()
     yield _filter("grpc_web", "grpc_web.v3.GrpcWeb")
     yield _clients_kind()
@@ -62,9 +66,9 @@ def filters(config: EdgeConfig, descriptors: Path) -> Iterator[dict[str, Any]]:
         yield _rate_of_address(config.limits.requests_per_second_of_address)
     yield _header_limit(config.limits)
     if config.limits.requests_per_second:
-        yield _identify(config.jwks)
+        yield _from_file(_IDENTIFY, descriptors.parent)
         yield _rate_of_client(config.limits.requests_per_second)
-    yield _require_token(config.jwks)
+    yield _from_file(_REQUIRE, descriptors.parent)
     yield _filter("lua", "lua.v3.Lua", **lua_settings())
     yield _filter("buffer", "buffer.v3.Buffer", max_request_bytes=config.limits.body_bytes)
     yield _transcoder(descriptors)
@@ -98,7 +102,7 @@ def cors_policy(origins: Sequence[str]) -> dict[str, Any]:
 
 def _token(requirement: str) -> dict[str, Any]:
     settings = {"@type": f"{_TYPES}.jwt_authn.v3.PerRouteConfig", "requirement_name": requirement}
-    return {"envoy.filters.http.jwt_authn": settings}
+    return {_REQUIRE: settings}
 
 
 TOKEN_NEEDED = _token("needed")
@@ -260,7 +264,26 @@ def _constant(number: int) -> dict[str, Any]:
     return {"const_expr": {"int64_value": number}}
 
 
-def _identify(jwks: Path) -> dict[str, Any]:
+def token_filters(jwks: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The filters that verify access tokens with a JSON Web Key Set: for each, the name of its file and its resource.
+
+    Envoy watches the files, and takes a filter with other keys for all further requests (ADR-0044).
+    """
+    for made in (_identify(jwks), _require_token(jwks)):
+        yield _file_of(made["name"]), {"@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig", **made}
+
+
+def _from_file(name: str, folder: Path) -> dict[str, Any]:
+    source = {"path_config_source": {"path": str(folder / _file_of(name))}, "resource_api_version": "V3"}
+    kind = f"{_TYPES}.jwt_authn.v3.JwtAuthentication"
+    return {"name": name, "config_discovery": {"config_source": source, "type_urls": [kind]}}
+
+
+def _file_of(name: str) -> str:
+    return f"{name}.yaml"
+
+
+def _identify(jwks: str) -> dict[str, Any]:
     """Verify the access token, set the header `SUBJECT` if it is valid, and accept every request."""
     mesh = {**_provider(jwks), "claim_to_headers": [{"header_name": SUBJECT, "claim_name": "sub"}]}
     requires = {"requires_any": {"requirements": [{"provider_name": "mesh"}, {"allow_missing_or_failed": {}}]}}
@@ -273,12 +296,13 @@ def _identify(jwks: Path) -> dict[str, Any]:
     )
 
 
-def _require_token(jwks: Path) -> dict[str, Any]:
+def _require_token(jwks: str) -> dict[str, Any]:
     """Refuse requests without the access token that their route requires."""
     token = {"provider_name": "mesh"}
     return _filter(
         "jwt_authn",
         "jwt_authn.v3.JwtAuthentication",
+        name=_REQUIRE,
         providers={"mesh": _provider(jwks)},
         requirement_map={
             "needed": token,
@@ -287,14 +311,14 @@ def _require_token(jwks: Path) -> dict[str, Any]:
     )
 
 
-def _provider(jwks: Path) -> dict[str, Any]:
+def _provider(jwks: str) -> dict[str, Any]:
     """How tokens are verified. The service receives the token too and verifies it again."""
     return {
         "issuer": ISSUER,
         "audiences": [ISSUER],
         "require_expiration": True,
         "forward": True,
-        "local_jwks": {"filename": str(jwks)},
+        "local_jwks": {"inline_string": jwks},
         # The scheme may be written in any way; this is how clients do.
         "from_headers": [{"name": "authorization", "value_prefix": scheme} for scheme in ("Bearer ", "bearer ")],
         "jwt_cache_config": {"jwt_cache_size": 10_000},

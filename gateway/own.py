@@ -28,7 +28,7 @@ class OwnResponse:
     """A response of the edge itself to GET and HEAD."""
 
     path: str
-    body: Mapping[str, str]
+    body: Mapping[str, Any]
     """Envoy's data source of the body."""
     compressed: Mapping[str, str] | None = None
     """That of the body compressed by gzip; None if there is none."""
@@ -85,7 +85,8 @@ def own_responses(config: EdgeConfig) -> Sequence[OwnResponse]:
     )
     keys = OwnResponse(
         path="/.well-known/jwks.json",
-        body={"filename": str(config.jwks)},
+        # Read again when something is moved into the folder.
+        body={"filename": str(config.jwks), "watched_directory": {"path": str(config.jwks.parent)}},
         cache="public, max-age=300",
         origins=origins,
         is_limited=False,

@@ -12,14 +12,18 @@ import httpx
 import structlog
 
 from gateway.admin import Admin
-from gateway.render import envoy_command, write
+from gateway.render import envoy_command, write, write_keys
 from gateway.settings import EdgeProgramSettings
+from mesh.jobs import Periodic
 from mesh.observe import logs
 from mesh.settings import SettingsInvalid, describe, read
+from mesh.watched_file import WatchedFile
 
 log = structlog.get_logger(__name__)
 
 _CHECK = "check the settings and render Envoy's configuration, without a network; exit with 0 or 1"
+_KEYS_INTERVAL_S = 1.0
+"""How often the file with the keys of access tokens is checked for a new version."""
 _STOP_GRACE_S = 5.0
 """How long Envoy may take to exit after SIGTERM."""
 
@@ -65,11 +69,21 @@ async def _run(settings: EdgeProgramSettings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
-    command = envoy_command(write(settings.config(), settings.edge_folder), workers=settings.edge_workers)
+    config = settings.config()
+    keys = WatchedFile(config.jwks)
+
+    async def follow_keys() -> None:
+        if keys.has_changed():
+            keys.read()
+            write_keys(config.jwks, settings.edge_folder)
+
+    following_keys = Periodic("keys of access tokens", _KEYS_INTERVAL_S, follow_keys)
+    command = envoy_command(write(config, settings.edge_folder), workers=settings.edge_workers)
     # In a process group of its own: Ctrl-C reaches this process only, which drains Envoy.
     envoy = await asyncio.create_subprocess_exec(*command, start_new_session=True)
     ended = asyncio.create_task(envoy.wait())
     asked = asyncio.create_task(stopping.wait())
+    await following_keys.start()
     try:
         await asyncio.wait([ended, asked], return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
@@ -78,6 +92,7 @@ async def _run(settings: EdgeProgramSettings) -> int:
         await _drain(settings, hurrying)
         return 0
     finally:
+        await following_keys.stop()
         asked.cancel()
         if not ended.done():
             envoy.terminate()

@@ -15,6 +15,7 @@ from gateway import docs
 from gateway.clusters import clusters, secret_file, secrets
 from gateway.config import Address, EdgeConfig
 from gateway.contracts import transcoder_descriptors
+from gateway.filters import token_filters
 from gateway.listener import listener
 from gateway.overload import overload_manager
 
@@ -31,9 +32,9 @@ _MEMORY = {
 
 
 def render(config: EdgeConfig, folder: Path) -> dict[str, Any]:
-    """Envoy's bootstrap. `folder` is where Envoy will find the descriptor set and the files that it serves."""
+    """Envoy's bootstrap. `folder` is where Envoy will find what `write` writes there besides."""
     bootstrap: dict[str, Any] = {
-        # Envoy requires them for the secrets, which come from files.
+        # Envoy requires them to read configuration from further files.
         "node": {"id": "edge", "cluster": "edge"},
         "static_resources": {
             "listeners": [listener(config, folder / _DESCRIPTORS)],
@@ -56,8 +57,15 @@ def write(config: EdgeConfig, folder: Path) -> Path:
         docs.write(folder)
     for name, secret in secrets(config.tls).items():
         _replace(folder / secret_file(name), _yaml({"resources": [secret]}))
+    write_keys(config.jwks, folder)
     _replace(folder / _CONFIG, _yaml(render(config, folder)))
     return folder / _CONFIG
+
+
+def write_keys(jwks: Path, folder: Path) -> None:
+    """Write the filters that verify tokens. An Envoy that runs with this folder soon accepts tokens of these keys."""
+    for name, resource in token_filters(jwks.read_text()):
+        _replace(folder / name, _yaml({"resources": [resource]}))
 
 
 def _yaml(value: dict[str, Any]) -> bytes:

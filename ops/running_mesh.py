@@ -101,7 +101,7 @@ def _rate_limits(envoy: Path) -> dict[str, int]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     config: dict[str, Any] = yaml.load(envoy.read_text(), loader)  # noqa: S506 - a safe loader
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    filters = {each["name"]: each["typed_config"] for each in manager["http_filters"]}
+    filters = {each["name"]: each["typed_config"] for each in manager["http_filters"] if "typed_config" in each}
     return {
         who: int(filters[name]["descriptors"][0]["token_bucket"]["tokens_per_fill"]) if name in filters else 0
         for who, name in (("customer", RATE_OF_CLIENT), ("address", RATE_OF_ADDRESS))

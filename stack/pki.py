@@ -4,13 +4,16 @@ For one machine and for tests. Everything lives in one folder of PEM and JSON fi
 owner only; every function may be called again and keeps what is still good.
 """
 
+import fcntl
 import ipaddress
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from cryptography import x509
@@ -27,6 +30,12 @@ from stack.files import write_whole
 
 LOCAL_STAFF = UUID("01900000-0000-7000-8000-000000000001")
 """The staff member of local work: always the same one, so that an idempotency key stays theirs."""
+
+LONGEST_TOKEN = timedelta(days=30)
+"""The longest lifetime of an access token."""
+
+_RETIRED_KEY_KEPT = LONGEST_TOKEN + timedelta(days=1)
+"""The time in which tokens of a key are accepted after another one has taken its place."""
 
 _AUTHORITY_LIFETIME = timedelta(days=3650)
 _CERTIFICATE_LIFETIME = timedelta(days=365)
@@ -45,7 +54,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """The key of access tokens: the private JWK and the JWKS with its public half."""
+    """The key of access tokens: the private JWK, and the JWKS with all keys whose tokens are accepted."""
 
     private: Path
     jwks: Path
@@ -70,17 +79,103 @@ def issue(folder: Path, names: Iterable[str]) -> dict[str, Credentials]:
 
 
 def make_signing_key(folder: Path) -> SigningKey:
-    """Return the ES256 key pair of `folder`, made at the first call."""
+    """Return the ES256 key pair of `folder`, made at the first call. The JWKS drops keys whose tokens have expired."""
+    with _locked(folder) as keys:
+        if not keys.current.exists():
+            _make_key(keys.current)
+        keys.publish()
+    return SigningKey(keys.current, keys.jwks)
+
+
+def make_next_signing_key(folder: Path) -> Path:
+    """Make a key that will be the signing key, and add it to the JWKS; its private JWK.
+
+    A second call returns the same key, until `use_next_signing_key` is called.
+    """
+    with _locked(folder) as keys:
+        if not keys.next.exists():
+            _make_key(keys.next)
+        keys.publish()
+    return keys.next
+
+
+def use_next_signing_key(folder: Path) -> None:
+    """Sign with the next key from now on, if there is one. Tokens of the one before are accepted until they expire."""
+    with _locked(folder) as keys:
+        if keys.next.exists():
+            keys.retire()
+            keys.next.replace(keys.current)
+        keys.publish()
+
+
+@dataclass(frozen=True, slots=True)
+class _SigningKeys:
+    """The files of the keys. The JWKS follows from the others, so an interrupted change can be repeated."""
+
+    folder: Path
+
+    @property
+    def current(self) -> Path:
+        return self.folder / "signing-key.json"
+
+    @property
+    def next(self) -> Path:
+        return self.folder / "next-signing-key.json"
+
+    @property
+    def retired(self) -> Path:
+        """A list of public keys, each with the time when it was retired."""
+        return self.folder / "retired-keys.json"
+
+    @property
+    def jwks(self) -> Path:
+        return self.folder / "jwks.json"
+
+    def publish(self) -> None:
+        """Write the JWKS if it changes."""
+        keys = [_public_jwk(path) for path in (self.current, self.next) if path.exists()]
+        keys += [each["key"] for each in self._retired()]
+        by_id = {key["kid"]: key for key in keys}
+        content = json.dumps({"keys": list(by_id.values())}).encode()
+        if not self.jwks.exists() or self.jwks.read_bytes() != content:
+            write_whole(self.jwks, content)
+
+    def retire(self) -> None:
+        """Keep the public half of the current key."""
+        retired = [*self._retired(), {"key": _public_jwk(self.current), "retireTime": datetime.now(UTC).isoformat()}]
+        write_whole(self.retired, json.dumps(retired).encode())
+
+    def _retired(self) -> list[dict[str, Any]]:
+        """The retired keys whose tokens may still be good."""
+        if not self.retired.exists():
+            return []
+        expired = datetime.now(UTC) - _RETIRED_KEY_KEPT
+        return [
+            each
+            for each in json.loads(self.retired.read_text())
+            if datetime.fromisoformat(each["retireTime"]) > expired
+        ]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[_SigningKeys]:
+    """The keys of a folder, for one process at a time."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = SigningKey(private=folder / "signing-key.json", jwks=folder / "jwks.json")
-    if not files.private.exists():
-        key = ECKey.generate_key("P-256", {"use": "sig", "alg": ALGORITHM}, private=True, auto_kid=True)
-        write_whole(files.private, json.dumps(key.as_dict(private=True)).encode())
-    public = ECKey.import_key(json.loads(files.private.read_text())).as_dict(private=False)
-    jwks = json.dumps({"keys": [public]}).encode()
-    if not files.jwks.exists() or files.jwks.read_bytes() != jwks:
-        write_whole(files.jwks, jwks)
-    return files
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield _SigningKeys(folder)
+    finally:
+        os.close(descriptor)
+
+
+def _make_key(path: Path) -> None:
+    key = ECKey.generate_key("P-256", {"use": "sig", "alg": ALGORITHM}, private=True, auto_kid=True)
+    write_whole(path, json.dumps(key.as_dict(private=True)).encode())
+
+
+def _public_jwk(path: Path) -> dict[str, Any]:
+    return dict(ECKey.import_key(json.loads(path.read_text())).as_dict(private=False))
 
 
 def access_token(

@@ -4,7 +4,7 @@ version                 of this layout
 lock                    held by the running mesh
 run.json                the running mesh: its processes, where they are, whether they are ready
 logs/                   a file for each process, and mesh.log
-pki/                    authority, certificates and the signing key of access tokens
+pki/                    authority, certificates and the signing keys of access tokens
 secrets/                passwords of the servers
 postgres/ nats/ redis/  their data
 edge/                   the configuration of Envoy

@@ -8,12 +8,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import structlog
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from mesh.errors import Unauthenticated
 from mesh.rpc.call import ANYBODY, GATEWAY, Caller, Kind
+from mesh.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     import grpc
@@ -33,6 +35,8 @@ OUTSIDERS = frozenset({"", GATEWAY, "operator"})
 _REMEMBERED = 20_000
 _NOBODY = (ANYBODY, None)
 
+log = structlog.get_logger(__name__)
+
 
 class _Known(NamedTuple):
     """What a valid token says."""
@@ -50,12 +54,13 @@ class Tokens:
     """
 
     def __init__(self, jwks: Path, *, revoked: Collection[str] = ()) -> None:
-        """`revoked` are the ids of sessions and subjects whose tokens are refused; it may change.
+        """`revoked` are the ids of sessions and subjects whose tokens are refused; it may change, and so may the file.
 
         Raises ValueError or OSError if `jwks` is not a file with a JSON Web Key Set.
         """
         self._revoked = revoked
-        self._keys = KeySet.import_key_set(json.loads(jwks.read_text()))
+        self._jwks = WatchedFile(jwks)
+        self._keys = KeySet.import_key_set(json.loads(self._jwks.read()))
         self._rules = jwt.JWTClaimsRegistry(
             leeway=CLOCK_SKEW_S,
             iss={"essential": True, "value": ISSUER},
@@ -97,6 +102,7 @@ class Tokens:
         return known.caller, known.expires
 
     def _decoded(self, token: str) -> _Known:
+        self._reload_keys()
         try:
             claims: dict[str, Any] = jwt.decode(token, self._keys, algorithms=[ALGORITHM]).claims
             self._rules.validate(claims)
@@ -104,6 +110,19 @@ class Tokens:
             return _Known(caller, float(claims["exp"]), str(claims.get(SESSION, "")))
         except (JoseError, ValueError, TypeError) as error:
             raise Unauthenticated("the access token is not valid") from error
+
+    def _reload_keys(self) -> None:
+        """Read the keys again if their file was replaced. If they cannot be read, the ones of before stay."""
+        try:
+            if not self._jwks.has_changed():
+                return
+            self._keys = KeySet.import_key_set(json.loads(self._jwks.read()))
+        except Exception:  # joserfc does not wrap the errors of its parser
+            log.exception("keys of access tokens not read again", file=str(self._jwks.path))
+        else:
+            # Tokens of a key that is gone are no longer accepted.
+            self._known.clear()
+            log.info("keys of access tokens read again", keys=len(self._keys.keys))
 
     def _forget(self) -> None:
         now = time.time()  # noqa: TID251

@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(contracts_app, name="contracts")
+keys_app = typer.Typer(help="The keys that sign access tokens.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 Folder = Annotated[
     Path, typer.Option("--state", envvar="MESH_STATE", metavar="DIR", help="The folder that holds the mesh's data.")
@@ -118,21 +120,35 @@ def token(
         ),
     ] = None,
     lifetime: Annotated[
-        str, typer.Option(metavar="DURATION", help="How long it is good for, as 90s, 15m, 12h or 30d.")
+        str, typer.Option(metavar="DURATION", help="How long it is good for, as 90s, 15m or 12h; at most 30d.")
     ] = "15m",
     state: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Print an access token for local work, and nothing else."""
     from mesh.ids import new_id
-    from stack.pki import LOCAL_STAFF, access_token, make_signing_key
+    from stack.pki import LOCAL_STAFF, LONGEST_TOKEN, access_token, make_signing_key
     from stack.state import State
 
     good_for = _duration(lifetime)
+    if good_for > LONGEST_TOKEN:
+        raise typer.BadParameter(
+            f"{lifetime} is longer than {LONGEST_TOKEN.days}d, for which keys are kept", param_hint="--lifetime"
+        )
     if subject is None:
         subject = LOCAL_STAFF if role is Role.STAFF else new_id()
     # Only where there is a mesh, or was one: nobody would accept what another key has signed.
     key = make_signing_key(State.find(state).pki)
     typer.echo(access_token(key.private, role=role.value, subject=subject, lifetime=good_for))
+
+
+@keys_app.command("rotate")
+def rotate_keys(state: Folder = DEFAULT_FOLDER) -> None:
+    """Sign access tokens with a new key, without a restart. Tokens of the old key stay good until they expire."""
+    from ops.cli.keys import rotate
+    from stack.state import State
+
+    key_id = rotate(State.find(state))
+    typer.echo(f"access tokens are signed with the new key {key_id}; those of the old key stay good until they expire")
 
 
 @app.command()

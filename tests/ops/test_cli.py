@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import KeySet
 
 from stack.pki import LOCAL_STAFF
@@ -58,6 +58,17 @@ def test_a_token_for_no_customer_in_particular_is_for_a_new_one_each_time(tmp_pa
     assert {subject.version for subject in subjects} == {7}
 
 
+def test_a_token_of_a_rotated_key_and_one_of_the_key_before_are_both_good(tmp_path: Path) -> None:
+    State.open(tmp_path)
+    before = mesh("token", "--role", "staff", state=tmp_path).stdout.strip()
+    assert mesh("keys", "rotate", state=tmp_path).returncode == 0
+    after = mesh("token", "--role", "staff", state=tmp_path).stdout.strip()
+    kids = {jws.extract_compact(token.encode()).headers()["kid"] for token in (before, after)}
+    assert len(kids) == 2
+    for token in (before, after):
+        assert claims(token, tmp_path)["role"] == "staff"
+
+
 def test_a_token_that_no_mesh_would_accept_is_not_made(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     done = mesh("token", "--role", "staff", state=missing)
@@ -69,6 +80,7 @@ def test_a_token_that_no_mesh_would_accept_is_not_made(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (["token", "--role", "staff", "--lifetime", "soon"], "'soon' is not a time"),
+        (["token", "--role", "staff", "--lifetime", "31d"], "31d is longer than 30d"),
         (["token", "--role", "staff", "--subject", "me"], "--subject"),
         (["up", "--workers", "orders=2"], "'orders=2' is not a number of workers"),
         (["up", "--workers", "order=0"], "'order=0' is not a number of workers"),

@@ -11,7 +11,16 @@ from joserfc import jwt
 from joserfc.jwk import KeySet
 
 from stack import pki
-from stack.pki import LOCAL_STAFF, Credentials, access_token, issue, make_signing_key
+from stack.pki import (
+    LOCAL_STAFF,
+    Credentials,
+    SigningKey,
+    access_token,
+    issue,
+    make_next_signing_key,
+    make_signing_key,
+    use_next_signing_key,
+)
 
 
 def names(credentials: Credentials) -> list[str]:
@@ -119,7 +128,45 @@ def test_the_signing_key_stays_and_its_private_half_is_never_published(tmp_path:
     assert "d" not in json.loads(first.jwks.read_text())["keys"][0]
 
 
+def kid_of(path: Path) -> str:
+    return str(json.loads(path.read_text())["kid"])
+
+
+def published(key: SigningKey) -> list[str]:
+    return [each["kid"] for each in json.loads(key.jwks.read_text())["keys"]]
+
+
+def test_a_rotation_publishes_the_next_key_before_it_signs_and_keeps_the_old_one(tmp_path: Path) -> None:
+    key = make_signing_key(tmp_path)
+    old = kid_of(key.private)
+    new = kid_of(make_next_signing_key(tmp_path))
+    # As when `mesh token` runs meanwhile, or a rotation was interrupted.
+    make_signing_key(tmp_path)
+    assert kid_of(make_next_signing_key(tmp_path)) == new
+    assert (kid_of(key.private), published(key)) == (old, [old, new])
+    for _ in range(2):
+        use_next_signing_key(tmp_path)
+        assert (kid_of(key.private), published(key)) == (new, [new, old])
+    assert kid_of(make_next_signing_key(tmp_path)) not in (old, new)
+    assert not any("d" in each for each in json.loads(key.jwks.read_text())["keys"])
+
+
+def test_a_retired_key_is_dropped_when_no_token_of_it_can_be_good(tmp_path: Path) -> None:
+    key = make_signing_key(tmp_path)
+    old = kid_of(key.private)
+    make_next_signing_key(tmp_path)
+    use_next_signing_key(tmp_path)
+    for days, is_kept in ((30, True), (31, False)):
+        [retired] = json.loads((tmp_path / "retired-keys.json").read_text())
+        retired["retireTime"] = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+        (tmp_path / "retired-keys.json").write_text(json.dumps([retired]))
+        make_signing_key(tmp_path)
+        assert (old in published(key)) == is_kept
+
+
 def test_only_the_owner_can_read_the_keys(tmp_path: Path) -> None:
     issue(tmp_path / "pki", ["order"])
     make_signing_key(tmp_path / "pki")
+    make_next_signing_key(tmp_path / "pki")
+    use_next_signing_key(tmp_path / "pki")
     assert {file.stat().st_mode & 0o077 for file in [tmp_path / "pki", *(tmp_path / "pki").iterdir()]} == {0}

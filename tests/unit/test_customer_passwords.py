@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from joserfc import jws
 
 from customer_svc.access_tokens import AccessTokens
 from customer_svc.app import Settings
@@ -20,7 +21,7 @@ from customer_svc.passwords import Passwords
 from mesh.errors import ResourceExhausted, Unauthenticated
 from mesh.rpc.call import Caller, Kind
 from mesh.rpc.identity import Tokens
-from stack.pki import make_signing_key
+from stack.pki import make_next_signing_key, make_signing_key, use_next_signing_key
 from tests.services import eventually
 
 
@@ -227,6 +228,24 @@ def test_an_access_token_is_accepted_by_every_service_until_it_expires(tmp_path:
     expired, _ = tokens.issue(customer_id, session_id, now - timedelta(minutes=16))
     with pytest.raises(Unauthenticated):
         Tokens(key.jwks).caller(f"Bearer {expired}")
+
+
+def test_access_tokens_are_signed_with_the_key_that_replaces_another(tmp_path: Path) -> None:
+    key = make_signing_key(tmp_path)
+    tokens, verified = AccessTokens(key.private, timedelta(minutes=15)), Tokens(key.jwks)
+
+    def issued() -> str:
+        token, _ = tokens.issue(uuid4(), uuid4(), datetime.now(UTC))
+        verified.caller(f"Bearer {token}")
+        return str(jws.extract_compact(token.encode()).headers()["kid"])
+
+    old = issued()
+    new = json.loads(make_next_signing_key(tmp_path).read_text())["kid"]
+    assert issued() == old
+    use_next_signing_key(tmp_path)
+    assert issued() == new
+    key.private.write_text("{")
+    assert issued() == new, "a broken file changes nothing"
 
 
 def test_a_signing_key_without_its_private_half_is_refused(tmp_path: Path) -> None:

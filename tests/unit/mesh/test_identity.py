@@ -12,6 +12,7 @@ from joserfc.jwk import ECKey
 from mesh.errors import Unauthenticated
 from mesh.rpc.call import Caller, Kind
 from mesh.rpc.identity import CLOCK_SKEW_S, Tokens
+from stack.files import write_whole
 from stack.pki import SigningKey, make_signing_key
 
 
@@ -61,6 +62,31 @@ def test_token_of_an_issuer_whose_clock_is_slightly_ahead_is_accepted(key: Signi
 def test_token_is_refused_after_its_expiry_without_tolerance(key: SigningKey) -> None:
     with pytest.raises(Unauthenticated, match="expired"):
         Tokens(key.jwks).caller(header(key, exp=int(time.time()) - 1))
+
+
+def test_keys_that_replace_others_are_used_without_a_restart(key: SigningKey, tmp_path: Path) -> None:
+    tokens, old = Tokens(key.jwks), header(key)
+    other = make_signing_key(tmp_path / "other")
+    both = [json.loads(each.jwks.read_text())["keys"][0] for each in (key, other)]
+    with pytest.raises(Unauthenticated):
+        tokens.caller(header(other))
+    write_whole(key.jwks, json.dumps({"keys": both}).encode())
+    tokens.caller(header(other))
+    tokens.caller(old)
+    write_whole(key.jwks, json.dumps({"keys": both[1:]}).encode())
+    tokens.caller(header(other))
+    with pytest.raises(Unauthenticated):
+        tokens.caller(old)
+
+
+def test_keys_stay_while_their_file_is_broken_or_missing(key: SigningKey) -> None:
+    tokens, good = Tokens(key.jwks), key.jwks.read_bytes()
+    write_whole(key.jwks, b"{")
+    tokens.caller(header(key))
+    key.jwks.unlink()
+    tokens.caller(header(key))
+    write_whole(key.jwks, good)
+    tokens.caller(header(key))
 
 
 @pytest.mark.parametrize("wrong", [{"iss": "other"}, {"aud": "other"}, {"role": "root"}, {"sub": None}, {"exp": None}])
