@@ -21,6 +21,7 @@ from gateway.config import EdgeConfig
 from gateway.settings import EdgeProgramSettings
 from stack import pki
 from stack.ports import free_ports
+from tests.gateway.conftest import SUBJECT
 from tests.gateway.upstreams import Context, Upstream
 from tests.processes import ROOT, WITHOUT_SETTINGS
 from tests.services import eventually
@@ -168,6 +169,31 @@ async def test_renewed_certificate_is_read_without_a_restart(
 
             await eventually(has_changed)
         assert await program.ready() == 200
+
+
+async def test_a_new_signing_key_is_accepted_beside_the_old_one_without_a_restart(
+    variables: dict[str, str], token: str, signing_key: pki.SigningKey, upstreams: dict[str, Upstream], tmp_path: Path
+) -> None:
+    del upstreams  # they answer
+    shutil.copytree(signing_key.private.parent, tmp_path / "keys")
+    keys = pki.make_signing_key(tmp_path / "keys")
+    variables["MESH_JWKS"] = str(keys.jwks)
+    async with running(variables) as program, httpx.AsyncClient(base_url=program.url) as client:
+
+        async def status_with(token: str) -> int:
+            return (await client.get("/v1/customers", headers={"authorization": f"Bearer {token}"})).status_code
+
+        new = pki.access_token(pki.make_next_signing_key(tmp_path / "keys"), role="staff", subject=SUBJECT)
+
+        async def is_accepted() -> bool:
+            assert await status_with(token) == 200
+            return await status_with(new) == 200
+
+        async def are_published() -> bool:
+            return len((await client.get("/.well-known/jwks.json")).json()["keys"]) == 2
+
+        await eventually(is_accepted)
+        await eventually(are_published)
 
 
 def reissued(old: pki.Credentials, folder: Path) -> pki.Credentials:
