@@ -14,7 +14,7 @@ import pytest
 
 from commerce.order.v1 import order_pb2, order_pb2_grpc
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Unavailable
 from mesh.events.watches import Watches
 from mesh.rpc import status
 from mesh.rpc.server import Server
@@ -104,10 +104,10 @@ async def error_of(stream: Any) -> MeshError:
     raise AssertionError("the stream ended without an error")
 
 
-async def ship(mesh: House, order_id: str) -> None:
+async def ship(mesh: House, order_id: str, *, key: str = "") -> None:
     staff = mesh.staff["order"]
     request = order_pb2.ShipOrderRequest(order_id=order_id, carrier="Post", tracking_number="1")
-    await staff(order_pb2_grpc.OrderServiceStub(staff.channel).ShipOrder, request, key=new_key())
+    await staff(order_pb2_grpc.OrderServiceStub(staff.channel).ShipOrder, request, key=key or new_key())
 
 
 async def deliver(mesh: House, order_id: str) -> None:
@@ -215,6 +215,33 @@ async def test_watch_misses_no_state_when_nats_is_killed(mesh: House) -> None:
     await deliver(mesh, order.id)
     await watch.until_status(DELIVERED)
     assert await watch.has_ended()
+
+
+async def test_watch_survives_the_end_of_all_sessions_of_its_database(mesh: House) -> None:
+    buyer, product = await mesh.buyer("tok_visa"), await mesh.product(5)
+    order, key = await mesh.order(buyer, {product: 1}), new_key()
+    watch = Watch.of(buyer.orders, order.id)
+    await watch.until_status(CONFIRMED)
+    admin = await mesh.connect("orders")
+    try:
+        ended = await admin.fetch(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    finally:
+        await admin.close()
+    assert ended
+
+    async def is_shipped() -> bool:
+        try:
+            await ship(mesh, order.id, key=key)
+        except Unavailable:
+            return False
+        return True
+
+    await eventually(is_shipped)
+    await watch.until_status(SHIPPED)
+    watch.stream.cancel()
 
 
 async def test_watch_of_an_expired_token_ends_and_goes_on_with_a_new_one(mesh: House) -> None:
