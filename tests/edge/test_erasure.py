@@ -119,6 +119,8 @@ async def live(mesh: RunningMesh, planted: dict[str, str]) -> tuple[str, str]:
     refused = await mesh.call("DELETE", path, token=token)
     assert (refused.status_code, reason_of(refused)) == (400, "CUSTOMER_HAS_OPEN_ORDERS")
     await mesh.ok("POST", f"/v1/orders/{second['id']}:deliver", {}, token=mesh.staff_token, key=new_key())
+    # Whatever is cached is cached now.
+    assert planted["name"] in (await mesh.ok("GET", path, token=token))["name"]
     export = await mesh.ok("GET", f"{path}:export", token=token)
     assert (len(export["orders"]), len(export["payments"])) == (3, 2)
     return made["id"], token
@@ -149,6 +151,8 @@ async def test_nothing_that_the_mesh_stores_holds_an_erased_customer(mesh: Runni
     assert personal - {"Redis"} == {place for what, place in owners if what != "id"}
 
     await mesh.ok("DELETE", f"/v1/customers/{customer_id}", token=token)
+    gone = await mesh.call("GET", f"/v1/customers/{customer_id}", token=mesh.staff_token)
+    assert (gone.status_code, reason_of(gone)) == (404, "CUSTOMER_NOT_FOUND")
 
     async def nothing_is_found() -> bool:
         return not await found(mesh, planted)

@@ -203,6 +203,21 @@ async def test_stored_replies_are_purged_after_a_day(scratch: Scratch, here: Pro
     assert await reply_to(here.units, change(old), "again") == "again"
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_replies_that_name_somebody_are_erased_in_portions(
+    scratch: Scratch, here: Process, at_once: bool
+) -> None:
+    replies = {new_key(): f"of {person} {number}" for number in range(5) for person in ("ada", "bob")}
+    for key, text in replies.items():
+        await reply_to(here.units, change(key), text)
+    if at_once:
+        await scratch.admin.execute("UPDATE mesh.idempotency SET create_time = now()")
+    await idempotency.erase(here.database, "ada", portion=3)
+    stored = await idempotency.find(here.database, [change(key).key for key in replies])
+    left = [text_of(outcome.wire) for outcome in stored.values() if isinstance(outcome, Replay)]
+    assert sorted(left) == sorted(text for text in replies.values() if "bob" in text)
+
+
 async def test_reply_that_is_purged_while_it_is_read_makes_the_call_unavailable(
     scratch: Scratch, here: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
