@@ -22,9 +22,9 @@ from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from order_svc import wire
 from order_svc.consumers import payment_events
-from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
+from order_svc.peers import CustomerPeer, PaymentPeer, ProductPeer, StockPeer
 from order_svc.rpc import OrderService
-from order_svc.store import ErasureStore, OrderStore
+from order_svc.store import APPEND_HISTORY, ErasureStore, OrderStore
 from order_svc.usecases import (
     Cancellation,
     Drafts,
@@ -34,6 +34,7 @@ from order_svc.usecases import (
     Payments,
     Placement,
     Reading,
+    Timeline,
     UnusedHolds,
     Watching,
 )
@@ -46,6 +47,8 @@ class Settings(ServiceSettings):
     """Where the customer service is."""
     product_target: Target
     """Where the product service is."""
+    payment_target: Target
+    """Where the payment service is."""
     payment_deadline: float = Field(default=900.0, gt=0)
     """Seconds in which an order must be paid, or it is cancelled."""
     hold_margin: float = Field(default=300.0, gt=0)
@@ -71,9 +74,10 @@ def build(settings: Settings) -> Service:
     bus = Bus(settings.nats_url.get_secret_value(), name="order", replicas=settings.nats_replicas)
     relay = Relay("order", database, bus)
     revocations = Revocations(settings.redis_url.get_secret_value())
-    units = UnitsOfWork(database, relay, event_of=wire.event)
+    units = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY)
     customers = Peer("customer", settings.customer_target, settings)
     products = Peer("product", settings.product_target, settings)
+    payers = Peer("payment", settings.payment_target, settings)
 
     orders = OrderStore()
     stock = StockPeer(products)
@@ -94,6 +98,7 @@ def build(settings: Settings) -> Service:
     fulfilment = Fulfilment(units, orders)
     payments = Payments(units, orders)
     holds = Holds(units, orders)
+    timeline = Timeline(units, orders, stock, PaymentPeer(payers), event_of=wire.timeline_event)
     watching = Watching(units, orders, bus)
     erasures = Erasures(
         units,
@@ -113,6 +118,7 @@ def build(settings: Settings) -> Service:
             bus,
             customers,
             products,
+            payers,
             relay,
             *housekeeping(database),
             Periodic("payment deadlines", settings.deadline_sweep_seconds, cancellation.cancel_overdue),
@@ -134,7 +140,7 @@ def build(settings: Settings) -> Service:
                 settings,
                 {
                     "commerce.order.v1.OrderService": OrderService(
-                        placement, drafts, reading, cancellation, fulfilment, holds, watching, erasures
+                        placement, drafts, reading, cancellation, fulfilment, holds, timeline, watching, erasures
                     )
                 },
                 checks=[database.check],

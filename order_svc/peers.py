@@ -10,6 +10,8 @@ from google.rpc import status_pb2
 from google.type import postal_address_pb2
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
+from commerce.order.v1 import order_pb2
+from commerce.payment.v1 import payment_pb2, payment_pb2_grpc
 from commerce.product.v1 import inventory_pb2, inventory_pb2_grpc, product_pb2, product_pb2_grpc
 from mesh.errors import MeshError, Violation
 from mesh.ids import parse_id
@@ -26,6 +28,7 @@ from order_svc.domain import (
     PaymentMethodMissing,
     PostalAddress,
     Selection,
+    TimelineEvent,
 )
 
 
@@ -102,12 +105,45 @@ class StockPeer:
         reply = await self._peer.ask(stub.ReserveStock, request, calls=calls)
         return [_refusal(result.error) if result.HasField("error") else _hold(result.hold) for result in reply.results]
 
+    async def timeline(self, order_id: UUID, call: Call) -> list[TimelineEvent]:
+        """What became of the hold of an order."""
+        stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
+        request = inventory_pb2.GetHoldTimelineRequest(order_id=str(order_id))
+        reply = await self._peer.ask(stub.GetHoldTimeline, request, calls=[call])
+        return [_timeline_event(event) for event in reply.events]
+
     async def release(self, order_ids: Sequence[UUID]) -> None:
         """Release the stock held for these orders."""
         stub = self._peer.stub(inventory_pb2_grpc.InventoryServiceStub)
         await self._peer.ask(
             stub.ReleaseStock, inventory_pb2.ReleaseStockRequest(order_ids=[str(each) for each in order_ids])
         )
+
+
+class PaymentPeer:
+    """The payment service."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def timeline(self, order_id: UUID, call: Call) -> list[TimelineEvent]:
+        """The events of the payment of an order."""
+        stub = self._peer.stub(payment_pb2_grpc.PaymentServiceStub)
+        request = payment_pb2.GetPaymentTimelineRequest(order_id=str(order_id))
+        reply = await self._peer.ask(stub.GetPaymentTimeline, request, calls=[call])
+        return [_timeline_event(event) for event in reply.events]
+
+
+def _timeline_event(message: order_pb2.TimelineEvent) -> TimelineEvent:
+    return TimelineEvent(
+        wire.moment(message.time),
+        message.service,
+        parse_id(message.event_id),
+        message.type,
+        message.summary,
+        message.trace_id,
+        message.actor,
+    )
 
 
 def _selection(result: customer_pb2.SelectedPaymentMethodResult) -> Selection | MeshError:

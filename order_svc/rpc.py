@@ -14,7 +14,7 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from order_svc import wire
 from order_svc.domain import Order
-from order_svc.usecases import Cancellation, Drafts, Erasures, Fulfilment, Holds, Placement, Reading, Watching
+from order_svc.usecases import Cancellation, Drafts, Erasures, Fulfilment, Holds, Placement, Reading, Timeline, Watching
 
 _PORTION = 256
 """Orders and items of a reply that are converted without letting other calls run."""
@@ -31,6 +31,7 @@ class OrderService:
         cancellation: Cancellation,
         fulfilment: Fulfilment,
         holds: Holds,
+        timeline: Timeline,
         watching: Watching,
         erasures: Erasures,
     ) -> None:
@@ -40,6 +41,7 @@ class OrderService:
         self._cancellation = cancellation
         self._fulfilment = fulfilment
         self._holds = holds
+        self._timeline = timeline
         self._watching = watching
         self._erasures = erasures
 
@@ -127,6 +129,11 @@ class OrderService:
     ) -> order.EraseCustomerOrdersResponse:
         await self._erasures.erase_customer(parse_id(request.customer_id), only_check=request.validate_only)
         return order.EraseCustomerOrdersResponse()
+
+    async def GetOrderTimeline(
+        self, request: order.GetOrderTimelineRequest, call: Call
+    ) -> order.GetOrderTimelineResponse:
+        return wire.timeline(await self._timeline.get_timeline(call, parse_id(request.order_id)), call.caller)
 
     async def ResolveHolds(self, request: order.ResolveHoldsRequest, call: Call) -> order.ResolveHoldsResponse:
         ids = [parse_id(each) for each in request.order_ids]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from google.type import postal_address_pb2
 
 from commerce.order.v1 import events_pb2, order_pb2
 from commerce.payment.v1 import payment_pb2
-from mesh.events.cloudevents import Event
+from mesh.events.cloudevents import Event, type_of
 from mesh.ids import parse_id
 from mesh.rpc import wire
 from order_svc.domain import (
@@ -23,12 +23,16 @@ from order_svc.domain import (
     OrderRequest,
     PaymentResult,
     Status,
+    TimelineEvent,
     Total,
     merged,
 )
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+    from mesh.db.history import Step
+    from mesh.rpc.call import Caller
 
 STATUSES = {
     Status.DRAFT: order_pb2.ORDER_STATUS_DRAFT,
@@ -154,6 +158,47 @@ def event(fact: OrderPlaced | OrderMoved) -> Event:
         return Event.of(value.id, value.version, payload)
     return Event.of(value.id, value.version, _MOVES[value.status](order=message))
 
+
+def timeline_event(value: Order, step: Step) -> TimelineEvent:
+    """A step of an order, with a sentence for its readers."""
+    summary = _SUMMARIES[step.type]
+    if step.type == _CANCELLED and value.cancel_reason:
+        summary = f"{summary[:-1]}: {_CANCELLED_BECAUSE[value.cancel_reason]}."
+    return TimelineEvent(step.time, "order", step.event_id, step.type, summary, step.trace_id, step.actor)
+
+
+def timeline(events: Iterable[TimelineEvent], reader: Caller) -> order_pb2.GetOrderTimelineResponse:
+    """The timeline of an order. Customers do not see the ids of staff."""
+    reply = order_pb2.GetOrderTimelineResponse()
+    for each in events:
+        message = reply.events.add(
+            service=each.service,
+            type=each.type,
+            summary=each.summary,
+            event_id=str(each.event_id),
+            trace_id=each.trace_id,
+            actor="staff" if each.actor.startswith("staff:") and not reader.is_staff else each.actor,
+        )
+        wire.put_time(message.time, each.time)
+    return reply
+
+
+_CANCELLED = type_of(events_pb2.OrderCancelled)
+_SUMMARIES = {
+    type_of(events_pb2.OrderPlaced): "The order was placed, with its stock held.",
+    type_of(events_pb2.OrderConfirmed): "The order was confirmed.",
+    type_of(events_pb2.OrderShipped): "The order was handed over to the carrier.",
+    type_of(events_pb2.OrderDelivered): "The order was delivered.",
+    type_of(events_pb2.OrderCancelling): "The cancellation of the order began.",
+    _CANCELLED: "The order was cancelled.",
+}
+_CANCELLED_BECAUSE = {
+    CancelReason.PAYMENT_DECLINED: "its payment was declined",
+    CancelReason.PAYMENT_TIMEOUT: "it was not paid in time",
+    CancelReason.CUSTOMER_REQUEST: "the customer asked for it",
+    CancelReason.STAFF_REQUEST: "staff asked for it",
+    CancelReason.DRAFT_EXPIRED: "the draft had expired",
+}
 
 _MOVES: dict[Status, Callable[..., Message]] = {
     Status.CONFIRMED: events_pb2.OrderConfirmed,

@@ -28,7 +28,7 @@ from payment_svc.peers import CustomerPeer
 from payment_svc.providers import Provider
 from payment_svc.providers.sandbox import Sandbox
 from payment_svc.rpc import PaymentService
-from payment_svc.store import PaymentStore
+from payment_svc.store import APPEND_HISTORY, PaymentStore
 from payment_svc.usecases import Orders, Outcomes, Payments
 
 
@@ -60,7 +60,7 @@ def build(settings: Settings) -> Service:
     bus = Bus(settings.nats_url.get_secret_value(), name="payment", replicas=settings.nats_replicas)
     relay = Relay("payment", database, bus)
     revocations = Revocations(settings.redis_url.get_secret_value())
-    units = UnitsOfWork(database, relay, event_of=wire.event)
+    units = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY)
     store = PaymentStore()
 
     customers = Peer("customer", settings.customer_target, settings)

@@ -62,3 +62,9 @@ class PaymentService:
         return payment.ListPaymentEntriesResponse(
             entries=[wire.entry(each, of.currency) for each in found], next_page_token=token
         )
+
+    async def GetPaymentTimeline(
+        self, request: payment.GetPaymentTimelineRequest, call: Call
+    ) -> payment.GetPaymentTimelineResponse:
+        steps = await self._payments.get_timeline(parse_id(request.order_id))
+        return payment.GetPaymentTimelineResponse(events=[wire.timeline_event(each) for each in steps])

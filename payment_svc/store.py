@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from mesh.db.columns import AMOUNT, TIME
 from mesh.db.database import Statement, Transaction
+from mesh.db.history import STEPS, Step, append_to, history, read_from
 from mesh.db.rows import Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import StaleWrite
@@ -101,7 +102,11 @@ entries = sa.Table(
 )
 sa.Index("payment_entries_capture", entries.c.payment_id, unique=True, postgresql_where=sa.text("type = 'CAPTURE'"))
 
+payment_history = history("payment_history", metadata)
+
 PAYMENTS = Rows(Payment, payments)
+APPEND_HISTORY = append_to(payment_history)
+READ_HISTORY = read_from(payment_history)
 ENTRIES = Rows(Entry, entries)
 _ids = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))
 
@@ -230,6 +235,10 @@ class PaymentStore:
     async def read_of_orders(self, reading: Transaction, order_ids: Sequence[UUID]) -> list[Payment]:
         """The payments of these orders as they are now; orders without one are left out."""
         return [PAYMENTS.read(row) for row in await reading.fetch(READ_PAYMENTS_OF_ORDERS, ids=list(order_ids))]
+
+    async def history(self, reading: Transaction, order_id: UUID) -> list[Step]:
+        """The events of the payment of an order, oldest first."""
+        return [STEPS.read(row) for row in await reading.fetch(READ_HISTORY, subject=order_id)]
 
     async def load_asked(self, work: UnitOfWork, asked: Sequence[Payment], *, locked: bool) -> dict[UUID, Payment]:
         """Payments that a provider was asked about, by id: as they were then, or locked and as they are now.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import events_pb2, payment_pb2
-from mesh.events.cloudevents import Event
+from mesh.events.cloudevents import Event, type_of
 from mesh.ids import parse_id
 from mesh.rpc import wire
 from payment_svc.domain import (
@@ -27,6 +27,8 @@ from payment_svc.domain import (
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+    from mesh.db.history import Step
 
 STATUSES = {
     PaymentStatus.PENDING: payment_pb2.PAYMENT_STATUS_PENDING,
@@ -129,6 +131,26 @@ def event(fact: PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefun
         return Event.of(value.id, value.version, payload)
     return Event.of(value.id, value.version, _EVENTS[type(fact)](payment=message))
 
+
+def timeline_event(step: Step) -> order_pb2.TimelineEvent:
+    """An event of a payment in the timeline of its order."""
+    return order_pb2.TimelineEvent(
+        time=wire.timestamp(step.time),
+        service="payment",
+        type=step.type,
+        summary=_SUMMARIES[step.type],
+        event_id=str(step.event_id),
+        trace_id=step.trace_id,
+        actor=step.actor,
+    )
+
+
+_SUMMARIES = {
+    type_of(events_pb2.PaymentCaptured): "The payment was captured.",
+    type_of(events_pb2.PaymentDeclined): "The payment was declined.",
+    type_of(events_pb2.PaymentVoided): "The payment was voided.",
+    type_of(events_pb2.PaymentRefunded): "The payment was refunded.",
+}
 
 _EVENTS: dict[type, Callable[..., Message]] = {
     PaymentCaptured: events_pb2.PaymentCaptured,

@@ -26,7 +26,7 @@ from product_svc.consumers import order_events
 from product_svc.domain import Hold, Product, Reservation
 from product_svc.peers import OrderPeer
 from product_svc.rpc import InventoryService, ProductService
-from product_svc.store import HoldStore, ProductStore, StockStore
+from product_svc.store import APPEND_HISTORY, HoldStore, ProductStore, StockStore
 from product_svc.usecases import Catalogue, Holds, HoldSweep, Inventory, Orders, Reservations, Watching
 
 _READS_LINGER_S = 0.005
@@ -82,7 +82,7 @@ def build(settings: Settings) -> Service:
     bus = Bus(settings.nats_url.get_secret_value(), name="product", replicas=settings.nats_replicas)
     relay = Relay("product", database, bus)
     revocations = Revocations(settings.redis_url.get_secret_value())
-    units = UnitsOfWork(database, relay, event_of=wire.event)
+    units = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY)
     orders = Peer("order", settings.order_target, settings)
     pages = Pages(secret_bytes(settings.page_secret))
     use = use_cases(units, pages, OrderPeer(orders), low_stock_threshold=settings.low_stock_threshold)

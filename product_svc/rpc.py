@@ -134,6 +134,12 @@ class InventoryService:
         )
         return await self._holds.release_stock(change, ids)
 
+    async def GetHoldTimeline(
+        self, request: inventory.GetHoldTimelineRequest, call: Call
+    ) -> inventory.GetHoldTimelineResponse:
+        steps = await self._holds.get_timeline(parse_id(request.order_id))
+        return inventory.GetHoldTimelineResponse(events=[wire.timeline_event(each) for each in steps])
+
 
 def _results(ids: list[UUID], states: HoldStates) -> list[inventory.HoldResult]:
     return [wire.hold_result(order_id, states.get(order_id)) for order_id in ids]

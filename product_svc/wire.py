@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from google.type.money_pb2 import Money
@@ -36,6 +36,9 @@ from product_svc.domain import (
     StockLow,
     Total,
 )
+
+if TYPE_CHECKING:
+    from mesh.db.history import Step
 
 STATES = {
     ProductState.ACTIVE: product_pb2.PRODUCT_STATE_ACTIVE,
@@ -222,3 +225,23 @@ def _stock_changed(fact: StockChanged) -> events_pb2.StockChanged:
 
 def _stock_low(fact: StockLow) -> events_pb2.StockLow:
     return events_pb2.StockLow(product_id=str(fact.stock.product_id), stock=stock(fact.stock), threshold=fact.threshold)
+
+
+def timeline_event(step: Step) -> order_pb2.TimelineEvent:
+    """A step of a hold in the timeline of its order."""
+    return order_pb2.TimelineEvent(
+        time=wire.timestamp(step.time),
+        service="product",
+        type=step.type,
+        summary=_SUMMARIES[step.type],
+        event_id=str(step.event_id),
+        trace_id=step.trace_id,
+        actor=step.actor,
+    )
+
+
+_SUMMARIES = {
+    "hold.committed": "The held stock was sold.",
+    "hold.released": "The held stock was released.",
+    "hold.returned": "The sold stock was returned.",
+}

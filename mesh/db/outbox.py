@@ -20,6 +20,8 @@ from mesh.db.schema import outbox_position
 from mesh.ids import new_id
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from mesh.events.cloudevents import Event
 
 RETENTION = timedelta(days=7)
@@ -69,9 +71,16 @@ Plans are cached, and a plan that is made while the outbox is empty would scan t
 """
 
 
-def row(event: Event, traceparent: str) -> tuple[Any, ...]:
-    """The row of an event, in the order of `APPEND`."""
-    return (new_id(), event.type, event.aggregate_id, event.sequence, event.payload.SerializeToString(), traceparent)
+def row(event: Event, traceparent: str, event_id: UUID | None = None) -> tuple[Any, ...]:
+    """The row of an event, in the order of `APPEND`. Without an id, it gets a new one."""
+    return (
+        event_id or new_id(),
+        event.type,
+        event.aggregate_id,
+        event.sequence,
+        event.payload.SerializeToString(),
+        traceparent,
+    )
 
 
 async def maintain_partitions(connection: asyncpg.Connection, now: datetime) -> None:

@@ -12,14 +12,18 @@ import structlog
 from mesh.db import idempotency, outbox
 from mesh.db.database import BulkInsert, Transaction
 from mesh.errors import TRANSIENT, StaleWrite
+from mesh.ids import new_id
+from mesh.observe.trace import Trace
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from mesh.clock import Clock
     from mesh.db.database import Database
     from mesh.db.idempotency import IdempotencyKey
     from mesh.events.cloudevents import Event
     from mesh.events.relay import Relay
-    from mesh.observe.trace import Trace
+    from mesh.rpc.call import Caller
     from mesh.rpc.replies import Change, Reply
 
 Item = TypeVar("Item")
@@ -34,21 +38,43 @@ MAX_STALE_WRITES = 3
 class UnitOfWork:
     """The transaction of a use case. Events and replies are collected and written at its end."""
 
-    __slots__ = ("_causes", "_event_of", "_events", "pessimistic", "transaction")
+    __slots__ = ("_causes", "_event_of", "_events", "_history", "_steps", "pessimistic", "transaction")
 
     def __init__(
-        self, transaction: Transaction, event_of: Callable[[Any], Event], *, pessimistic: bool = False
+        self,
+        transaction: Transaction,
+        event_of: Callable[[Any], Event],
+        history: BulkInsert | None,
+        *,
+        pessimistic: bool = False,
     ) -> None:
         self.transaction = transaction
         self.pessimistic = pessimistic
         """Whether to lock and read rows first: an optimistic attempt has failed, or a failure would be final."""
         self._event_of = event_of
-        self._events: list[tuple[Event, str]] = []
+        self._history = history
+        self._events: list[tuple[Event, str, UUID]] = []
+        self._steps: list[tuple[UUID, UUID, str, str, str]] = []
         self._causes: list[tuple[BulkInsert, Iterable[Sequence[Any]]]] = []
 
-    def publish(self, fact: object, trace: Trace | str = "") -> None:
-        """Publish `fact`, a value of the domain, after the commit. `trace` is the trace of its cause."""
-        self._events.append((self._event_of(fact), trace if isinstance(trace, str) else trace.traceparent))
+    def publish(
+        self, fact: object, trace: Trace | str = "", *, subject: UUID | None = None, actor: Caller | str = ""
+    ) -> None:
+        """Publish `fact`, a value of the domain, after the commit. `trace` is the trace of its cause.
+
+        With `subject`, it is a step in the history of that subject, caused by `actor`.
+        """
+        event, traceparent = self._event_of(fact), trace if isinstance(trace, str) else trace.traceparent
+        event_id = new_id()
+        if subject is not None:
+            traceparent = traceparent or Trace.new().traceparent
+            self._steps.append((subject, event_id, event.type, Trace.id_in(traceparent), str(actor)))
+        self._events.append((event, traceparent, event_id))
+
+    def record(self, subject: UUID, step: str, traceparent: str, *, actor: str) -> None:
+        """Add a step that publishes no event of its own to the history of `subject`."""
+        traceparent = traceparent or Trace.new().traceparent
+        self._steps.append((subject, new_id(), step, Trace.id_in(traceparent), actor))
 
     def caused_by(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
         """Record the causes of the effect. They are written last, so the transaction's `returned` is theirs."""
@@ -59,8 +85,12 @@ class UnitOfWork:
         idempotency.store_replies(self.transaction, replies)
 
     def flush(self) -> bool:
-        """Write the collected events and causes. Returns whether there are events."""
-        self.transaction.add(outbox.APPEND, (outbox.row(event, trace) for event, trace in self._events))
+        """Write the collected events, steps and causes. Returns whether there are events."""
+        self.transaction.add(outbox.APPEND, (outbox.row(*event) for event in self._events))
+        if self._steps:
+            if self._history is None:
+                raise RuntimeError("this service declares no history")
+            self.transaction.add(self._history, self._steps)
         for statement, rows in self._causes:
             self.transaction.add(statement, rows)
         return bool(self._events)
@@ -71,8 +101,14 @@ class ChangeUnderWay(UnitOfWork, Generic[R]):
 
     __slots__ = ("_change", "is_answered")
 
-    def __init__(self, transaction: Transaction, event_of: Callable[[Any], Event], change: Change[R]) -> None:
-        super().__init__(transaction, event_of, pessimistic=True)
+    def __init__(
+        self,
+        transaction: Transaction,
+        event_of: Callable[[Any], Event],
+        history: BulkInsert | None,
+        change: Change[R],
+    ) -> None:
+        super().__init__(transaction, event_of, history, pessimistic=True)
         self._change = change
         self.is_answered = False
 
@@ -93,7 +129,8 @@ def _as_it_is(event: Event) -> Event:
 class UnitsOfWork:
     """Begins units of work on a service's database, and wakes the relay after those that wrote events.
 
-    `event_of` converts a published fact to its event. `clock` provides the times that are written; the default is the
+    `event_of` converts a published fact to its event. `history` adds steps to the history that the service declares
+    (`mesh.db.history`). `clock` provides the times that are written; the default is the
     clock of the database.
     """
 
@@ -103,11 +140,13 @@ class UnitsOfWork:
         relay: Relay,
         *,
         event_of: Callable[[Any], Event] = _as_it_is,
+        history: BulkInsert | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.database = database
         self._relay = relay
         self._event_of = event_of
+        self._history = history
         self._clock = clock or database.clock
 
     def now(self) -> datetime:
@@ -118,7 +157,7 @@ class UnitsOfWork:
     async def begin(self, *, pessimistic: bool = False) -> AsyncIterator[UnitOfWork]:
         """A unit of work for a batch, an event or a sweep."""
         async with self.database.transaction() as transaction:
-            work = UnitOfWork(transaction, self._event_of, pessimistic=pessimistic)
+            work = UnitOfWork(transaction, self._event_of, self._history, pessimistic=pessimistic)
             yield work
             if work.flush():
                 transaction.on_commit(self._relay.wake)
@@ -185,7 +224,7 @@ class UnitsOfWork:
         async with self.database.transaction() as transaction:
             if outcome := await idempotency.claim(transaction, change.key):
                 raise outcome
-            work = ChangeUnderWay(transaction, self._event_of, change)
+            work = ChangeUnderWay(transaction, self._event_of, self._history, change)
             yield work
             if not work.is_answered:
                 raise RuntimeError(f"{change.call.method} made no reply")

@@ -29,6 +29,11 @@ class Trace:
             return cls.new()
         return cls(match[1], os.urandom(8).hex())
 
+    @staticmethod
+    def id_in(traceparent: str) -> str:
+        """The trace id in a valid `traceparent`."""
+        return traceparent[3:35]
+
     @property
     def traceparent(self) -> str:
         """The `traceparent` header for calls that this span makes."""

@@ -346,3 +346,16 @@ class OrderMoved(NamedTuple):
     """An order has a new status, or is still being cancelled."""
 
     order: Order
+
+
+class TimelineEvent(NamedTuple):
+    """One event in the history of an order. They sort by time, and those of one time always in the same order."""
+
+    time: datetime
+    service: str
+    event_id: UUID
+    type: str
+    summary: str
+    trace_id: str
+    actor: str
+    """Who caused it; empty if that is not known."""

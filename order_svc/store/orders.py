@@ -16,11 +16,12 @@ from sqlalchemy.dialects import postgresql
 
 from mesh.db.columns import TIME
 from mesh.db.database import BulkInsert, Row, Statement, Transaction, unnested
+from mesh.db.history import STEPS, Step, append_to, read_from
 from mesh.db.recent import Recent
 from mesh.db.rows import UUIDS, Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from order_svc.domain import HoldLost, Item, Order, OrderNotFound, PostalAddress, Shipment, Status
-from order_svc.store.tables import items, orders, shipments, shipping_addresses
+from order_svc.store.tables import items, order_history, orders, shipments, shipping_addresses
 
 NOBODY = UUID(int=0)
 """The customer recorded on rows of abandoned orders."""
@@ -155,6 +156,9 @@ PLACE_DRAFTS = Versions(
 )
 NEW_DRAFTS = Versions(ORDERS, ["total", "currency", "update_time"], name="write drafts")
 
+APPEND_HISTORY = append_to(order_history)
+READ_HISTORY = read_from(order_history)
+
 
 @cache
 def _list(filters: frozenset[str]) -> Statement:
@@ -279,6 +283,10 @@ class OrderStore:
     async def read(self, reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Order]:
         """Orders as they are now, by id; those that exist."""
         return {order.id: order for order in await _with_items(reading, await reading.fetch(READ, ids=list(ids)))}
+
+    async def history(self, reading: Transaction, order_id: UUID) -> list[Step]:
+        """The events of an order, oldest first."""
+        return [STEPS.read(row) for row in await reading.fetch(READ_HISTORY, subject=order_id)]
 
     async def list_orders(
         self,

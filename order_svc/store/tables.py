@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mesh.db.columns import AMOUNT, TIME
+from mesh.db.history import history
 
 metadata = sa.MetaData()
 
@@ -85,3 +86,5 @@ erasures = sa.Table(
     sa.Column("last_time", TIME, nullable=False),
 )
 sa.Index("erasures_due", erasures.c.next_time)
+
+order_history = history("order_history", metadata)

@@ -8,6 +8,7 @@ from order_svc.usecases.holds import Holds, UnusedHolds
 from order_svc.usecases.payments import Payments
 from order_svc.usecases.placement import Placement, Placing
 from order_svc.usecases.reading import Reading
+from order_svc.usecases.timeline import Timeline
 from order_svc.usecases.watching import Watching
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Placement",
     "Placing",
     "Reading",
+    "Timeline",
     "UnusedHolds",
     "Watching",
 ]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _PORTION = 256
 """Orders and items that are converted without letting other tasks run."""
 
+_ACTOR = "service:order"
+"""Who cancels what is overdue."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -44,7 +47,7 @@ class Cancellation:
             cancelling = order.cancel(reason, note, self._units.now())
             self._orders.save(work, [(order, cancelling)])
             if cancelling is not order:
-                work.publish(OrderMoved(cancelling), change.trace)
+                work.publish(OrderMoved(cancelling), change.trace, subject=order_id, actor=change.caller)
             return work.reply(cancelling)
 
     async def cancel_overdue(self, *, most: int = 256) -> bool:
@@ -83,7 +86,10 @@ class Cancellation:
         now = self._units.now()
         async with self._units.begin() as work:
             stuck = await self._orders.load_cancelling(work, timeout, most)
-            await self._save(work, stuck, [order.still_cancelling(now) for order in stuck])
+            asked = [order.still_cancelling(now) for order in stuck]
+            self._orders.save(work, zip(stuck, asked, strict=True))
+            for order in asked:
+                work.publish(OrderMoved(order))
         if stuck:
             log.warning("orders still cancelling", orders=[str(order.id) for order in stuck])
         return len(stuck) == most
@@ -91,4 +97,4 @@ class Cancellation:
     async def _save(self, work: UnitOfWork, loaded: Sequence[Order], cancelling: Sequence[Order]) -> None:
         self._orders.save(work, zip(loaded, cancelling, strict=True))
         async for order in tasks.in_portions(cancelling, weight=attrgetter("size"), portion=_PORTION):
-            work.publish(OrderMoved(order))
+            work.publish(OrderMoved(order), subject=order.id, actor=_ACTOR)

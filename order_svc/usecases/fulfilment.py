@@ -43,5 +43,5 @@ class Fulfilment:
             order.require_etag(etag)
             moved = move(order, self._units.now())
             self._orders.save(work, [(order, moved)])
-            work.publish(OrderMoved(moved), change.trace)
+            work.publish(OrderMoved(moved), change.trace, subject=order_id, actor=change.caller)
             return work.reply(moved)

@@ -33,5 +33,5 @@ class Payments:
             order = orders[event.payload.order_id]
             moved = orders[order.id] = order.apply_payment(event.payload, now)
             if moved is not order:
-                work.publish(OrderMoved(moved), event.traceparent)
+                work.publish(OrderMoved(moved), event.traceparent, subject=order.id, actor="service:payment")
         self._orders.save(work, ((loaded[order_id], order) for order_id, order in orders.items()))

@@ -283,7 +283,8 @@ class Placement:
                 work, [(each.placing.draft, reply.value) for each, reply in replies if each.placing.draft is not None]
             )
             for each, (order, _) in replies:
-                work.publish(OrderPlaced(order, each.provider if order.payment_method_id else ""), each.change.trace)
+                fact = OrderPlaced(order, each.provider if order.payment_method_id else "")
+                work.publish(fact, each.change.trace, subject=order.id, actor=each.change.caller)
 
 
 def _open(attempts: Sequence[_Attempt]) -> list[_Attempt]:

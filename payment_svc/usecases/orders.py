@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from payment_svc.charger import Charger
     from payment_svc.store import PaymentStore
 
+ACTOR = "service:payment"
+"""The author of payments."""
+
 
 class Orders:
     """Applies the events of orders to their payments. Both kinds come together: rows are locked in one order."""
@@ -82,13 +85,14 @@ class Orders:
     def _start(self, work: UnitOfWork, added: Sequence[Payment]) -> None:
         """Publish what is decided already, and charge the others after the commit."""
         for payment in added:
+            trace = payment.traceparent
             match payment.status:
                 case PaymentStatus.DECLINED:
-                    work.publish(PaymentDeclined(payment), payment.traceparent)
+                    work.publish(PaymentDeclined(payment), trace, subject=payment.order_id, actor=ACTOR)
                 case PaymentStatus.CAPTURED:
-                    work.publish(PaymentCaptured(payment), payment.traceparent)
+                    work.publish(PaymentCaptured(payment), trace, subject=payment.order_id, actor=ACTOR)
                 case PaymentStatus.VOIDED:
-                    work.publish(PaymentVoided(payment), payment.traceparent)
+                    work.publish(PaymentVoided(payment), trace, subject=payment.order_id, actor=ACTOR)
         due = [payment for payment in added if payment.due]
         work.transaction.on_commit(lambda: self._charger.begin(due))
 
@@ -97,10 +101,13 @@ class Orders:
         locked = await self._payments.load_of_orders(work, traces)
         cancelled = [payment.request_cancel(traces[payment.order_id], now, now + self._lease) for payment in locked]
         self._payments.save(work, zip(locked, cancelled, strict=True))
-        for payment in cancelled:
+        for before, payment in zip(locked, cancelled, strict=True):
+            # An answer to a repeated question is no step in the history.
+            subject = payment.order_id if payment is not before else None
             if payment.status in UNCHARGED:
-                work.publish(PaymentVoided(payment), traces[payment.order_id])
+                work.publish(PaymentVoided(payment), traces[payment.order_id], subject=subject, actor=ACTOR)
             elif payment.status is PaymentStatus.REFUNDED:
-                work.publish(PaymentRefunded(payment, payment.refundable), traces[payment.order_id])
+                fact = PaymentRefunded(payment, payment.refundable)
+                work.publish(fact, traces[payment.order_id], subject=subject, actor=ACTOR)
         due = [payment for payment in cancelled if payment.due]
         work.transaction.on_commit(lambda: self._charger.resume(due))

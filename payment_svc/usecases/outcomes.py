@@ -100,7 +100,7 @@ class Outcomes:
                 return payment.postpone(now) if payment.due is answer.due else payment, None
         if moved is payment:
             return payment, None
-        work.publish(fact, moved.traceparent)
+        work.publish(fact, moved.traceparent, subject=moved.order_id, actor="service:payment")
         return moved, entry
 
 

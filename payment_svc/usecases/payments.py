@@ -12,6 +12,7 @@ from mesh.ids import new_id, parse_id
 from payment_svc.domain import Entry, NewPayment, Payment, PaymentNotFound, PaymentStatus, ProviderNotFound
 
 if TYPE_CHECKING:
+    from mesh.db.history import Step
     from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.call import Call
@@ -90,6 +91,11 @@ class Payments:
             found = await self._payments.list_entries(reading, payment_id, after=after, most=size + 1)
         page, token = self._pages.page(scope, found, size, lambda entry: [entry.create_time.isoformat(), str(entry.id)])
         return payment, page, token
+
+    async def get_timeline(self, order_id: UUID) -> list[Step]:
+        """The events of the payment of an order, oldest first; none if it has none yet."""
+        async with self._units.database.reading() as reading:
+            return await self._payments.history(reading, order_id)
 
     async def process_payment(self, change: Change[Payment], new: NewPayment) -> Reply[Payment]:
         """Begin the payment of an order, or find it, and wait for its outcome as long as the caller does.

@@ -69,6 +69,11 @@ class Hold(NamedTuple):
     state: HoldState
     lines: tuple[HoldLine, ...]
 
+    @property
+    def step(self) -> str:
+        """The name of the last step in its history, such as `hold.committed`."""
+        return f"hold.{self.state.lower()}"
+
     def commit(self) -> Hold:
         """The hold as a sale; the hold itself if it is committed already, or was released: that is final."""
         return self._after(_COMMIT)

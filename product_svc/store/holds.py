@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 from mesh.db.columns import TIME
 from mesh.db.database import BulkInsert, Statement, stale_write, unless_stale, unnested
+from mesh.db.history import STEPS, Step, append_to, read_from
 from mesh.db.recent import Recent
 from mesh.db.rows import Rows, Values
 from mesh.errors import StaleWrite
 from product_svc.domain import Hold, HoldLine, HoldState, Offer, Reservation, Shelf
-from product_svc.store.tables import IS_HELD, hold_lines, holds, products, stocks
+from product_svc.store.tables import IS_HELD, hold_history, hold_lines, holds, products, stocks
 
 if TYPE_CHECKING:
     from mesh.db.database import Transaction
@@ -126,6 +127,9 @@ POSTPONE_HOLDS = Statement(
     name="postpone holds",
 )
 
+APPEND_HISTORY = append_to(hold_history)
+READ_HISTORY = read_from(hold_history)
+
 
 class HoldStore:
     """The holds, and the offers at which they are made.
@@ -220,6 +224,10 @@ class HoldStore:
                 by_transition.setdefault((known[order_id].state, hold.state), []).append(order_id)
         for (known_state, new_state), order_ids in sorted(by_transition.items()):
             work.transaction.write(WRITE_HOLDS, ids=sorted(order_ids), known_state=known_state, new_state=new_state)
+
+    async def history(self, reading: Transaction, order_id: UUID) -> list[Step]:
+        """What became of the hold of an order, oldest first."""
+        return [STEPS.read(row) for row in await reading.fetch(READ_HISTORY, subject=order_id)]
 
     async def expired(self, reading: Transaction, most: int) -> list[UUID]:
         """Orders whose holds have expired, those that expired first."""

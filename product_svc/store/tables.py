@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from mesh.db.columns import AMOUNT, CURRENCY, TIME
+from mesh.db.history import history
 
 metadata = sa.MetaData()
 
@@ -103,3 +104,5 @@ movements = sa.Table(
     sa.PrimaryKeyConstraint("product_id", "id"),
     sa.CheckConstraint("on_hand_after >= 0", name="on_hand_not_negative"),
 )
+
+hold_history = history("hold_history", metadata)

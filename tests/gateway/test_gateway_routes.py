@@ -46,6 +46,10 @@ def test_the_contracts_have_methods_of_every_kind() -> None:
         "SelectPaymentMethods",
         "ResolvePaymentMethods",
         "ProcessPayment",
+        "BatchGetOrderPayments",
+        "EraseCustomerOrders",
+        "GetHoldTimeline",
+        "GetPaymentTimeline",
     } == {method.name for method in SERVICE_ONLY}
     assert PUBLIC
     assert PROTECTED

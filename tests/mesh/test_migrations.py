@@ -68,7 +68,7 @@ async def test_migrating_twice_changes_nothing(servers: Servers) -> None:
     await asyncio.gather(
         *(asyncio.to_thread(migrations.upgrade, role, servers.postgres.url_for(role)) for role in ("order_svc",))
     )
-    assert migrations.head("order_svc") == "0011"
+    assert migrations.head("order_svc") == "0012"
 
 
 async def test_what_was_not_published_before_events_had_no_mark_is_what_the_position_leaves(servers: Servers) -> None:

@@ -30,6 +30,7 @@ from product_svc import wire
 from product_svc.app import UseCases, use_cases
 from product_svc.domain import Hold as ProductHold
 from product_svc.domain import HoldDecision, Product, ProductDetails, Reservation
+from product_svc.store import APPEND_HISTORY
 from stack.servers import Servers
 from tests.order.process import OrderProcess, placing, process_of
 from tests.services import migrated, new_key
@@ -115,7 +116,9 @@ async def test_statements_per_order_fall_with_the_batch(
     order_database, product_database = databases
     # Events stay in the outboxes: these relays are not started.
     bus = Bus("nats://127.0.0.1:1", name="test")
-    product_units = UnitsOfWork(product_database, Relay("product", product_database, bus), event_of=wire.event)
+    product_units = UnitsOfWork(
+        product_database, Relay("product", product_database, bus), event_of=wire.event, history=APPEND_HISTORY
+    )
     products, others_products = (
         use_cases(product_units, Pages(b"secret of the test"), NoOrders(), low_stock_threshold=0) for _ in range(2)
     )

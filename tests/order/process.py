@@ -35,8 +35,8 @@ from order_svc.domain import (
     PaymentResult,
     Selection,
 )
-from order_svc.peers import CustomerPeer, ProductPeer, StockPeer
-from order_svc.store import ErasureStore, OrderStore
+from order_svc.peers import CustomerPeer, PaymentPeer, ProductPeer, StockPeer
+from order_svc.store import APPEND_HISTORY, ErasureStore, OrderStore
 from order_svc.usecases import (
     Cancellation,
     Drafts,
@@ -47,6 +47,7 @@ from order_svc.usecases import (
     Placement,
     Placing,
     Reading,
+    Timeline,
     UnusedHolds,
     Watching,
 )
@@ -72,6 +73,13 @@ class Wallets(CustomerPeer):
         if self.empty:
             return [Selection(None, None)] * len(wanted)
         return [Selection(PaymentMethod(new_id(), "sandbox"), None) for _ in wanted]
+
+
+class NoPayments(PaymentPeer):
+    """A payment service that is never asked."""
+
+    def __init__(self) -> None:
+        pass
 
 
 class Catalogue(ProductPeer):
@@ -147,6 +155,7 @@ class OrderProcess:
     fulfilment: Fulfilment
     holds: Holds
     reading: Reading
+    timeline: Timeline
     watching: Watching
     erasures: Erasures
 
@@ -180,7 +189,7 @@ def process_of(
     """A process that remembers nothing yet."""
     bus = Bus("nats://127.0.0.1:1", name="test")
     relay = Relay("order", database, bus)
-    units, orders = UnitsOfWork(database, relay, event_of=wire.event, clock=clock), OrderStore()
+    units, orders = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY, clock=clock), OrderStore()
     wallets, stock = wallets or Wallets(), stock or Stock()
     unused_holds = UnusedHolds(units, orders, stock, stop_timeout=stop_timeout)
     placement = Placement(
@@ -206,6 +215,7 @@ def process_of(
         Fulfilment(units, orders),
         Holds(units, orders),
         Reading(units, orders, Pages(b"a secret of the tests")),
+        Timeline(units, orders, stock, NoPayments(), event_of=wire.timeline_event),
         Watching(units, orders, bus),
         Erasures(units, orders, ErasureStore(), longest_placing=timedelta(minutes=20)),
     )

@@ -65,6 +65,7 @@ def service(database: Database) -> OrderService:
         process.cancellation,
         process.fulfilment,
         process.holds,
+        process.timeline,
         process.watching,
         process.erasures,
     )

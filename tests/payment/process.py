@@ -42,7 +42,7 @@ from payment_svc.providers import (
     Voided,
 )
 from payment_svc.providers.sandbox import Sandbox
-from payment_svc.store import PaymentStore
+from payment_svc.store import APPEND_HISTORY, PaymentStore
 from payment_svc.usecases import Orders, Outcomes, Payments
 from tests.services import eventually
 
@@ -132,7 +132,7 @@ class House:
         database = Database(self.url, max_connections=4)
         await database.start()
         relay = Relay("payment", database, Bus("nats://127.0.0.1:1", name="none"))
-        units, store = UnitsOfWork(database, relay, event_of=wire.event), PaymentStore()
+        units, store = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY), PaymentStore()
         sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
         outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", Outcomes(units, store, lease=LEASE).record)
         charger = Charger(

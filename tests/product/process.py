@@ -32,6 +32,7 @@ from product_svc.domain import (
     StockChange,
     Total,
 )
+from product_svc.store import APPEND_HISTORY
 from product_svc.usecases import Holds, Inventory
 from stack.servers import Servers
 
@@ -139,7 +140,7 @@ async def warehouse(servers: Servers, *, low_stock_threshold: int = 0) -> AsyncI
     await database.start()
     admin = await asyncpg.connect(url)
     relay = Relay("product", database, Bus(servers.nats.url, name="product"))
-    units = UnitsOfWork(database, relay, event_of=wire.event)
+    units = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY)
     try:
         yield Warehouse(
             database,

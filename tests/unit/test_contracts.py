@@ -83,6 +83,7 @@ WatchStock             STAFF     GET /v1/products/{product_id}/stock:watch
 ReserveStock           SERVICE
 CommitStock            SERVICE
 ReleaseStock           SERVICE
+GetHoldTimeline        SERVICE
 CreateOrder            CUSTOMER  POST /v1/orders
 GetOrder               CUSTOMER  GET /v1/orders/{order_id}
 ListOrders             CUSTOMER  GET /v1/orders
@@ -105,6 +106,7 @@ ListPayments           STAFF     GET /v1/payments
 RefundPayment          STAFF     POST /v1/payments/{payment_id}:refund
 ListPaymentEntries     STAFF     GET /v1/payments/{payment_id}/entries
 ReceiveWebhook         PUBLIC    POST /v1/paymentWebhooks/{provider}
+GetPaymentTimeline     SERVICE
 """
 
 EVENT_TYPES = """
@@ -146,7 +148,13 @@ def test_a_service_only_method_has_no_route_and_every_other_has_one(method: Meth
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_what_has_no_side_effects_is_what_can_be_read(method: MethodDescriptor) -> None:
     level = method.GetOptions().idempotency_level
-    between_services = {"SelectPaymentMethods", "ResolvePaymentMethods", "BatchGetOrderPayments"}
+    between_services = {
+        "SelectPaymentMethods",
+        "ResolvePaymentMethods",
+        "BatchGetOrderPayments",
+        "GetHoldTimeline",
+        "GetPaymentTimeline",
+    }
     reads = route(method).startswith("GET ") or method.name in between_services
     assert (level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS) == reads
 

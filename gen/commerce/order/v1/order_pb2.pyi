@@ -357,16 +357,23 @@ class TimelineEvent(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     service: _builtins.str
-    """The service that published the event, such as `payment`."""
+    """The service in which the event happened, such as `payment`."""
     type: _builtins.str
-    """The type of the event, such as `commerce.payment.captured`."""
+    """The type of the event, such as `commerce.payment.captured`. What becomes of the hold of an order is not published:
+    the types are `hold.committed`, `hold.released` and `hold.returned`.
+    """
     summary: _builtins.str
     """A sentence that describes the event."""
     event_id: _builtins.str
-    """The UUID of the event."""
+    """The UUID of the event. It never changes."""
     trace_id: _builtins.str
     """The id of the trace that the event belongs to."""
+    actor: _builtins.str
+    """Who caused the event: `customer:` or `staff:`, followed by an id, or `service:`, followed by a name. Customers see
+    `staff` without the id. Empty for an event that is older than this field.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the event happened."""
@@ -380,10 +387,11 @@ class TimelineEvent(_message.Message):
         summary: _builtins.str = ...,
         event_id: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "service", b"service", "summary", b"summary", "time", b"time", "trace_id", b"trace_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "event_id", b"event_id", "service", b"service", "summary", b"summary", "time", b"time", "trace_id", b"trace_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -248,9 +248,11 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOrderTimeline(self, request, context):
-        """Gets the history of an order across all services, oldest first.
+        """Gets the history of an order across the order, product and payment services, oldest first. It is complete, for an
+        order of any age. The events of a draft begin when it is placed or cancelled.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that keeps a part of
+        the history does not answer, since a partial history is never returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

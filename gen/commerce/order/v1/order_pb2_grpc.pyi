@@ -123,9 +123,11 @@ class OrderServiceStub:
     shuts down, after which the client should call this method again.
     """
     GetOrderTimeline: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderTimelineRequest, _order_pb2.GetOrderTimelineResponse]
-    """Gets the history of an order across all services, oldest first.
+    """Gets the history of an order across the order, product and payment services, oldest first. It is complete, for an
+    order of any age. The events of a draft begin when it is placed or cancelled.
 
-    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
+    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that keeps a part of
+    the history does not answer, since a partial history is never returned.
     """
     EraseCustomerOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.EraseCustomerOrdersRequest, _order_pb2.EraseCustomerOrdersResponse]
     """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
@@ -238,9 +240,11 @@ class OrderServiceAsyncStub(OrderServiceStub):
     shuts down, after which the client should call this method again.
     """
     GetOrderTimeline: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderTimelineRequest, _order_pb2.GetOrderTimelineResponse]  # type: ignore[assignment]
-    """Gets the history of an order across all services, oldest first.
+    """Gets the history of an order across the order, product and payment services, oldest first. It is complete, for an
+    order of any age. The events of a draft begin when it is placed or cancelled.
 
-    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
+    Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that keeps a part of
+    the history does not answer, since a partial history is never returned.
     """
     EraseCustomerOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.EraseCustomerOrdersRequest, _order_pb2.EraseCustomerOrdersResponse]  # type: ignore[assignment]
     """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
@@ -422,9 +426,11 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.GetOrderTimelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.GetOrderTimelineResponse, _abc.Awaitable[_order_pb2.GetOrderTimelineResponse]]:
-        """Gets the history of an order across all services, oldest first.
+        """Gets the history of an order across the order, product and payment services, oldest first. It is complete, for an
+        order of any age. The events of a draft begin when it is placed or cancelled.
 
-        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`.
+        Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`; `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when a service that keeps a part of
+        the history does not answer, since a partial history is never returned.
         """
 
     @_abc_1.abstractmethod

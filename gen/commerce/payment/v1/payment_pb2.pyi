@@ -4,6 +4,7 @@ isort:skip_file
 This package defines payments: captures, voids and refunds of the money for orders."""
 
 from collections import abc as _abc
+from commerce.order.v1 import order_pb2 as _order_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -679,3 +680,49 @@ class ReceiveWebhookResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReceiveWebhookResponse: _TypeAlias = ReceiveWebhookResponse  # noqa: Y015
+
+@_typing.final
+class GetPaymentTimelineRequest(_message.Message):
+    """GetPaymentTimelineRequest is the request of `GetPaymentTimeline`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """Required. The order's UUID."""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPaymentTimelineRequest: _TypeAlias = GetPaymentTimelineRequest  # noqa: Y015
+
+@_typing.final
+class GetPaymentTimelineResponse(_message.Message):
+    """GetPaymentTimelineResponse is the response of `GetPaymentTimeline`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_order_pb2.TimelineEvent]:
+        """The events of the payment of the order, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_order_pb2.TimelineEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPaymentTimelineResponse: _TypeAlias = GetPaymentTimelineResponse  # noqa: Y015

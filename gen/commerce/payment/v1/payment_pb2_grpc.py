@@ -78,6 +78,11 @@ class PaymentServiceStub:
                 request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ReceiveWebhookRequest.SerializeToString,
                 response_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ReceiveWebhookResponse.FromString,
                 _registered_method=True)
+        self.GetPaymentTimeline = channel.unary_unary(
+                '/commerce.payment.v1.PaymentService/GetPaymentTimeline',
+                request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetPaymentTimelineRequest.SerializeToString,
+                response_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetPaymentTimelineResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer:
@@ -164,6 +169,15 @@ class PaymentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPaymentTimeline(self, request, context):
+        """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+
+        Errors: only those of `commerce.errors.v1`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -206,6 +220,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.ReceiveWebhook,
                     request_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ReceiveWebhookRequest.FromString,
                     response_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ReceiveWebhookResponse.SerializeToString,
+            ),
+            'GetPaymentTimeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPaymentTimeline,
+                    request_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetPaymentTimelineRequest.FromString,
+                    response_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.GetPaymentTimelineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -428,6 +447,33 @@ class PaymentService:
             '/commerce.payment.v1.PaymentService/ReceiveWebhook',
             commerce_dot_payment_dot_v1_dot_payment__pb2.ReceiveWebhookRequest.SerializeToString,
             commerce_dot_payment_dot_v1_dot_payment__pb2.ReceiveWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPaymentTimeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.payment.v1.PaymentService/GetPaymentTimeline',
+            commerce_dot_payment_dot_v1_dot_payment__pb2.GetPaymentTimelineRequest.SerializeToString,
+            commerce_dot_payment_dot_v1_dot_payment__pb2.GetPaymentTimelineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,6 +82,11 @@ class PaymentServiceStub:
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
     """
+    GetPaymentTimeline: _grpc.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentTimelineRequest, _payment_pb2.GetPaymentTimelineResponse]
+    """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+
+    Errors: only those of `commerce.errors.v1`.
+    """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -136,6 +141,11 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     over the raw body. The webhook is stored before the response is sent, and it is applied once.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
+    """
+    GetPaymentTimeline: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentTimelineRequest, _payment_pb2.GetPaymentTimelineResponse]  # type: ignore[assignment]
+    """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+
+    Errors: only those of `commerce.errors.v1`.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -236,6 +246,17 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         over the raw body. The webhook is stored before the response is sent, and it is applied once.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPaymentTimeline(
+        self,
+        request: _payment_pb2.GetPaymentTimelineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_pb2.GetPaymentTimelineResponse, _abc.Awaitable[_payment_pb2.GetPaymentTimelineResponse]]:
+        """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+
+        Errors: only those of `commerce.errors.v1`.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

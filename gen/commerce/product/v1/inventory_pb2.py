@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from commerce.access.v1 import access_pb2 as commerce_dot_access_dot_v1_dot_access__pb2
+from commerce.order.v1 import order_pb2 as commerce_dot_order_dot_v1_dot_order__pb2
 from commerce.validation.v1 import validation_pb2 as commerce_dot_validation_dot_v1_dot_validation__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
@@ -32,7 +33,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#commerce/product/v1/inventory.proto\x12\x13\x63ommerce.product.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17google/type/money.proto\"\x82\x01\n\x05Stock\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0f\n\x07on_hand\x18\x02 \x01(\x05\x12\x10\n\x08reserved\x18\x03 \x01(\x05\x12\x11\n\tavailable\x18\x04 \x01(\x05\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x01\n\rStockMovement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x05\x12\x15\n\ron_hand_after\x18\x04 \x01(\x05\x12\x38\n\x06reason\x18\x05 \x01(\x0e\x32(.commerce.product.v1.StockMovementReason\x12\x10\n\x08order_id\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\"U\n\x0fReservationLine\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x08quantity\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x1a\x05\x18\x90N(\x01\"\x8b\x03\n\x0bReservation\x12\x1e\n\x08order_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x08hold_key\x18\x02 \x01(\x0c\x42\r\xe2\x41\x01\x02\xbaH\x06z\x04\x10\x10\x18@\x12!\n\x0b\x63ustomer_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\xa4\x01\n\x05lines\x18\x04 \x03(\x0b\x32$.commerce.product.v1.ReservationLineBo\xe2\x41\x01\x02\xbaHh\x92\x01\x04\x08\x01\x10\x64\xba\x01^\n\x15lines.unique_products\x12\x1bmust name each product once\x1a(this.map(line, line.product_id).unique()\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x34\n\x0e\x65xpected_total\x18\x06 \x01(\x0b\x32\x12.google.type.MoneyB\x08\xe2\x41\x01\x01\x90\xb5\x18\x01\"s\n\x08HoldLine\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0b\n\x03sku\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08quantity\x18\x04 \x01(\x05\x12&\n\nunit_price\x18\x05 \x01(\x0b\x32\x12.google.type.Money\"w\n\x04Hold\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12,\n\x05lines\x18\x02 \x03(\x0b\x32\x1d.commerce.product.v1.HoldLine\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x11ReservationResult\x12)\n\x04hold\x18\x01 \x01(\x0b\x32\x19.commerce.product.v1.HoldH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"M\n\nHoldResult\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.commerce.product.v1.HoldState\"3\n\x0fGetStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"=\n\x10GetStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\x80\x02\n\x12UpdateStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x05\x42\x18\xbaH\x15\x1a\x13\x18\x80\x94\xeb\xdc\x03(\x80\xec\x94\xa3\xfc\xff\xff\xff\xff\x01\x38\x00H\x00\x12\x1c\n\x03set\x18\x03 \x01(\x05\x42\r\xbaH\n\x1a\x08\x18\x80\x94\xeb\xdc\x03(\x00H\x00\x12J\n\x06reason\x18\x04 \x01(\x0e\x32(.commerce.product.v1.StockMovementReasonB\x10\xe2\x41\x01\x02\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x04\x12\"\n\x04note\x18\x05 \x01(\tB\x14\xe2\x41\x01\x01\xbaH\rr\x0b\x18\xf4\x03\x90\xb5\x18\x01\xc0\xb5\x18\x01\x42\x0f\n\x06\x63hange\x12\x05\xbaH\x02\x08\x01\"@\n\x13UpdateStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\x86\x01\n\x19ListStockMovementsRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12$\n\npage_token\x18\x03 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\x80\x08\xa8\xb5\x18\x01\"r\n\x1aListStockMovementsResponse\x12;\n\x0fstock_movements\x18\x01 \x03(\x0b\x32\".commerce.product.v1.StockMovement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x11WatchStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"?\n\x12WatchStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"^\n\x13ReserveStockRequest\x12G\n\x0creservations\x18\x01 \x03(\x0b\x32 .commerce.product.v1.ReservationB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"O\n\x14ReserveStockResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.commerce.product.v1.ReservationResult\"A\n\x12\x43ommitStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"G\n\x13\x43ommitStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult\"B\n\x13ReleaseStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"H\n\x14ReleaseStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult*\xc7\x01\n\x13StockMovementReason\x12%\n!STOCK_MOVEMENT_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dSTOCK_MOVEMENT_REASON_RECEIPT\x10\x01\x12$\n STOCK_MOVEMENT_REASON_ADJUSTMENT\x10\x02\x12\x1e\n\x1aSTOCK_MOVEMENT_REASON_SALE\x10\x03\x12 \n\x1cSTOCK_MOVEMENT_REASON_RETURN\x10\x04*\x9f\x01\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_HELD\x10\x01\x12\x18\n\x14HOLD_STATE_COMMITTED\x10\x02\x12\x17\n\x13HOLD_STATE_RELEASED\x10\x03\x12\x17\n\x13HOLD_STATE_RETURNED\x10\x04\x12\x15\n\x11HOLD_STATE_ABSENT\x10\x05\x32\xcb\x07\n\x10InventoryService\x12\x8e\x01\n\x08GetStock\x12$.commerce.product.v1.GetStockRequest\x1a%.commerce.product.v1.GetStockResponse\"5\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02(\x12\x1f/v1/products/{product_id}/stockb\x05stock\x12\x9e\x01\n\x0bUpdateStock\x12\'.commerce.product.v1.UpdateStockRequest\x1a(.commerce.product.v1.UpdateStockResponse\"<\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\x32\"&/v1/products/{product_id}/stock:update:\x01*b\x05stock\x12\xae\x01\n\x12ListStockMovements\x12..commerce.product.v1.ListStockMovementsRequest\x1a/.commerce.product.v1.ListStockMovementsResponse\"7\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02*\x12(/v1/products/{product_id}/stockMovements\x12\x95\x01\n\nWatchStock\x12&.commerce.product.v1.WatchStockRequest\x1a\'.commerce.product.v1.WatchStockResponse\"4\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\'\x12%/v1/products/{product_id}/stock:watch0\x01\x12i\n\x0cReserveStock\x12(.commerce.product.v1.ReserveStockRequest\x1a).commerce.product.v1.ReserveStockResponse\"\x04\x88\xb5\x18\x04\x12\x66\n\x0b\x43ommitStock\x12\'.commerce.product.v1.CommitStockRequest\x1a(.commerce.product.v1.CommitStockResponse\"\x04\x88\xb5\x18\x04\x12i\n\x0cReleaseStock\x12(.commerce.product.v1.ReleaseStockRequest\x1a).commerce.product.v1.ReleaseStockResponse\"\x04\x88\xb5\x18\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#commerce/product/v1/inventory.proto\x12\x13\x63ommerce.product.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x63ommerce/access/v1/access.proto\x1a\x1d\x63ommerce/order/v1/order.proto\x1a\'commerce/validation/v1/validation.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17google/type/money.proto\"\x82\x01\n\x05Stock\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0f\n\x07on_hand\x18\x02 \x01(\x05\x12\x10\n\x08reserved\x18\x03 \x01(\x05\x12\x11\n\tavailable\x18\x04 \x01(\x05\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x01\n\rStockMovement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x05\x12\x15\n\ron_hand_after\x18\x04 \x01(\x05\x12\x38\n\x06reason\x18\x05 \x01(\x0e\x32(.commerce.product.v1.StockMovementReason\x12\x10\n\x08order_id\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\"U\n\x0fReservationLine\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x08quantity\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x02\xbaH\x07\x1a\x05\x18\x90N(\x01\"\x8b\x03\n\x0bReservation\x12\x1e\n\x08order_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x08hold_key\x18\x02 \x01(\x0c\x42\r\xe2\x41\x01\x02\xbaH\x06z\x04\x10\x10\x18@\x12!\n\x0b\x63ustomer_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12\xa4\x01\n\x05lines\x18\x04 \x03(\x0b\x32$.commerce.product.v1.ReservationLineBo\xe2\x41\x01\x02\xbaHh\x92\x01\x04\x08\x01\x10\x64\xba\x01^\n\x15lines.unique_products\x12\x1bmust name each product once\x1a(this.map(line, line.product_id).unique()\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x34\n\x0e\x65xpected_total\x18\x06 \x01(\x0b\x32\x12.google.type.MoneyB\x08\xe2\x41\x01\x01\x90\xb5\x18\x01\"s\n\x08HoldLine\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0b\n\x03sku\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08quantity\x18\x04 \x01(\x05\x12&\n\nunit_price\x18\x05 \x01(\x0b\x32\x12.google.type.Money\"w\n\x04Hold\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12,\n\x05lines\x18\x02 \x03(\x0b\x32\x1d.commerce.product.v1.HoldLine\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x11ReservationResult\x12)\n\x04hold\x18\x01 \x01(\x0b\x32\x19.commerce.product.v1.HoldH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"M\n\nHoldResult\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.commerce.product.v1.HoldState\"3\n\x0fGetStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"=\n\x10GetStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\x80\x02\n\x12UpdateStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x05\x42\x18\xbaH\x15\x1a\x13\x18\x80\x94\xeb\xdc\x03(\x80\xec\x94\xa3\xfc\xff\xff\xff\xff\x01\x38\x00H\x00\x12\x1c\n\x03set\x18\x03 \x01(\x05\x42\r\xbaH\n\x1a\x08\x18\x80\x94\xeb\xdc\x03(\x00H\x00\x12J\n\x06reason\x18\x04 \x01(\x0e\x32(.commerce.product.v1.StockMovementReasonB\x10\xe2\x41\x01\x02\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x04\x12\"\n\x04note\x18\x05 \x01(\tB\x14\xe2\x41\x01\x01\xbaH\rr\x0b\x18\xf4\x03\x90\xb5\x18\x01\xc0\xb5\x18\x01\x42\x0f\n\x06\x63hange\x12\x05\xbaH\x02\x08\x01\"@\n\x13UpdateStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"\x86\x01\n\x19ListStockMovementsRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12$\n\npage_token\x18\x03 \x01(\tB\x10\xe2\x41\x01\x01\xbaH\tr\x07\x18\x80\x08\xa8\xb5\x18\x01\"r\n\x1aListStockMovementsResponse\x12;\n\x0fstock_movements\x18\x01 \x03(\x0b\x32\".commerce.product.v1.StockMovement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x11WatchStockRequest\x12 \n\nproduct_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"?\n\x12WatchStockResponse\x12)\n\x05stock\x18\x01 \x01(\x0b\x32\x1a.commerce.product.v1.Stock\"^\n\x13ReserveStockRequest\x12G\n\x0creservations\x18\x01 \x03(\x0b\x32 .commerce.product.v1.ReservationB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"O\n\x14ReserveStockResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.commerce.product.v1.ReservationResult\"A\n\x12\x43ommitStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"G\n\x13\x43ommitStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult\"B\n\x13ReleaseStockRequest\x12+\n\torder_ids\x18\x01 \x03(\tB\x18\xe2\x41\x01\x02\xbaH\x11\x92\x01\x0e\x08\x01\x10\xe8\x07\x18\x01\"\x05r\x03\xb0\x01\x01\"H\n\x14ReleaseStockResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.commerce.product.v1.HoldResult\"8\n\x16GetHoldTimelineRequest\x12\x1e\n\x08order_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01\"K\n\x17GetHoldTimelineResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .commerce.order.v1.TimelineEvent*\xc7\x01\n\x13StockMovementReason\x12%\n!STOCK_MOVEMENT_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dSTOCK_MOVEMENT_REASON_RECEIPT\x10\x01\x12$\n STOCK_MOVEMENT_REASON_ADJUSTMENT\x10\x02\x12\x1e\n\x1aSTOCK_MOVEMENT_REASON_SALE\x10\x03\x12 \n\x1cSTOCK_MOVEMENT_REASON_RETURN\x10\x04*\x9f\x01\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_HELD\x10\x01\x12\x18\n\x14HOLD_STATE_COMMITTED\x10\x02\x12\x17\n\x13HOLD_STATE_RELEASED\x10\x03\x12\x17\n\x13HOLD_STATE_RETURNED\x10\x04\x12\x15\n\x11HOLD_STATE_ABSENT\x10\x05\x32\xcb\x08\n\x10InventoryService\x12\x8e\x01\n\x08GetStock\x12$.commerce.product.v1.GetStockRequest\x1a%.commerce.product.v1.GetStockResponse\"5\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02(\x12\x1f/v1/products/{product_id}/stockb\x05stock\x12\x9e\x01\n\x0bUpdateStock\x12\'.commerce.product.v1.UpdateStockRequest\x1a(.commerce.product.v1.UpdateStockResponse\"<\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\x32\"&/v1/products/{product_id}/stock:update:\x01*b\x05stock\x12\xae\x01\n\x12ListStockMovements\x12..commerce.product.v1.ListStockMovementsRequest\x1a/.commerce.product.v1.ListStockMovementsResponse\"7\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02*\x12(/v1/products/{product_id}/stockMovements\x12\x95\x01\n\nWatchStock\x12&.commerce.product.v1.WatchStockRequest\x1a\'.commerce.product.v1.WatchStockResponse\"4\x90\x02\x01\x88\xb5\x18\x03\x82\xd3\xe4\x93\x02\'\x12%/v1/products/{product_id}/stock:watch0\x01\x12i\n\x0cReserveStock\x12(.commerce.product.v1.ReserveStockRequest\x1a).commerce.product.v1.ReserveStockResponse\"\x04\x88\xb5\x18\x04\x12\x66\n\x0b\x43ommitStock\x12\'.commerce.product.v1.CommitStockRequest\x1a(.commerce.product.v1.CommitStockResponse\"\x04\x88\xb5\x18\x04\x12i\n\x0cReleaseStock\x12(.commerce.product.v1.ReleaseStockRequest\x1a).commerce.product.v1.ReleaseStockResponse\"\x04\x88\xb5\x18\x04\x12~\n\x0fGetHoldTimeline\x12+.commerce.product.v1.GetHoldTimelineRequest\x1a,.commerce.product.v1.GetHoldTimelineResponse\"\x10\x90\x02\x01\x88\xb5\x18\x04\x9a\xb5\x18\x05orderb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -83,6 +84,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITSTOCKREQUEST'].fields_by_name['order_ids']._serialized_options = b'\342A\001\002\272H\021\222\001\016\010\001\020\350\007\030\001\"\005r\003\260\001\001'
   _globals['_RELEASESTOCKREQUEST'].fields_by_name['order_ids']._loaded_options = None
   _globals['_RELEASESTOCKREQUEST'].fields_by_name['order_ids']._serialized_options = b'\342A\001\002\272H\021\222\001\016\010\001\020\350\007\030\001\"\005r\003\260\001\001'
+  _globals['_GETHOLDTIMELINEREQUEST'].fields_by_name['order_id']._loaded_options = None
+  _globals['_GETHOLDTIMELINEREQUEST'].fields_by_name['order_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
   _globals['_INVENTORYSERVICE'].methods_by_name['GetStock']._loaded_options = None
   _globals['_INVENTORYSERVICE'].methods_by_name['GetStock']._serialized_options = b'\220\002\001\210\265\030\003\202\323\344\223\002(\022\037/v1/products/{product_id}/stockb\005stock'
   _globals['_INVENTORYSERVICE'].methods_by_name['UpdateStock']._loaded_options = None
@@ -97,54 +100,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVENTORYSERVICE'].methods_by_name['CommitStock']._serialized_options = b'\210\265\030\004'
   _globals['_INVENTORYSERVICE'].methods_by_name['ReleaseStock']._loaded_options = None
   _globals['_INVENTORYSERVICE'].methods_by_name['ReleaseStock']._serialized_options = b'\210\265\030\004'
-  _globals['_STOCKMOVEMENTREASON']._serialized_start=2872
-  _globals['_STOCKMOVEMENTREASON']._serialized_end=3071
-  _globals['_HOLDSTATE']._serialized_start=3074
-  _globals['_HOLDSTATE']._serialized_end=3233
-  _globals['_STOCK']._serialized_start=310
-  _globals['_STOCK']._serialized_end=440
-  _globals['_STOCKMOVEMENT']._serialized_start=443
-  _globals['_STOCKMOVEMENT']._serialized_end=682
-  _globals['_RESERVATIONLINE']._serialized_start=684
-  _globals['_RESERVATIONLINE']._serialized_end=769
-  _globals['_RESERVATION']._serialized_start=772
-  _globals['_RESERVATION']._serialized_end=1167
-  _globals['_HOLDLINE']._serialized_start=1169
-  _globals['_HOLDLINE']._serialized_end=1284
-  _globals['_HOLD']._serialized_start=1286
-  _globals['_HOLD']._serialized_end=1405
-  _globals['_RESERVATIONRESULT']._serialized_start=1407
-  _globals['_RESERVATIONRESULT']._serialized_end=1517
-  _globals['_HOLDRESULT']._serialized_start=1519
-  _globals['_HOLDRESULT']._serialized_end=1596
-  _globals['_GETSTOCKREQUEST']._serialized_start=1598
-  _globals['_GETSTOCKREQUEST']._serialized_end=1649
-  _globals['_GETSTOCKRESPONSE']._serialized_start=1651
-  _globals['_GETSTOCKRESPONSE']._serialized_end=1712
-  _globals['_UPDATESTOCKREQUEST']._serialized_start=1715
-  _globals['_UPDATESTOCKREQUEST']._serialized_end=1971
-  _globals['_UPDATESTOCKRESPONSE']._serialized_start=1973
-  _globals['_UPDATESTOCKRESPONSE']._serialized_end=2037
-  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_start=2040
-  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_end=2174
-  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_start=2176
-  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_end=2290
-  _globals['_WATCHSTOCKREQUEST']._serialized_start=2292
-  _globals['_WATCHSTOCKREQUEST']._serialized_end=2345
-  _globals['_WATCHSTOCKRESPONSE']._serialized_start=2347
-  _globals['_WATCHSTOCKRESPONSE']._serialized_end=2410
-  _globals['_RESERVESTOCKREQUEST']._serialized_start=2412
-  _globals['_RESERVESTOCKREQUEST']._serialized_end=2506
-  _globals['_RESERVESTOCKRESPONSE']._serialized_start=2508
-  _globals['_RESERVESTOCKRESPONSE']._serialized_end=2587
-  _globals['_COMMITSTOCKREQUEST']._serialized_start=2589
-  _globals['_COMMITSTOCKREQUEST']._serialized_end=2654
-  _globals['_COMMITSTOCKRESPONSE']._serialized_start=2656
-  _globals['_COMMITSTOCKRESPONSE']._serialized_end=2727
-  _globals['_RELEASESTOCKREQUEST']._serialized_start=2729
-  _globals['_RELEASESTOCKREQUEST']._serialized_end=2795
-  _globals['_RELEASESTOCKRESPONSE']._serialized_start=2797
-  _globals['_RELEASESTOCKRESPONSE']._serialized_end=2869
-  _globals['_INVENTORYSERVICE']._serialized_start=3236
-  _globals['_INVENTORYSERVICE']._serialized_end=4207
+  _globals['_INVENTORYSERVICE'].methods_by_name['GetHoldTimeline']._loaded_options = None
+  _globals['_INVENTORYSERVICE'].methods_by_name['GetHoldTimeline']._serialized_options = b'\220\002\001\210\265\030\004\232\265\030\005order'
+  _globals['_STOCKMOVEMENTREASON']._serialized_start=3038
+  _globals['_STOCKMOVEMENTREASON']._serialized_end=3237
+  _globals['_HOLDSTATE']._serialized_start=3240
+  _globals['_HOLDSTATE']._serialized_end=3399
+  _globals['_STOCK']._serialized_start=341
+  _globals['_STOCK']._serialized_end=471
+  _globals['_STOCKMOVEMENT']._serialized_start=474
+  _globals['_STOCKMOVEMENT']._serialized_end=713
+  _globals['_RESERVATIONLINE']._serialized_start=715
+  _globals['_RESERVATIONLINE']._serialized_end=800
+  _globals['_RESERVATION']._serialized_start=803
+  _globals['_RESERVATION']._serialized_end=1198
+  _globals['_HOLDLINE']._serialized_start=1200
+  _globals['_HOLDLINE']._serialized_end=1315
+  _globals['_HOLD']._serialized_start=1317
+  _globals['_HOLD']._serialized_end=1436
+  _globals['_RESERVATIONRESULT']._serialized_start=1438
+  _globals['_RESERVATIONRESULT']._serialized_end=1548
+  _globals['_HOLDRESULT']._serialized_start=1550
+  _globals['_HOLDRESULT']._serialized_end=1627
+  _globals['_GETSTOCKREQUEST']._serialized_start=1629
+  _globals['_GETSTOCKREQUEST']._serialized_end=1680
+  _globals['_GETSTOCKRESPONSE']._serialized_start=1682
+  _globals['_GETSTOCKRESPONSE']._serialized_end=1743
+  _globals['_UPDATESTOCKREQUEST']._serialized_start=1746
+  _globals['_UPDATESTOCKREQUEST']._serialized_end=2002
+  _globals['_UPDATESTOCKRESPONSE']._serialized_start=2004
+  _globals['_UPDATESTOCKRESPONSE']._serialized_end=2068
+  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_start=2071
+  _globals['_LISTSTOCKMOVEMENTSREQUEST']._serialized_end=2205
+  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_start=2207
+  _globals['_LISTSTOCKMOVEMENTSRESPONSE']._serialized_end=2321
+  _globals['_WATCHSTOCKREQUEST']._serialized_start=2323
+  _globals['_WATCHSTOCKREQUEST']._serialized_end=2376
+  _globals['_WATCHSTOCKRESPONSE']._serialized_start=2378
+  _globals['_WATCHSTOCKRESPONSE']._serialized_end=2441
+  _globals['_RESERVESTOCKREQUEST']._serialized_start=2443
+  _globals['_RESERVESTOCKREQUEST']._serialized_end=2537
+  _globals['_RESERVESTOCKRESPONSE']._serialized_start=2539
+  _globals['_RESERVESTOCKRESPONSE']._serialized_end=2618
+  _globals['_COMMITSTOCKREQUEST']._serialized_start=2620
+  _globals['_COMMITSTOCKREQUEST']._serialized_end=2685
+  _globals['_COMMITSTOCKRESPONSE']._serialized_start=2687
+  _globals['_COMMITSTOCKRESPONSE']._serialized_end=2758
+  _globals['_RELEASESTOCKREQUEST']._serialized_start=2760
+  _globals['_RELEASESTOCKREQUEST']._serialized_end=2826
+  _globals['_RELEASESTOCKRESPONSE']._serialized_start=2828
+  _globals['_RELEASESTOCKRESPONSE']._serialized_end=2900
+  _globals['_GETHOLDTIMELINEREQUEST']._serialized_start=2902
+  _globals['_GETHOLDTIMELINEREQUEST']._serialized_end=2958
+  _globals['_GETHOLDTIMELINERESPONSE']._serialized_start=2960
+  _globals['_GETHOLDTIMELINERESPONSE']._serialized_end=3035
+  _globals['_INVENTORYSERVICE']._serialized_start=3402
+  _globals['_INVENTORYSERVICE']._serialized_end=4501
 # @@protoc_insertion_point(module_scope)

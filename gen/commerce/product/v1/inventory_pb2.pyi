@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from commerce.order.v1 import order_pb2 as _order_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -752,3 +753,49 @@ class ReleaseStockResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseStockResponse: _TypeAlias = ReleaseStockResponse  # noqa: Y015
+
+@_typing.final
+class GetHoldTimelineRequest(_message.Message):
+    """GetHoldTimelineRequest is the request of `GetHoldTimeline`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """Required. The order's UUID."""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldTimelineRequest: _TypeAlias = GetHoldTimelineRequest  # noqa: Y015
+
+@_typing.final
+class GetHoldTimelineResponse(_message.Message):
+    """GetHoldTimelineResponse is the response of `GetHoldTimeline`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_order_pb2.TimelineEvent]:
+        """What became of the hold of the order, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_order_pb2.TimelineEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldTimelineResponse: _TypeAlias = GetHoldTimelineResponse  # noqa: Y015

@@ -74,6 +74,11 @@ class InventoryServiceStub:
                 request_serializer=commerce_dot_product_dot_v1_dot_inventory__pb2.ReleaseStockRequest.SerializeToString,
                 response_deserializer=commerce_dot_product_dot_v1_dot_inventory__pb2.ReleaseStockResponse.FromString,
                 _registered_method=True)
+        self.GetHoldTimeline = channel.unary_unary(
+                '/commerce.product.v1.InventoryService/GetHoldTimeline',
+                request_serializer=commerce_dot_product_dot_v1_dot_inventory__pb2.GetHoldTimelineRequest.SerializeToString,
+                response_deserializer=commerce_dot_product_dot_v1_dot_inventory__pb2.GetHoldTimelineResponse.FromString,
+                _registered_method=True)
 
 
 class InventoryServiceServicer:
@@ -161,6 +166,15 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHoldTimeline(self, request, context):
+        """Gets what became of the hold of an order. It is empty until the hold is committed or released.
+
+        Errors: only those of `commerce.errors.v1`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InventoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +212,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.ReleaseStock,
                     request_deserializer=commerce_dot_product_dot_v1_dot_inventory__pb2.ReleaseStockRequest.FromString,
                     response_serializer=commerce_dot_product_dot_v1_dot_inventory__pb2.ReleaseStockResponse.SerializeToString,
+            ),
+            'GetHoldTimeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHoldTimeline,
+                    request_deserializer=commerce_dot_product_dot_v1_dot_inventory__pb2.GetHoldTimelineRequest.FromString,
+                    response_serializer=commerce_dot_product_dot_v1_dot_inventory__pb2.GetHoldTimelineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +413,33 @@ class InventoryService:
             '/commerce.product.v1.InventoryService/ReleaseStock',
             commerce_dot_product_dot_v1_dot_inventory__pb2.ReleaseStockRequest.SerializeToString,
             commerce_dot_product_dot_v1_dot_inventory__pb2.ReleaseStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHoldTimeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.product.v1.InventoryService/GetHoldTimeline',
+            commerce_dot_product_dot_v1_dot_inventory__pb2.GetHoldTimelineRequest.SerializeToString,
+            commerce_dot_product_dot_v1_dot_inventory__pb2.GetHoldTimelineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,11 @@ class InventoryServiceStub:
 
     Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
     """
+    GetHoldTimeline: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetHoldTimelineRequest, _inventory_pb2.GetHoldTimelineResponse]
+    """Gets what became of the hold of an order. It is empty until the hold is committed or released.
+
+    Errors: only those of `commerce.errors.v1`.
+    """
 
 @_typing.type_check_only
 class InventoryServiceAsyncStub(InventoryServiceStub):
@@ -146,6 +151,11 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
     """Releases the holds of many orders. The stock of a hold that is already committed is returned.
 
     Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
+    """
+    GetHoldTimeline: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetHoldTimelineRequest, _inventory_pb2.GetHoldTimelineResponse]  # type: ignore[assignment]
+    """Gets what became of the hold of an order. It is empty until the hold is committed or released.
+
+    Errors: only those of `commerce.errors.v1`.
     """
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -245,6 +255,17 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Releases the holds of many orders. The stock of a hold that is already committed is returned.
 
         Errors: only those of `commerce.errors.v1`. Each result contains the state of the hold.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHoldTimeline(
+        self,
+        request: _inventory_pb2.GetHoldTimelineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_pb2.GetHoldTimelineResponse, _abc.Awaitable[_inventory_pb2.GetHoldTimelineResponse]]:
+        """Gets what became of the hold of an order. It is empty until the hold is committed or released.
+
+        Errors: only those of `commerce.errors.v1`.
         """
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

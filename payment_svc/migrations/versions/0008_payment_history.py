@@ -1,0 +1,33 @@
+"""The events of the payments of orders, kept for good."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "payment_history",
+        sa.Column("subject_id", sa.Uuid(), nullable=False),
+        sa.Column("event_id", sa.Uuid(), nullable=False),
+        sa.Column("type", sa.String(), nullable=False),
+        sa.Column(
+            "time",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column("trace_id", sa.String(), nullable=False),
+        sa.Column("actor", sa.String(), nullable=False, comment="empty if it is not known"),
+        sa.PrimaryKeyConstraint("subject_id", "event_id"),
+        comment="Rows are only ever added.",
+    )
+    # The outbox keeps those of the last days.
+    op.execute(
+        "INSERT INTO payment_history (subject_id, event_id, type, time, trace_id, actor) "
+        "SELECT p.order_id, event_id, type, e.create_time, substr(e.traceparent, 4, 32), '' "
+        "FROM mesh.outbox e JOIN payments p ON p.id = e.aggregate_id"
+    )
