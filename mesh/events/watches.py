@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 State = TypeVar("State")
 
 TICK_S = 1.0
+"""Seconds between two checks for lost events, and between two reads of states whose changes publish no event."""
 READ_AGAIN_S = 30.0
+"""Seconds after which a state is read again in any case."""
 _NOTHING = object()
 
 log = structlog.get_logger(__name__)
@@ -107,12 +109,12 @@ class Watches(Generic[State]):
             while self._watches:
                 try:
                     await self._catch_up()
-                    await asyncio.sleep(TICK_S)
-                    if not self._watches:
-                        await self._unsubscribe()
                 except Exception:
                     # Watches must go on after any error.
                     log.exception("watches interrupted", topic=self._topic)
+                await asyncio.sleep(TICK_S)
+                if not self._watches:
+                    await self._unsubscribe()
         finally:
             # In the same turn of the event loop as the last check of the watches.
             self._listening = None

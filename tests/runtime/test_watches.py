@@ -269,3 +269,24 @@ async def test_watch_retries_transient_errors_after_its_first_state_and_ends_wit
         await announce(rows, key)
         with pytest.raises(NotFound):
             await next_of(watch)
+
+
+async def test_watches_go_on_after_an_unexpected_error(
+    rows: Rows, announce: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_signal, errors = Bus.on_signal, [RuntimeError("a fault")]
+
+    async def faulty(self: Bus, topic: str, action: Callable[[str], None]) -> None:
+        if errors:
+            raise errors.pop()
+        await on_signal(self, topic, action)
+
+    monkeypatch.setattr(Bus, "on_signal", faulty)
+    key = rows.add()
+    with rows.watches.of(key) as watch:
+        assert await next_of(watch) == 1
+        await rows.at_rest()
+        assert errors == []
+        rows.versions[key] = 2
+        await announce(rows, key)
+        assert await next_of(watch) == 2
