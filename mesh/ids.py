@@ -9,6 +9,8 @@ from uuid import UUID
 import uuid_utils
 from asyncpg.pgproto.pgproto import UUID as DriverUUID  # noqa: N811  # it is a class
 
+FIRST_ID: UUID = DriverUUID("00000000-0000-0000-0000-000000000000")
+"""The Nil UUID (RFC 9562): it sorts before every other id."""
 LAST_ID: UUID = DriverUUID("ffffffff-ffff-ffff-ffff-ffffffffffff")
 """The Max UUID (RFC 9562): it sorts after every other id."""
 

@@ -26,7 +26,7 @@ from product_svc.consumers import order_events
 from product_svc.domain import Hold, Product, Reservation
 from product_svc.peers import OrderPeer
 from product_svc.rpc import InventoryService, ProductService
-from product_svc.store import APPEND_HISTORY, HoldStore, ProductStore, StockStore
+from product_svc.store import APPEND_HISTORY, HoldStore, ProductLists, ProductStore, StockStore
 from product_svc.usecases import Catalogue, Holds, HoldSweep, Inventory, Orders, Reservations, Watching
 
 _READS_LINGER_S = 0.005
@@ -63,7 +63,7 @@ class UseCases:
 def use_cases(units: UnitsOfWork, pages: Pages, orders: Orders, *, low_stock_threshold: int) -> UseCases:
     """Wire the use cases to their stores."""
     products, stocks, holds = ProductStore(), StockStore(), HoldStore()
-    catalogue = Catalogue(units, products, stocks, pages)
+    catalogue = Catalogue(units, products, ProductLists(), stocks, pages)
     reserving = Reservations(units, holds)
     resolving = Holds(units, holds, stocks, low_stock_threshold=low_stock_threshold)
     return UseCases(

@@ -42,7 +42,7 @@ class ProductService:
 
     async def ListProducts(self, request: product.ListProductsRequest, call: Call) -> product.ListProductsResponse:
         found, token = await self._catalogue.list_products(
-            query=request.query,
+            wire.product_filter(request),
             order_by=request.order_by,
             page_size=request.page_size,
             page_token=request.page_token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from product_svc.domain import (
     Product,
     ProductCreated,
     ProductDetails,
+    ProductFilter,
     ProductState,
     ProductUpdate,
     ProductUpdated,
@@ -72,6 +74,17 @@ def product_details(request: product_pb2.CreateProductRequest) -> ProductDetails
         description=request.description,
         price=wire.amount(request.price),
         currency=request.price.currency_code,
+    )
+
+
+def product_filter(request: product_pb2.ListProductsRequest) -> ProductFilter:
+    """The products that a list is to contain."""
+    return ProductFilter(
+        query=request.query,
+        currency=request.currency_code,
+        min_price=Decimal(request.min_price) if request.min_price else None,
+        max_price=Decimal(request.max_price) if request.max_price else None,
+        in_stock=request.in_stock,
     )
 
 

@@ -88,6 +88,20 @@ class Price(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class ProductFilter:
+    """The products in a list. An empty field excludes none."""
+
+    query: str = ""
+    """Words of the SKU, the name and the description, each by its beginning; all of them must match."""
+    currency: str = ""
+    min_price: Decimal | None = None
+    max_price: Decimal | None = None
+    """The bounds of the price, each included, in whole units of the currency of each product."""
+    in_stock: bool = False
+    """Whether at least one piece must be available."""
+
+
+@dataclass(frozen=True, slots=True)
 class ProductUpdate:
     """New values for a product; a value of None stays as it is."""
 

@@ -1,11 +1,8 @@
-"""Products, and how they are found."""
+"""Products, and the changes of their prices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
-from decimal import Decimal
-from functools import cache
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,7 +10,7 @@ import sqlalchemy as sa
 
 from mesh.db.database import Row, Statement
 from mesh.db.rows import Rows, Versions
-from mesh.ids import LAST_ID, parse_id
+from mesh.ids import LAST_ID
 from product_svc.domain import PriceChange, Product, ProductNotFound, SkuTaken
 from product_svc.store.tables import price_changes, products, stocks
 
@@ -23,16 +20,21 @@ if TYPE_CHECKING:
 
 _rows = Rows(Product, products, elsewhere=("available",), apart=("search",))
 _price_changes = Rows(PriceChange, price_changes)
-_product = sa.select(*_rows.columns, (stocks.c.on_hand - stocks.c.reserved).label("available")).join(
-    stocks, stocks.c.product_id == products.c.id
-)
+
+
+def select_products(source: sa.FromClause = products) -> sa.Select[Any]:
+    """The columns of products with their available quantity. `source` is the table, or some of its rows."""
+    columns = (source.c[column.name] for column in _rows.columns)
+    available = (stocks.c.on_hand - stocks.c.reserved).label("available")
+    return sa.select(*columns, available).join(stocks, stocks.c.product_id == source.c.id)
+
 
 # A SKU that is taken is no error for PostgreSQL, which would log the row that it rejects.
 ADD_PRODUCTS = _rows.insertion(returning=[products.c.id], skip_existing=True)
-PRODUCTS = Statement(_product.where(products.c.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)))))
+PRODUCTS = Statement(select_products().where(products.c.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)))))
 # The stock first, as `LOCK_OFFERS` does: two transactions never wait for each other.
 LOCK_PRODUCT = Statement(
-    _product.where(products.c.id == sa.bindparam("id", type_=sa.Uuid)).with_for_update(of=[stocks, products]),
+    select_products().where(products.c.id == sa.bindparam("id", type_=sa.Uuid)).with_for_update(of=[stocks, products]),
 )
 NEW_VERSIONS = Versions(_rows, ["name", "description", "price", "currency", "state", "update_time"])
 
@@ -48,28 +50,6 @@ LIST_PRICE_CHANGES = Statement(
     name="list price changes",
 )
 
-_BY_NAME = (products.c.name, products.c.id)
-_BY_CREATE_TIME = (products.c.create_time, products.c.id)
-# Amounts of different currencies have no order.
-_BY_PRICE = (products.c.currency, products.c.price, products.c.id)
-_ORDERS: Mapping[str, Sequence[sa.Column[Any]]] = {
-    "": _BY_NAME,
-    "createTime": _BY_CREATE_TIME,
-    "createTime desc": _BY_CREATE_TIME,
-    "name": _BY_NAME,
-    "name desc": _BY_NAME,
-    "price": _BY_PRICE,
-    "price desc": _BY_PRICE,
-}
-"""The columns of each order of the contract."""
-_PARSE: Mapping[type, Callable[[str], Any]] = {
-    UUID: parse_id,
-    datetime: datetime.fromisoformat,
-    Decimal: Decimal,
-    str: str,
-}
-"""Makes the value of a column, by its type, from the text in a position."""
-
 
 class ProductStore:
     """The products."""
@@ -84,7 +64,7 @@ class ProductStore:
         row = await work.transaction.fetch_one(LOCK_PRODUCT, id=product_id)
         if row is None:
             raise ProductNotFound(product_id)
-        return _read(row)
+        return read_product(row)
 
     def save(self, work: UnitOfWork, loaded: Product, changed: Product, price_change: PriceChange | None) -> None:
         """Write the new version of a loaded product, and the change of its price."""
@@ -101,53 +81,9 @@ class ProductStore:
 
     async def get(self, reading: Transaction, ids: Iterable[UUID]) -> dict[UUID, Product]:
         """The products with these ids that exist, by id."""
-        return {row["id"]: _read(row) for row in await reading.fetch(PRODUCTS, ids=list(ids))}
-
-    async def find(
-        self, reading: Transaction, *, query: str, order_by: str, after: Sequence[str], most: int
-    ) -> list[Product]:
-        """Active products that match all words of `query`, each as a prefix, in the order of the contract.
-
-        `after` is the position of the last product of the previous page; empty for the first page.
-        """
-        values: dict[str, Any] = {"most": most}
-        if query:
-            words = "".join(character if character.isalnum() else " " for character in query).split()
-            # A query of punctuation only matches nothing.
-            values["search"] = " & ".join(f"{word}:*" for word in words)
-        if after:
-            columns = _ORDERS[order_by]
-            values |= {
-                f"after_{number}": _PARSE[column.type.python_type](text)
-                for number, (column, text) in enumerate(zip(columns, after, strict=True))
-            }
-        statement = listing(order_by, searching=bool(query), continued=bool(after))
-        return [_read(row) for row in await reading.fetch(statement, **values)]
-
-    def position(self, product: Product, order_by: str) -> list[str]:
-        """The position of a product in an order, as texts for a page token."""
-        values = (getattr(product, column.name) for column in _ORDERS[order_by])
-        return [value.isoformat() if isinstance(value, datetime) else str(value) for value in values]
+        return {row["id"]: read_product(row) for row in await reading.fetch(PRODUCTS, ids=list(ids))}
 
 
-@cache
-def listing(order_by: str, *, searching: bool, continued: bool) -> Statement:
-    """The statement of a list in this order, with or without a query, from its beginning or from a position."""
-    columns = _ORDERS[order_by]
-    descending = order_by.endswith(" desc")
-    statement = _product.where(products.c.state == sa.literal_column("'ACTIVE'"))
-    if searching:
-        search = sa.func.to_tsquery("simple", sa.bindparam("search", type_=sa.String))
-        statement = statement.where(products.c.search.op("@@")(search))
-    if continued:
-        here = sa.tuple_(*columns)
-        there = sa.tuple_(*(sa.bindparam(f"after_{n}", type_=column.type) for n, column in enumerate(columns)))
-        statement = statement.where(here < there if descending else here > there)
-    direction = sa.desc if descending else sa.asc
-    return Statement(
-        statement.order_by(*map(direction, columns)).limit(sa.bindparam("most", type_=sa.Integer)), name="list products"
-    )
-
-
-def _read(row: Row) -> Product:
+def read_product(row: Row) -> Product:
+    """The product of a row of `select_products`."""
     return _rows.read(row, available=row["available"])

@@ -13,6 +13,7 @@ from product_svc.domain import (
     Product,
     ProductCreated,
     ProductDetails,
+    ProductFilter,
     ProductNotFound,
     ProductUpdate,
     ProductUpdated,
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
     from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitsOfWork
     from mesh.rpc.replies import Change, Reply
-    from product_svc.store import ProductStore, StockStore
+    from product_svc.store import ProductLists, ProductStore, StockStore
 
 
 class Catalogue:
     """Products: created and changed by staff, read by anyone."""
 
-    def __init__(self, units: UnitsOfWork, products: ProductStore, stocks: StockStore, pages: Pages) -> None:
+    def __init__(
+        self, units: UnitsOfWork, products: ProductStore, lists: ProductLists, stocks: StockStore, pages: Pages
+    ) -> None:
         self._units = units
         self._products = products
+        self._lists = lists
         self._stocks = stocks
         self._pages = pages
 
@@ -121,13 +125,16 @@ class Catalogue:
         return products
 
     async def list_products(
-        self, *, query: str, order_by: str, page_size: int, page_token: str
+        self, chosen: ProductFilter, *, order_by: str, page_size: int, page_token: str
     ) -> tuple[list[Product], str]:
-        """A page of the active products, and the token of the next one."""
-        # The list by price was once not grouped by currency: a page token of that list must not be valid here.
-        scope = f"products\0{query}\0{order_by.replace('price', 'currency, price')}"
+        """A page of the active products that a filter chooses, and the token of the next one.
+
+        Without `order_by` the results of a query are sorted by rank, and other products by name.
+        """
+        scope = f"products by {order_by or ('rank' if chosen.query else 'name')}\0{chosen!r}"
         size = self._pages.size(page_size)
         after = self._pages.position(scope, page_token) or []
         async with self._units.database.reading() as reading:
-            found = await self._products.find(reading, query=query, order_by=order_by, after=after, most=size + 1)
-        return self._pages.page(scope, found, size, lambda product: self._products.position(product, order_by))
+            found = await self._lists.find(reading, chosen, order_by=order_by, after=after, most=size + 1)
+        page, token = self._pages.page(scope, found, size, lambda listed: listed.position)
+        return [listed.product for listed in page], token

@@ -144,6 +144,8 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
     "ListProducts": lambda _, number: {
         "query": f"word{number}" if number % 3 else "thing",
         "order_by": ORDERS[number % len(ORDERS)],
+        "currency_code": ("", "EUR", "USD")[number % 3],
+        "max_price": f"{number}.5",
         "page_size": number % 7,
     },
     "ListPriceChanges": lambda shop, number: {"product_id": some(shop.products, number), "page_size": number % 7},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from importlib import import_module
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from mesh.db.rows import Versions
 from payment_svc.domain import PaymentStatus
 from payment_svc.providers import sandbox
 from payment_svc.store import listing as listing_payments
-from product_svc.store.products import listing
+from product_svc.store.lists import Conditions, listing, ranking
 from stack.servers import Servers
 from tests.runtime.process import kept_plan, new_database
 
@@ -91,7 +91,7 @@ async def test_lists_of_products_read_an_index_in_their_order(
     name, connection = room
     await _fill(connection, name, 2_000)
     for order_by in ("", "name desc", "price", "price desc", "createTime", "createTime desc"):
-        plan = "\n".join(await kept_plan(connection, listing(order_by, searching=False, continued=continued)))
+        plan = "\n".join(await kept_plan(connection, listing(order_by, Conditions(), continued=continued)))
         assert "Sort" not in plan
         assert "Seq Scan on products" not in plan
         assert f"Index Scan{' Backward' * order_by.endswith('desc')} using products_" in plan
@@ -104,6 +104,18 @@ async def test_lists_of_payments_by_a_rare_status_read_an_index_of_these(room: t
     for status in (PaymentStatus.PENDING, PaymentStatus.DECLINED, PaymentStatus.REFUNDED):
         plan = "\n".join(await kept_plan(connection, listing_payments(status)))
         assert ("payments_due" if status is PaymentStatus.PENDING else "payments_rare") in plan
+
+
+@pytest.mark.parametrize("room", ["product_svc"], indirect=True)
+async def test_searches_of_products_read_the_index_of_words(room: tuple[str, asyncpg.Connection]) -> None:
+    name, connection = room
+    await _fill(connection, name, 2_000)
+    for filtered, continued in product((False, True), repeat=2):
+        conditions = Conditions(query=True, currency=filtered, price=filtered, in_stock=filtered)
+        for statement in (ranking(conditions, continued=continued), listing("name", conditions, continued=continued)):
+            plan = "\n".join(await kept_plan(connection, statement))
+            assert "Bitmap Index Scan on products_search" in plan
+            assert "Seq Scan on" not in plan
 
 
 def _reads_all(plan: list[str]) -> bool:

@@ -290,16 +290,35 @@ class ListProductsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    MIN_PRICE_FIELD_NUMBER: _builtins.int
+    MAX_PRICE_FIELD_NUMBER: _builtins.int
+    IN_STOCK_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Optional. The maximum number of products to return, at most 500. If 0, at most 50 products are returned."""
     page_token: _builtins.str
     """Optional. The `next_page_token` of the previous page."""
     query: _builtins.str
-    """Optional. Words to search for in SKU, name and description. If empty, all active products are returned."""
-    order_by: _builtins.str
-    """Optional. The field to sort by: `name`, `price` or `createTime`, followed by ` desc` for descending order. If
-    empty, products are sorted by `name`. Products sorted by price are grouped by currency.
+    """Optional. Words to search for in SKU, name and description. A product matches if each of the words is the
+    beginning of one of its words, in upper or lower case. If empty, all active products are returned.
     """
+    order_by: _builtins.str
+    """Optional. The field to sort by: `name`, `price` or `createTime`, followed by ` desc` for descending order. Products
+    sorted by price are grouped by currency. If empty, products are sorted by `name`, or by rank if there is a `query`:
+    matches in the SKU count most, then those in the name, then those in the description. Products of the same rank are
+    sorted by id. If more than 1,000 products match, the 1,000 oldest are ranked and returned first, then the next
+    1,000.
+    """
+    currency_code: _builtins.str
+    """Optional. The ISO 4217 code of a currency. Only products whose price is in this currency are returned."""
+    min_price: _builtins.str
+    """Optional. The lowest price of one piece, such as `9.50`, in whole units of the currency of each product. Amounts in
+    different currencies do not compare: set `currency_code` as well if products are sold in several ones.
+    """
+    max_price: _builtins.str
+    """Optional. The highest price of one piece, in the form of `min_price`."""
+    in_stock: _builtins.bool
+    """Optional. If true, only products of which at least one piece can be sold now are returned."""
     def __init__(
         self,
         *,
@@ -307,10 +326,14 @@ class ListProductsRequest(_message.Message):
         page_token: _builtins.str = ...,
         query: _builtins.str = ...,
         order_by: _builtins.str = ...,
+        currency_code: _builtins.str = ...,
+        min_price: _builtins.str = ...,
+        max_price: _builtins.str = ...,
+        in_stock: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "in_stock", b"in_stock", "max_price", b"max_price", "min_price", b"min_price", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

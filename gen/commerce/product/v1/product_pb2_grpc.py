@@ -115,7 +115,8 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListProducts(self, request, context):
-        """Lists the active products.
+        """Lists the active products that match a query and filters. Pages are exact while products are added: a page shows
+        no product of an earlier page, and none is left out.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """

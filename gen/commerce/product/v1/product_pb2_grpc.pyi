@@ -53,7 +53,8 @@ class ProductServiceStub:
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
     """
     ListProducts: _grpc.UnaryUnaryMultiCallable[_product_pb2.ListProductsRequest, _product_pb2.ListProductsResponse]
-    """Lists the active products.
+    """Lists the active products that match a query and filters. Pages are exact while products are added: a page shows
+    no product of an earlier page, and none is left out.
 
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
@@ -106,7 +107,8 @@ class ProductServiceAsyncStub(ProductServiceStub):
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`.
     """
     ListProducts: _aio.UnaryUnaryMultiCallable[_product_pb2.ListProductsRequest, _product_pb2.ListProductsResponse]  # type: ignore[assignment]
-    """Lists the active products.
+    """Lists the active products that match a query and filters. Pages are exact while products are added: a page shows
+    no product of an earlier page, and none is left out.
 
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
@@ -180,7 +182,8 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _product_pb2.ListProductsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.ListProductsResponse, _abc.Awaitable[_product_pb2.ListProductsResponse]]:
-        """Lists the active products.
+        """Lists the active products that match a query and filters. Pages are exact while products are added: a page shows
+        no product of an earlier page, and none is left out.
 
         Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
