@@ -31,13 +31,13 @@ def _in(statuses: Sequence[Status]) -> sa.ColumnElement[bool]:
 
 
 HAS_OPEN = Statement(sa.select(orders.c.id).where(_of_customer, _in(OPEN)).limit(1), name="read an open order")
-LOCK_DRAFTS = Statement(
+LOCK_UNSHIPPED = Statement(
     sa.select(orders.c.id)
-    .where(_of_customer, _in([Status.DRAFT, Status.PLACING]))
+    .where(_of_customer, _in([Status.DRAFT, Status.PLACING, Status.PENDING, Status.CONFIRMED]))
     .order_by(orders.c.id)
     .limit(_most)
     .with_for_update(),
-    name="lock drafts of customer",
+    name="lock unshipped orders",
 )
 DELETE_ITEMS = Statement(sa.delete(items).where(items.c.order_id == _ids), name="delete all items")
 DELETE_ORDERS = Statement(sa.delete(orders).where(orders.c.id == _ids))
@@ -114,9 +114,9 @@ class ErasureStore:
         statement = REMOVE if erasure.last_time <= now else POSTPONE
         await work.transaction.execute(statement, customer=erasure.customer_id)
 
-    async def lock_drafts(self, work: UnitOfWork, customer_id: UUID, *, most: int) -> list[UUID]:
-        """Lock drafts of a customer; their ids."""
-        return [row["id"] for row in await work.transaction.fetch(LOCK_DRAFTS, customer=customer_id, most=most)]
+    async def lock_unshipped(self, work: UnitOfWork, customer_id: UUID, *, most: int) -> list[UUID]:
+        """Lock orders of a customer that can be cancelled, drafts included; their ids."""
+        return [row["id"] for row in await work.transaction.fetch(LOCK_UNSHIPPED, customer=customer_id, most=most)]
 
     async def delete_drafts(self, work: UnitOfWork, order_ids: Sequence[UUID]) -> None:
         """Delete locked drafts. None of them may have an open placing, which would not notice."""

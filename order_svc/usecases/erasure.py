@@ -22,7 +22,7 @@ class Erasures:
     """Erases customers from their orders: at once, and again when no placing from before can still be committed.
 
     Placing does not know of erasures. It asks the customer service, which no longer knows a customer whose erasure has
-    begun. An order that was asked for before that may be committed later, as long as its stock is held.
+    begun. An order that was asked for before that may be committed later, while its stock is held: it is cancelled.
     """
 
     def __init__(
@@ -61,21 +61,25 @@ class Erasures:
         return len(due) == most
 
     async def _erase(self, customer_id: UUID) -> None:
-        while await self._end_drafts(customer_id):
+        while await self._cancel(customer_id):
             pass
         while await self._erase_orders(customer_id):
             pass
 
-    async def _end_drafts(self, customer_id: UUID) -> bool:
-        """Cancel a portion of the drafts and delete those that no placing can write. Returns whether there were any."""
+    async def _cancel(self, customer_id: UUID) -> bool:
+        """Cancel a portion of the orders that can be cancelled. Returns whether there were any.
+
+        These are drafts, and orders that came after the erasure had begun. Drafts are deleted as well, unless a placing
+        is under way: it finds that its draft is cancelled, but would not find that it is gone.
+        """
         now = self._units.now()
         async with self._units.begin(pessimistic=True) as work:
-            ids = await self._erasures.lock_drafts(work, customer_id, most=PORTION)
-            drafts = (await self._orders.load(work, ids)).values()
-            cancelled = [(draft, draft.cancel(CancelReason.CUSTOMER_REQUEST, "", now)) for draft in drafts]
-            self._orders.save(work, [(draft, new) for draft, new in cancelled if not _is_editable(draft)])
-            await self._erasures.delete_drafts(work, [draft.id for draft in drafts if _is_editable(draft)])
-            # It releases stock that an earlier placing may hold.
+            ids = await self._erasures.lock_unshipped(work, customer_id, most=PORTION)
+            orders = (await self._orders.load(work, ids)).values()
+            cancelled = [(order, order.cancel(CancelReason.CUSTOMER_REQUEST, "", now)) for order in orders]
+            self._orders.save(work, [(order, new) for order, new in cancelled if not _is_editable(order)])
+            await self._erasures.delete_drafts(work, [order.id for order in orders if _is_editable(order)])
+            # Also for drafts: stock is released that an earlier placing may hold.
             for _, new in cancelled:
                 work.publish(OrderMoved(new))
         return bool(ids)
@@ -87,5 +91,5 @@ class Erasures:
         return bool(erased)
 
 
-def _is_editable(draft: Order) -> bool:
-    return draft.status is Status.DRAFT
+def _is_editable(order: Order) -> bool:
+    return order.status is Status.DRAFT

@@ -12,7 +12,7 @@ from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, s
 from commerce.order.v1 import order_pb2, order_pb2_grpc
 from mesh.errors import Code
 from stack.servers import Servers
-from tests.mesh.house import Buyer, House, another, house
+from tests.mesh.house import Buyer, House, all_of, another, house
 from tests.services import Client, Keys, eventually, new_key, refused, running
 
 STREET = "12 St James's Square"
@@ -210,6 +210,41 @@ async def test_an_interrupted_erasure_is_finished_and_no_order_is_placed_meanwhi
         assert (await mesh.sql("order_svc", "SELECT status FROM orders WHERE id = $1", UUID(order_id)))[0][0] == (
             "DELIVERED"
         )
+
+
+async def test_of_an_erasure_and_an_order_at_once_the_customer_or_no_address_is_left(mesh: House) -> None:
+    buyers = [await addressed(mesh) for _ in range(20)]
+    product = await mesh.product(100)
+    pairs = [
+        await all_of(mesh.order(buyer, {product: 1}, key=new_key()), erase(mesh.customer(buyer), key=new_key()))
+        for buyer in buyers
+    ]
+    erased = [UUID(buyer.id) for buyer, (_, result) in zip(buyers, pairs, strict=True) if result is None]
+    for buyer, (order, result) in zip(buyers, pairs, strict=True):
+        if result is None:
+            reasons = {"CUSTOMER_NOT_FOUND", "TOKEN_INVALID"}
+            assert isinstance(order, order_pb2.Order) or getattr(order, "reason", "") in reasons
+        else:
+            # The order came first, and goes on as if nothing had been asked.
+            assert getattr(result, "reason", "") == "CUSTOMER_HAS_OPEN_ORDERS"
+            assert (await mesh.decided(buyer, order.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+
+    async def is_over() -> bool:
+        # No placing is under way any more.
+        now = "UPDATE erasures SET next_time = now(), last_time = now() WHERE customer_id = any($1)"
+        await mesh.sql("order_svc", now, erased)
+        return not await mesh.sql("order_svc", "SELECT FROM erasures WHERE customer_id = any($1)", erased)
+
+    await eventually(is_over, within=60)
+    query = "SELECT FROM shipping_addresses JOIN orders ON id = order_id WHERE customer_id = any($1)"
+    assert await mesh.sql("order_svc", query, erased) == []
+
+    async def are_cancelled() -> bool:
+        query = "SELECT FROM orders WHERE customer_id = any($1) AND status <> 'CANCELLED'"
+        return not await mesh.sql("order_svc", query, erased)
+
+    await eventually(are_cancelled, within=60)
+    assert await mesh.sql("customer_svc", "SELECT FROM customers WHERE erase_time IS NOT NULL") == []
 
 
 async def test_an_order_whose_placing_raced_the_erasure_keeps_no_address(mesh: House) -> None:

@@ -260,8 +260,8 @@ class OrderServiceServicer:
 
     def EraseCustomerOrders(self, request, context):
         """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
-        order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
-        is ignored: a repeated call changes nothing.
+        order. It is repeated by itself after the last order that may have been placed at the same time; such an order is
+        cancelled. An idempotency key is ignored: a repeated call changes nothing.
 
         Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
         cancelled, and nothing has changed then.

@@ -131,8 +131,8 @@ class OrderServiceStub:
     """
     EraseCustomerOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.EraseCustomerOrdersRequest, _order_pb2.EraseCustomerOrdersResponse]
     """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
-    order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
-    is ignored: a repeated call changes nothing.
+    order. It is repeated by itself after the last order that may have been placed at the same time; such an order is
+    cancelled. An idempotency key is ignored: a repeated call changes nothing.
 
     Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
     cancelled, and nothing has changed then.
@@ -248,8 +248,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """
     EraseCustomerOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.EraseCustomerOrdersRequest, _order_pb2.EraseCustomerOrdersResponse]  # type: ignore[assignment]
     """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
-    order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
-    is ignored: a repeated call changes nothing.
+    order. It is repeated by itself after the last order that may have been placed at the same time; such an order is
+    cancelled. An idempotency key is ignored: a repeated call changes nothing.
 
     Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
     cancelled, and nothing has changed then.
@@ -440,8 +440,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.EraseCustomerOrdersResponse, _abc.Awaitable[_order_pb2.EraseCustomerOrdersResponse]]:
         """Erases a customer from their orders: deletes the drafts, and the shipping address and the cancel note of every other
-        order. It is repeated by itself after the last order that may have been placed at the same time. An idempotency key
-        is ignored: a repeated call changes nothing.
+        order. It is repeated by itself after the last order that may have been placed at the same time; such an order is
+        cancelled. An idempotency key is ignored: a repeated call changes nothing.
 
         Errors: `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is pending, confirmed, shipped or being
         cancelled, and nothing has changed then.
