@@ -45,6 +45,7 @@ async def test_the_clients_of_the_guide_work_as_they_are_written(mesh: RunningMe
     assert process.returncode == 0, errors.decode() + told
     watched = [json.loads(line)["order"]["status"] for line in (tmp_path / "watched.jsonl").read_text().splitlines()]
     assert watched[-1] == "ORDER_STATUS_DELIVERED"
+    assert "commerce.order.delivered" in told
     assert '"reason":"STOCK_INSUFFICIENT"' in told.replace(" ", "")
     # The output of client.py comes last.
     assert told.splitlines()[-2:] == ["ORDER_STATUS_CONFIRMED", "refused: STOCK_INSUFFICIENT"]

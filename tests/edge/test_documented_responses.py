@@ -43,6 +43,7 @@ async def test_responses_of_every_area_fit_the_document(mesh: RunningMesh) -> No
     payment = (await ask("GetOrderPayment", f"/v1/orders/{placed}/payment"))["id"]
     await ask("ShipOrder", f"/v1/orders/{placed}:ship", {"carrier": "DHL", "trackingNumber": "JD0146"}, token=staff)
     await ask("DeliverOrder", f"/v1/orders/{placed}:deliver", {}, token=staff)
+    await ask("GetOrderTimeline", f"/v1/orders/{placed}/timeline")
 
     draft = (await ask("CreateOrder", "/v1/orders", {"draft": True}))["id"]
     line = {"productId": product, "quantity": 1}
