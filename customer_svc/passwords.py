@@ -42,7 +42,15 @@ class Passwords:
     """
 
     def __init__(
-        self, *, memory_kib: int, passes: int, lanes: int, at_once: int, cores: float, max_waiting: int
+        self,
+        *,
+        memory_kib: int,
+        passes: int,
+        lanes: int,
+        at_once: int,
+        cores: float,
+        max_waiting: int,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._hasher = PasswordHasher(time_cost=passes, memory_cost=memory_kib, parallelism=lanes, type=Type.ID)
         # A pool of its own bounds what really runs: a semaphore would be free again as soon as a caller gives up,
@@ -51,7 +59,13 @@ class Passwords:
         self._free = at_once
         self._pause_per_second = max(0.0, at_once * lanes / cores - 1)
         self._queue = FairQueue[_Job[Any]](max_waiting)
+        self._clock = clock
         self._nobodys = ""
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls that wait for a thread."""
+        return len(self._queue)
 
     async def start(self) -> None:
         """Make the hash that stands in where there is no customer."""
@@ -101,7 +115,7 @@ class Passwords:
 
     def _begin(self, job: _Job[Any]) -> None:
         self._free -= 1
-        done = asyncio.get_running_loop().run_in_executor(self._threads, _timed, job.work)
+        done = asyncio.get_running_loop().run_in_executor(self._threads, _timed, self._clock, job.work)
         done.add_done_callback(partial(self._ended, job))
 
     def _ended(self, job: _Job[Any], ended: asyncio.Future[_Done[Any]]) -> None:
@@ -128,7 +142,7 @@ class Passwords:
                 self._begin(job)
 
 
-def _timed(work: Callable[[], R]) -> _Done[R]:
-    began = perf_counter()
+def _timed(clock: Callable[[], float], work: Callable[[], R]) -> _Done[R]:
+    began = clock()
     result = work()
-    return _Done(result, perf_counter() - began)
+    return _Done(result, clock() - began)

@@ -102,6 +102,11 @@ class Charger:
         await end(*self._tasks)
         self._held.clear()
 
+    async def idle(self) -> None:
+        """Wait until this process works on no payment."""
+        while tasks := self._tasks:
+            await asyncio.wait(tasks)
+
     @property
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [held.task for held in self._held.values()]

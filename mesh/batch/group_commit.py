@@ -103,6 +103,16 @@ class GroupCommit(Generic[Item, Result]):
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
+    @property
+    def waiting(self) -> int:
+        """The number of calls that wait for a batch."""
+        return len(self._waiting)
+
+    async def idle(self) -> None:
+        """Wait until no batch runs and no call waits."""
+        while self._running:
+            await asyncio.wait(self._running)
+
     async def submit(self, item: Item) -> Result:
         """Return the result of `item`, or raise it if it is an error.
 

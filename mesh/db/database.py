@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -282,11 +282,18 @@ class Database:
     """A service's own database."""
 
     def __init__(
-        self, url: str, *, max_connections: int = 16, acquire_timeout: float = 5.0, command_timeout: float = 15.0
+        self,
+        url: str,
+        *,
+        max_connections: int = 16,
+        acquire_timeout: float = 5.0,
+        command_timeout: float = 15.0,
+        connect: Callable[[], Awaitable[asyncpg.Connection]] | None = None,
     ) -> None:
         """`acquire_timeout` and `command_timeout` are the seconds to wait for a connection and for a reply.
 
         `command_timeout` must be longer than the session's statement timeout, so that the server cancels first.
+        `connect` opens a connection in place of the driver's own function.
         """
         self.url = url
         self.statements = 0
@@ -296,7 +303,7 @@ class Database:
         self.clock = DatabaseClock()
         """The database's time, available after `start`."""
         self._command_timeout = command_timeout
-        self._connections = Connections(self._connect, most=max_connections, wait=acquire_timeout)
+        self._connections = Connections(connect or self._connect, most=max_connections, wait=acquire_timeout)
         self._is_open = False
 
     async def start(self) -> None:

@@ -71,6 +71,11 @@ class Tokens:
         )
         self._known: dict[str, _Known] = {}
 
+    @property
+    def remembered(self) -> int:
+        """The number of tokens that need no second verification."""
+        return len(self._known)
+
     def caller(self, authorization: str) -> Caller:
         """The caller that an `authorization` header identifies; `ANYBODY` if it is empty. Raises as `verified`."""
         return self.verified(authorization)[0]

@@ -89,6 +89,10 @@ class Postgres:
         )
         return f"{parts.scheme}://{parts.netloc}{parts.path}{where and f'?{where}'}"
 
+    def superuser_url_of(self, database: str) -> str:
+        """Return the URL with which the superuser opens a database of the server."""
+        return urlsplit(self.superuser_url)._replace(path=f"/{database}").geturl()
+
     def url_for(self, role: str) -> str:
         """Return the libpq URL with which this role opens its database; KeyError for an unknown role."""
         return with_login(self.superuser_url, role, self._passwords[role], DATABASES[role])

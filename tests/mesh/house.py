@@ -164,7 +164,7 @@ class House:
 
     async def connect(self, database: str) -> asyncpg.Connection:
         """A superuser's connection to a database, for an audit."""
-        return await asyncpg.connect(self.servers.postgres.superuser_url.replace("/postgres?", f"/{database}?"))
+        return await asyncpg.connect(self.servers.postgres.superuser_url_of(database))
 
     async def sql(self, role: str, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """What the database of a service holds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -46,6 +46,7 @@ from payment_svc.store import APPEND_HISTORY, PaymentStore
 from payment_svc.usecases import Orders, Outcomes, Payments
 from tests.services import eventually
 
+Record = Callable[[ProviderAnswer], Awaitable[Payment]]
 LEASE = timedelta(milliseconds=300)
 SLOW = 0.5
 TIMEOUT = 10.0
@@ -83,6 +84,17 @@ class Wallets:
         return self.tokens.get(payment.payment_method_id) if payment.payment_method_id else None
 
 
+class Recorder:
+    """Records what a provider has answered, unless a test puts something in its place."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self.instead: Record | None = None
+
+    async def __call__(self, answer: ProviderAnswer) -> Payment:
+        return await (self.instead or self._record)(answer)
+
+
 @dataclass
 class Process:
     """One process of the payment service, without its wires. `kill` it, and start another over the same database."""
@@ -93,6 +105,7 @@ class Process:
     payments: Payments
     orders: Orders
     charger: Charger
+    record: Recorder
 
     async def kill(self) -> None:
         await self.charger.abandon()
@@ -115,7 +128,7 @@ class Process:
 
     async def idle(self) -> None:
         """Until the charger has nothing in hand."""
-        await asyncio.gather(*self.charger._tasks)
+        await self.charger.idle()
 
 
 @dataclass
@@ -128,21 +141,22 @@ class House:
     sandbox_database: Database
     wallets: Wallets = field(default_factory=Wallets)
 
-    async def process(self, kind: type[Sandbox] = Sandbox, **limits: Any) -> Process:
+    async def process(
+        self, kind: type[Sandbox] = Sandbox, *, providers: Collection[str] = ("sandbox",), **limits: Any
+    ) -> Process:
         database = Database(self.url, max_connections=4)
         await database.start()
         relay = Relay("payment", database, Bus("nats://127.0.0.1:1", name="none"))
         units, store = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY), PaymentStore()
         sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
         outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", Outcomes(units, store, lease=LEASE).record)
-        charger = Charger(
-            {"sandbox": sandbox}, self.wallets.token_of, outcomes.submit, **{"timeout": TIMEOUT, **limits}
-        )
-        payments = Payments(units, store, charger, Pages(b"secret of the tests"), providers={"sandbox"}, lease=LEASE)
-        orders = Orders(units, store, charger, providers={"sandbox"}, lease=LEASE)
+        record = Recorder(outcomes.submit)
+        charger = Charger({"sandbox": sandbox}, self.wallets.token_of, record, **{"timeout": TIMEOUT, **limits})
+        payments = Payments(units, store, charger, Pages(b"secret of the tests"), providers=providers, lease=LEASE)
+        orders = Orders(units, store, charger, providers=providers, lease=LEASE)
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)
-        return Process(database, sandbox, units, payments, orders, charger)
+        return Process(database, sandbox, units, payments, orders, charger, record)
 
     async def row(self, order: order_events.OrderPlaced) -> asyncpg.Record:
         row = await self.connection.fetchrow("SELECT * FROM payments WHERE order_id = $1", UUID(order.order.id))

@@ -82,24 +82,23 @@ async def test_statements_do_not_grow_with_the_batch(house: House) -> None:
 
 async def test_an_outcome_that_could_not_be_written_down_is_found_again(house: House) -> None:
     process, placed = await house.process(), order()
-    record = process.charger._record
 
     async def lost(_: ProviderAnswer) -> Payment:
         raise DatabaseLost("the database does not answer")
 
-    process.charger._record = lost
+    process.record.instead = lost
     await process.placed(placed)
     await process.idle()
     assert await house.status(placed) == "PENDING"
-    process.charger._record = record
+    process.record.instead = None
     await house.becomes(placed, "CAPTURED", sweeper=process)
     assert await house.asked(placed) == 1
 
 
 async def test_no_token_is_logged(house: House) -> None:
-    process, placed = await house.process(Broken), order("tok_visa")
+    process = await house.process(Broken, providers=("sandbox", "gone"))
+    placed = order("tok_visa")
     with capture_logs() as lines:
-        process.payments._providers = {"sandbox", "gone"}
         await process.placed(placed, order("tok_flaky", provider="gone"))
         await process.idle()
         bad = order("tok_visa")
@@ -148,7 +147,7 @@ async def test_an_answer_that_contradicts_the_books_changes_nothing(house: House
     await process.cancelling(placed)
     payment = await house.payment(placed)
     with pytest.raises(ProviderContradiction):
-        await process.charger._record(ProviderAnswer(payment, Due.CHARGE, Approved("ch_of_nobody")))
+        await process.record(ProviderAnswer(payment, Due.CHARGE, Approved("ch_of_nobody")))
     assert await house.status(placed) == "VOIDED"
     assert await house.ledger(placed) == []
 
@@ -160,7 +159,7 @@ async def test_an_answer_that_contradicts_only_what_this_process_knows_is_writte
     known = await house.payment(placed)
     await house.call_off(placed)
     # Nobody has called off the payment that is known here, so no provider can say that it is voided.
-    voided = await there.charger._record(ProviderAnswer(known, Due.CHARGE, Voided()))
+    voided = await there.record(ProviderAnswer(known, Due.CHARGE, Voided()))
     assert (voided.status, voided.version) == ("VOIDED", known.version + 2)
     assert await house.status(placed) == "VOIDED"
     tell(here)
@@ -174,7 +173,7 @@ async def test_a_row_that_holds_a_token_is_locked_and_never_refused_by_the_datab
     known = await house.payment(placed)
     await house.call_off(placed)
     before = here.database.statements
-    payment = await here.charger._record(ProviderAnswer(known, Due.CHARGE, Unknown("no answer")))
+    payment = await here.record(ProviderAnswer(known, Due.CHARGE, Unknown("no answer")))
     assert (payment.version, payment.due) == (known.version + 1, Due.VOID)
     assert here.database.statements == before + 1, "it was looked up, and is as it was found"
     tell(here)

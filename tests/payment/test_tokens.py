@@ -131,7 +131,7 @@ async def test_a_decline_that_could_not_be_written_down_is_made_again(house: Hou
     async def lost(_: ProviderAnswer) -> Payment:
         raise DatabaseLost("the database does not answer")
 
-    first.charger._record = lost
+    first.record.instead = lost
     await first.placed(placed)
     await first.idle()
     assert await house.status(placed) == "PENDING"

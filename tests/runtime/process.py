@@ -31,7 +31,6 @@ from mesh.lifecycle import Part
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change
 from stack.servers import Servers
-from stack.servers.postgres import SUPERUSER, with_login
 from tests.services import eventually
 
 metadata = sa.MetaData()
@@ -106,7 +105,7 @@ async def new_database(servers: Servers) -> AsyncIterator[str]:
     name = f"scratch_{uuid4().hex}"
     await _as_superuser(servers, f"CREATE DATABASE {name}")
     try:
-        yield with_login(servers.postgres.superuser_url, SUPERUSER, servers.postgres._passwords[SUPERUSER], name)
+        yield servers.postgres.superuser_url_of(name)
     finally:
         await _as_superuser(servers, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -11,7 +11,8 @@ import pytest
 
 from mesh.batch.group_commit import run_batch
 from mesh.db import idempotency
-from mesh.db.idempotency import IdempotencyKeyReused, Outcomes, Replay
+from mesh.db.database import Row, Statement, Transaction
+from mesh.db.idempotency import IdempotencyKeyReused, Replay
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Code, Unavailable
 from mesh.rpc.replies import Change, Reply
@@ -221,14 +222,15 @@ async def test_replies_that_name_somebody_are_erased_in_portions(
 async def test_reply_that_is_purged_while_it_is_read_makes_the_call_unavailable(
     scratch: Scratch, here: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key, look = new_key(), idempotency._outcomes
+    key, fetch = new_key(), Transaction.fetch
     await reply_to(here.units, change(key), "first")
 
-    async def too_late(*args: Any) -> Outcomes:
-        await scratch.admin.execute("DELETE FROM mesh.idempotency")
-        return await look(*args)
+    async def too_late(self: Transaction, statement: Statement, **values: Any) -> list[Row]:
+        if statement is idempotency.FIND:
+            await scratch.admin.execute("DELETE FROM mesh.idempotency")
+        return await fetch(self, statement, **values)
 
-    monkeypatch.setattr(idempotency, "_outcomes", too_late)
+    monkeypatch.setattr(Transaction, "fetch", too_late)
     with pytest.raises(Unavailable):
         await reply_to(here.units, change(key), "second")
     assert await scratch.notes() == ["first"]

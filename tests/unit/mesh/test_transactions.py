@@ -10,7 +10,6 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from mesh.db.connections import Connections
 from mesh.db.database import READ_CLOCK, Database, Statement
 from mesh.errors import Unavailable
 
@@ -59,13 +58,13 @@ def connection() -> Connection:
 
 
 @pytest.fixture
-def database(connection: Connection) -> Database:
+async def database(connection: Connection) -> Database:
     async def connect() -> asyncpg.Connection:
         return cast("asyncpg.Connection", connection)
 
-    made = Database("postgresql://nowhere")
-    made._connections = Connections(connect, most=1, wait=1)
-    made._is_open = True
+    made = Database("postgresql://nowhere", max_connections=1, connect=connect)
+    await made.start()
+    connection.sent.clear()
     return made
 
 
