@@ -104,7 +104,13 @@ STATUSES = order_pb2.OrderStatus.values()
 PAYMENT_STATUSES = payment_pb2.PaymentStatus.values()
 ORDERS = ["", *(" ".join(each).strip() for each in product(("name", "price", "createTime"), ("", "desc")))]
 
-SERVICES = {"SelectPaymentMethods": "order", "ResolvePaymentMethods": "payment", "BatchGetOrderPayments": "customer"}
+SERVICES = {
+    "SelectPaymentMethods": "order",
+    "ResolvePaymentMethods": "payment",
+    "BatchGetOrderPayments": "customer",
+    "GetHoldTimeline": "order",
+    "GetPaymentTimeline": "order",
+}
 """The service that makes each call that only a service may make."""
 
 
@@ -131,6 +137,9 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
         "customer_id": some([shop.buyer.id], number),
         "page_size": number % 7,
     },
+    "GetOrderTimeline": lambda shop, number: {"order_id": some(shop.orders, number)},
+    "GetHoldTimeline": lambda shop, number: {"order_id": some(shop.orders, number)},
+    "GetPaymentTimeline": lambda shop, number: {"order_id": some(shop.orders, number)},
     "GetOrder": lambda shop, number: {"order_id": some(shop.orders, number)},
     "ListOrders": lambda shop, number: {
         "status": STATUSES[number % len(STATUSES)],
