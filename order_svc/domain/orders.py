@@ -104,7 +104,7 @@ class Offer(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One product of an order, at the price of when it was placed; in a draft, of when the product was last added."""
+    """One product of an order, at the price of when it was placed; in a draft, of when that last changed."""
 
     id: UUID
     product_id: UUID
@@ -198,17 +198,19 @@ class Order:
             raise OrderState(self.id, self.status, cause) from None
         return replace(self, status=status, update_time=now, version=self.version + 1, **changes)  # type: ignore[arg-type]
 
-    def add_item(self, item_id: UUID, offer: Offer, quantity: int, now: datetime) -> Order:
-        """The draft with more of a product, all of it at the current price.
+    def add_item(
+        self, item_id: UUID, product_id: UUID, quantity: int, offers: Mapping[UUID, Offer], now: datetime
+    ) -> Order:
+        """The draft with more of a product, at the current prices.
 
         Raises OrderState unless it is a draft, ProductArchived, CurrencyMismatch, or InvalidArgument when it would
         have too many items, too much of the product, or too large a total.
         """
-        draft = self.moved(Cause.EDIT, now)
+        draft, offer = self.moved(Cause.EDIT, now), offers[product_id]
         others = [item for item in self.items if item.product_id != offer.product_id]
         if others and offer.currency != self.currency:
             raise CurrencyMismatch(sorted({self.currency, offer.currency}))
-        items = list(self.items)
+        items = self._priced(offers)
         for position, item in enumerate(items):
             if item.product_id == offer.product_id:
                 items[position] = item_of(item.id, offer, item.quantity + quantity)
@@ -217,21 +219,36 @@ class Order:
             items.append(item_of(item_id, offer, quantity))
         return draft.with_items(items, offer.currency)
 
-    def change_quantity(self, item_id: UUID, quantity: int, now: datetime) -> Order:
-        """The draft with another quantity of an item, at the price that it has there.
+    def change_quantity(self, item_id: UUID, quantity: int, offers: Mapping[UUID, Offer], now: datetime) -> Order:
+        """The draft with another quantity of an item, at the current prices.
 
         Raises OrderState unless it is a draft, ItemNotFound, or InvalidArgument when the total would be too large.
         """
         draft = self.moved(Cause.EDIT, now)
         self._require_item(item_id)
-        items = [item._replace(quantity=quantity) if item.id == item_id else item for item in self.items]
+        items = [item._replace(quantity=quantity) if item.id == item_id else item for item in self._priced(offers)]
         return draft.with_items(items, self.currency)
 
-    def remove_item(self, item_id: UUID, now: datetime) -> Order:
-        """The draft without an item. Raises OrderState unless it is a draft, or ItemNotFound."""
+    def remove_item(self, item_id: UUID, offers: Mapping[UUID, Offer], now: datetime) -> Order:
+        """The draft without an item, at the current prices.
+
+        Raises OrderState unless it is a draft, ItemNotFound, or InvalidArgument when the total would be too large.
+        """
         draft = self.moved(Cause.EDIT, now)
         self._require_item(item_id)
-        return draft.with_items([item for item in self.items if item.id != item_id], self.currency)
+        return draft.with_items([item for item in self._priced(offers) if item.id != item_id], self.currency)
+
+    def _priced(self, offers: Mapping[UUID, Offer]) -> list[Item]:
+        """The items at the current prices. One keeps its price when it is no longer sold, or in another currency."""
+        sold = {
+            product_id: offer
+            for product_id, offer in offers.items()
+            if offer.currency == self.currency and not offer.is_archived
+        }
+        return [
+            item_of(item.id, sold[item.product_id], item.quantity) if item.product_id in sold else item
+            for item in self.items
+        ]
 
     def _require_item(self, item_id: UUID) -> None:
         if all(item.id != item_id for item in self.items):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from mesh.errors import MeshError
 from mesh.ids import new_id
-from order_svc.domain import Order, OrderNotFound, draft
+from order_svc.domain import MAX_ITEMS, Order, OrderNotFound, draft
 from order_svc.usecases.owner import owner_of
 
 if TYPE_CHECKING:
@@ -57,38 +57,53 @@ class Drafts:
     async def add_item(
         self, change: Change[Order], order_id: UUID, *, product_id: UUID, quantity: int, etag: str
     ) -> Reply[Order]:
-        """Add a product to a draft, or more of it to its item, which gets the current price.
+        """Add a product to a draft, or more of it to its item.
 
         Raises OrderNotFound, EtagMismatch, OrderState unless it is a draft, PRODUCT_NOT_FOUND of the product service,
         ProductArchived, CurrencyMismatch, InvalidArgument.
         """
-        offers = await self._offers(change, {product_id: quantity})
 
-        def add(order: Order, now: datetime) -> Order:
-            return order.add_item(new_id(), _unless_error(offers)[product_id], quantity, now)
+        def add(order: Order, offers: Mapping[UUID, Offer], now: datetime) -> Order:
+            return order.add_item(new_id(), product_id, quantity, offers, now)
 
-        return await self._edit(change, order_id, etag, add)
+        return await self._edit(change, order_id, etag, add, product_id)
 
     async def change_quantity(
         self, change: Change[Order], order_id: UUID, *, item_id: UUID, quantity: int, etag: str
     ) -> Reply[Order]:
-        """Change the quantity of an item of a draft. Raises as `remove_item`, and InvalidArgument."""
+        """Change the quantity of an item of a draft.
+
+        Raises OrderNotFound, EtagMismatch, OrderState, ItemNotFound, InvalidArgument.
+        """
         return await self._edit(
-            change, order_id, etag, lambda order, now: order.change_quantity(item_id, quantity, now)
+            change, order_id, etag, lambda order, offers, now: order.change_quantity(item_id, quantity, offers, now)
         )
 
     async def remove_item(self, change: Change[Order], order_id: UUID, *, item_id: UUID, etag: str) -> Reply[Order]:
-        """Remove an item from a draft. Raises OrderNotFound, EtagMismatch, OrderState, ItemNotFound."""
-        return await self._edit(change, order_id, etag, lambda order, now: order.remove_item(item_id, now))
+        """Remove an item from a draft. Raises as `change_quantity`."""
+        return await self._edit(
+            change, order_id, etag, lambda order, offers, now: order.remove_item(item_id, offers, now)
+        )
 
     async def _edit(
-        self, change: Change[Order], order_id: UUID, etag: str, edit: Callable[[Order, datetime], Order]
+        self,
+        change: Change[Order],
+        order_id: UUID,
+        etag: str,
+        edit: Callable[[Order, Mapping[UUID, Offer], datetime], Order],
+        *added: UUID,
     ) -> Reply[Order]:
+        """Edit a draft, and show the prices of now. An item that is added meanwhile by another call keeps its price."""
+        async with self._units.database.reading() as reading:
+            known = (await self._orders.read(reading, [order_id])).values()
+        product_ids = dict.fromkeys([*added, *(item.product_id for order in known for item in order.items)])
+        # With more, the edit is refused.
+        offers = await self._offers(change, list(product_ids)[:MAX_ITEMS])
         async with self._units.once(change) as work:
             order = (await self._orders.load(work, [order_id]))[order_id]
             change.caller.own(order.customer_id, OrderNotFound(order_id))
             order.require_etag(etag)
-            edited = edit(order, self._units.now())
+            edited = edit(order, _unless_error(offers), self._units.now())
             self._orders.save_draft(work, order, edited)
             return work.reply(edited)
 

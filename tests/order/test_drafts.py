@@ -37,26 +37,25 @@ async def test_empty_draft_has_no_total_until_an_item_is_added(mesh: House, buye
     assert await mesh.read(buyer, draft.id) == emptied
 
 
-async def test_product_that_is_added_again_gets_the_current_price_for_its_whole_item(mesh: House, buyer: Buyer) -> None:
-    one, other = await mesh.product(5, units=10), await mesh.product(5, units=20)
+async def test_draft_shows_the_prices_of_its_last_change(mesh: House, buyer: Buyer) -> None:
+    one, other, last = await mesh.product(5, units=10), await mesh.product(5, units=20), await mesh.product(5, units=1)
     draft = await create(buyer, {one: 1, other: 1})
     await set_price(mesh, one, 15)
     await set_price(mesh, other, 25)
+    assert await mesh.read(buyer, draft.id) == draft
     more = await add(buyer, draft.id, one, 2)
-    assert contents(more) == [(one, 3, 15), (other, 1, 20)]
-    assert more.total_amount.units == 65
+    assert (contents(more), more.total_amount.units) == ([(one, 3, 15), (other, 1, 25)], 70)
     assert [item.id for item in more.items] == [item.id for item in draft.items]
-    assert await mesh.read(buyer, draft.id) == more
-
-
-async def test_quantity_of_an_item_changes_at_its_price_and_other_items_stay(mesh: House, buyer: Buyer) -> None:
-    one, other = await mesh.product(5, units=10), await mesh.product(5, units=20)
-    draft = await create(buyer, {one: 1, other: 1})
-    await set_price(mesh, one, 15)
-    changed = await update(buyer, draft.id, draft.items[0].id, 7)
-    assert (contents(changed), changed.total_amount.units) == ([(one, 7, 10), (other, 1, 20)], 90)
+    await set_price(mesh, other, 30)
+    changed = await update(buyer, draft.id, draft.items[0].id, 2)
+    assert (contents(changed), changed.total_amount.units) == ([(one, 2, 15), (other, 1, 30)], 60)
+    await archive(mesh, other)
+    await set_price(mesh, other, 99)
+    added = await add(buyer, draft.id, last)
+    assert contents(added) == [(one, 2, 15), (other, 1, 30), (last, 1, 1)], "what is no longer sold keeps its price"
+    await set_price(mesh, last, 2)
     removed = await remove(buyer, draft.id, draft.items[0].id)
-    assert (contents(removed), removed.total_amount.units) == ([(other, 1, 20)], 20)
+    assert (contents(removed), removed.total_amount.units) == ([(other, 1, 30), (last, 1, 2)], 32)
     assert await mesh.read(buyer, draft.id) == removed
 
 
@@ -73,7 +72,10 @@ async def test_cancelled_draft_is_cancelled_at_once_with_an_event_and_cannot_be_
     )
     (row,) = await mesh.sql("order_svc", "SELECT type, payload FROM mesh.outbox WHERE aggregate_id = $1", draft.id)
     assert row["type"] == "commerce.order.cancelled"
-    assert events_pb2.OrderCancelled.FromString(row["payload"]).order == cancelled
+    event = events_pb2.OrderCancelled.FromString(row["payload"]).order
+    assert event.cancel_note == "", "events say nothing that a person has written"
+    event.cancel_note = cancelled.cancel_note
+    assert event == cancelled
     assert await mesh.cancel(buyer, draft.id) == cancelled
     for edit in (
         add(buyer, draft.id, product),

@@ -256,7 +256,7 @@ class OrderItem(_message.Message):
     """Required. The quantity, 1 to 10,000."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
-        """Output only. The price of one piece at the time of the order. For a draft, when the product was last added."""
+        """Output only. The price of one piece at the time of the order. For a draft, when the draft last changed."""
 
     @_builtins.property
     def line_total(self) -> _money_pb2.Money:

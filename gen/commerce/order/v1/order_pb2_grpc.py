@@ -157,8 +157,8 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddOrderItem(self, request, context):
-        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
-        item gets the current price. A draft has at most 100 items.
+        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased. All items get
+        the current prices. A draft has at most 100 items.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
         `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
@@ -170,7 +170,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateOrderItem(self, request, context):
-        """Changes the quantity of an item of a draft. Its price stays.
+        """Changes the quantity of an item of a draft. All items get the current prices.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
         `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
@@ -181,7 +181,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveOrderItem(self, request, context):
-        """Removes an item from a draft.
+        """Removes an item from a draft. The other items get the current prices.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
         `ABORTED` / `ETAG_MISMATCH`.

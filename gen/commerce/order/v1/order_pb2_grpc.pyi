@@ -64,8 +64,8 @@ class OrderServiceStub:
     `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     AddOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderItemRequest, _order_pb2.AddOrderItemResponse]
-    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
-    item gets the current price. A draft has at most 100 items.
+    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased. All items get
+    the current prices. A draft has at most 100 items.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
     `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
@@ -73,14 +73,14 @@ class OrderServiceStub:
     `ABORTED` / `ETAG_MISMATCH`.
     """
     UpdateOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderItemRequest, _order_pb2.UpdateOrderItemResponse]
-    """Changes the quantity of an item of a draft. Its price stays.
+    """Changes the quantity of an item of a draft. All items get the current prices.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
     `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
     `ABORTED` / `ETAG_MISMATCH`.
     """
     RemoveOrderItem: _grpc.UnaryUnaryMultiCallable[_order_pb2.RemoveOrderItemRequest, _order_pb2.RemoveOrderItemResponse]
-    """Removes an item from a draft.
+    """Removes an item from a draft. The other items get the current prices.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
     `ABORTED` / `ETAG_MISMATCH`.
@@ -181,8 +181,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
     `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     AddOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderItemRequest, _order_pb2.AddOrderItemResponse]  # type: ignore[assignment]
-    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
-    item gets the current price. A draft has at most 100 items.
+    """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased. All items get
+    the current prices. A draft has at most 100 items.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
     `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
@@ -190,14 +190,14 @@ class OrderServiceAsyncStub(OrderServiceStub):
     `ABORTED` / `ETAG_MISMATCH`.
     """
     UpdateOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderItemRequest, _order_pb2.UpdateOrderItemResponse]  # type: ignore[assignment]
-    """Changes the quantity of an item of a draft. Its price stays.
+    """Changes the quantity of an item of a draft. All items get the current prices.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
     `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
     `ABORTED` / `ETAG_MISMATCH`.
     """
     RemoveOrderItem: _aio.UnaryUnaryMultiCallable[_order_pb2.RemoveOrderItemRequest, _order_pb2.RemoveOrderItemResponse]  # type: ignore[assignment]
-    """Removes an item from a draft.
+    """Removes an item from a draft. The other items get the current prices.
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
     `ABORTED` / `ETAG_MISMATCH`.
@@ -319,8 +319,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.AddOrderItemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.AddOrderItemResponse, _abc.Awaitable[_order_pb2.AddOrderItemResponse]]:
-        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased, and the
-        item gets the current price. A draft has at most 100 items.
+        """Adds an item to a draft. If the draft already has an item of this product, its quantity is increased. All items get
+        the current prices. A draft has at most 100 items.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`,
         `PRODUCT_ARCHIVED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the draft would
@@ -334,7 +334,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.UpdateOrderItemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.UpdateOrderItemResponse, _abc.Awaitable[_order_pb2.UpdateOrderItemResponse]]:
-        """Changes the quantity of an item of a draft. Its price stays.
+        """Changes the quantity of an item of a draft. All items get the current prices.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
         `INVALID_ARGUMENT` / `VALIDATION_FAILED` also when the total would be larger than 999,999,999,999,999 units;
@@ -347,7 +347,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.RemoveOrderItemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.RemoveOrderItemResponse, _abc.Awaitable[_order_pb2.RemoveOrderItemResponse]]:
-        """Removes an item from a draft.
+        """Removes an item from a draft. The other items get the current prices.
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `ORDER_ITEM_NOT_FOUND`; `FAILED_PRECONDITION` / `ORDER_STATE`;
         `ABORTED` / `ETAG_MISMATCH`.
