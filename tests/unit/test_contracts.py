@@ -452,6 +452,12 @@ def test_contracts_that_do_not_compile_are_refused_with_the_place(copy: Path) ->
         contracts.lint(copy)
 
 
+def test_a_required_field_that_has_no_example_is_named(copy: Path) -> None:
+    edit(copy, "order/v1/order.proto", 'pattern: "^[A-Za-z0-9][A-Za-z0-9 -]{0,63}$"', 'pattern: "^[0-9]{64}$"')
+    with pytest.raises(contracts.ContractsError, match=r"example for commerce\.order\.v1\.ShipOrderRequest\.tracking_"):
+        contracts.generate(copy)
+
+
 def test_the_reference_of_events_follows_the_contracts(copy: Path) -> None:
     assert contracts.EVENTS in contracts.generate(copy)
     assert contracts.drift(copy) == []
