@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from product_svc.domain import (
-    STOCK_LIMIT,
     HoldState,
     MovementReason,
     ProductNotFound,
@@ -24,7 +23,9 @@ from product_svc.domain import (
 )
 from tests.unit.product.things import EARLIER, NOW, hold, product_id, stock
 
-QUANTITIES = st.integers(0, STOCK_LIMIT)
+LIMIT = 1_000_000_000
+"""The largest stock of a product by the contracts."""
+QUANTITIES = st.integers(0, LIMIT)
 STOCKS = st.tuples(QUANTITIES, QUANTITIES).map(lambda pair: stock(on_hand=max(pair), reserved=min(pair)))
 HELD, COMMITTED, RELEASED, RETURNED = HoldState
 
@@ -39,7 +40,11 @@ def change(number: int = 1, *, delta: int | None = None, to: int | None = None) 
     return StockChange(product_id(number), delta, to, MovementReason.ADJUSTMENT, "counted")
 
 
-@given(STOCKS, st.integers(-STOCK_LIMIT, STOCK_LIMIT))
+@given(STOCKS, st.integers(-LIMIT, LIMIT))
+@example(stock(on_hand=LIMIT - 1, reserved=0), 1)
+@example(stock(on_hand=LIMIT, reserved=0), 1)
+@example(stock(on_hand=10, reserved=7), -3)
+@example(stock(on_hand=10, reserved=7), -4)
 def test_movement_keeps_what_orders_hold_and_the_limit(before: Stock, delta: int) -> None:
     if before.on_hand + delta < before.reserved:
         with pytest.raises(StockInsufficient) as refusal:
@@ -49,7 +54,7 @@ def test_movement_keeps_what_orders_hold_and_the_limit(before: Stock, delta: int
             "requested": str(-delta),
             "available": str(before.available),
         }
-    elif before.on_hand + delta > STOCK_LIMIT:
+    elif before.on_hand + delta > LIMIT:
         with pytest.raises(StockLimitExceeded):
             before.move(delta, NOW)
     else:
