@@ -212,6 +212,18 @@ async def test_an_interrupted_erasure_is_finished_and_no_order_is_placed_meanwhi
         )
 
 
+async def test_a_repeated_call_finishes_an_interrupted_erasure(servers: Servers, keys: Keys) -> None:
+    async with house(servers, keys, customer={"erasure_retry_seconds": 3600.0}) as mesh:
+        buyer, staff = await addressed(mesh), mesh.staff["customer"]
+        order_id, customer = await delivered(mesh, buyer), UUID(buyer.id)
+        mark = "UPDATE customers SET erase_time = now() WHERE id = $1 RETURNING id"
+        assert await mesh.sql("customer_svc", mark, customer)
+        await erase(staff, buyer.id, key=new_key())
+        for table, column in (("customers", "id"), ("addresses", "customer_id"), ("payment_methods", "customer_id")):
+            assert await mesh.sql("customer_svc", f"SELECT FROM {table} WHERE {column} = $1", customer) == []
+        assert await mesh.sql("order_svc", "SELECT FROM shipping_addresses WHERE order_id = $1", UUID(order_id)) == []
+
+
 async def test_of_an_erasure_and_an_order_at_once_the_customer_or_no_address_is_left(mesh: House) -> None:
     buyers = [await addressed(mesh) for _ in range(20)]
     product = await mesh.product(100)
