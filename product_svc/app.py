@@ -41,7 +41,8 @@ class Settings(ServiceSettings):
     order_target: Target
     """Where the order service is."""
     low_stock_threshold: int = Field(default=10, ge=0)
-    """The event `stock_low` is published when the quantity on hand of a product falls to this or below it."""
+    """The low stock threshold of new products that are created without one. The event `stock_low` is published when the
+    quantity on hand of a product falls to its threshold or below it."""
     hold_sweep_seconds: float = Field(default=5.0, gt=0)
     """The time between two sweeps for expired holds."""
 
@@ -63,13 +64,13 @@ class UseCases:
 def use_cases(units: UnitsOfWork, pages: Pages, orders: Orders, *, low_stock_threshold: int) -> UseCases:
     """Wire the use cases to their stores."""
     products, stocks, holds = ProductStore(), StockStore(), HoldStore()
-    catalogue = Catalogue(units, products, ProductLists(), stocks, pages)
+    catalogue = Catalogue(units, products, ProductLists(), stocks, pages, low_stock_threshold=low_stock_threshold)
     reserving = Reservations(units, holds)
-    resolving = Holds(units, holds, stocks, low_stock_threshold=low_stock_threshold)
+    resolving = Holds(units, holds, stocks)
     return UseCases(
         catalogue=catalogue,
         reads=GroupCommit("product reads", catalogue.get_each, linger=_READS_LINGER_S),
-        inventory=Inventory(units, stocks, pages, low_stock_threshold=low_stock_threshold),
+        inventory=Inventory(units, stocks, pages),
         reservations=GroupCommit("stock holds", reserving.reserve_each, max_batch=1000, max_waiting=20_000),
         holds=resolving,
         sweep=HoldSweep(units, holds, resolving, orders),

@@ -27,7 +27,10 @@ class ProductService:
     async def CreateProduct(self, request: product.CreateProductRequest, call: Call) -> Reply[Product]:
         change: Change[Product] = Change(call, lambda made: product.CreateProductResponse(product=wire.product(made)))
         return await self._catalogue.create_product(
-            change, wire.product_details(request), initial_stock=request.initial_stock
+            change,
+            wire.product_details(request),
+            initial_stock=request.initial_stock,
+            low_stock_threshold=request.low_stock_threshold if request.HasField("low_stock_threshold") else None,
         )
 
     async def GetProduct(self, request: product.GetProductRequest, call: Call) -> product.GetProductResponse:

@@ -92,9 +92,14 @@ def product_update(request: product_pb2.UpdateProductRequest) -> ProductUpdate:
     """The fields that the mask names; without a mask, all that are not empty."""
     new = request.product
     price = Price(wire.amount(new.price), new.price.currency_code) if new.HasField("price") else None
-    values: dict[str, Any] = {"name": new.name.strip(), "description": new.description, "price": price}
-    masked = set(request.update_mask.paths)
-    return ProductUpdate(**{field: value for field, value in values.items() if (field in masked if masked else value)})
+    values: dict[str, Any] = {
+        "name": new.name.strip(),
+        "description": new.description,
+        "price": price,
+        "low_stock_threshold": new.low_stock_threshold if new.HasField("low_stock_threshold") else None,
+    }
+    chosen = set(request.update_mask.paths) or {field for field, value in values.items() if value not in {"", None}}
+    return ProductUpdate(**{field: value for field, value in values.items() if field in chosen})
 
 
 def price_change(value: PriceChange) -> product_pb2.PriceChange:
@@ -117,6 +122,7 @@ def product(value: Product) -> product_pb2.Product:
         price=wire.money(value.price, value.currency),
         stock_quantity=value.available,
         state=STATES[value.state],
+        low_stock_threshold=value.low_stock_threshold,
         create_time=wire.timestamp(value.create_time),
         update_time=wire.timestamp(value.update_time),
         etag=str(value.version),

@@ -66,7 +66,7 @@ class ProductDetails:
     price: Decimal
     currency: str
 
-    def create(self, product_id: UUID, available: int, now: datetime) -> Product:
+    def create(self, product_id: UUID, available: int, now: datetime, *, low_stock_threshold: int) -> Product:
         """A new product with these details."""
         details = {field.name: getattr(self, field.name) for field in fields(ProductDetails)}
         return Product(
@@ -74,6 +74,7 @@ class ProductDetails:
             id=product_id,
             state=ProductState.ACTIVE,
             available=available,
+            low_stock_threshold=low_stock_threshold,
             create_time=now,
             update_time=now,
             version=1,
@@ -108,6 +109,7 @@ class ProductUpdate:
     name: str | None = None
     description: str | None = None
     price: Price | None = None
+    low_stock_threshold: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Product(ProductDetails):
     state: ProductState
     available: int
     """The quantity that can be sold now."""
+    low_stock_threshold: int
+    """Stock is low when the quantity on hand falls to this."""
     create_time: datetime
     update_time: datetime
     version: int
@@ -128,12 +132,14 @@ class Product(ProductDetails):
         if self.state is ProductState.ARCHIVED:
             raise ProductArchived(self.id)
         price = update.price or Price(self.price, self.currency)
+        threshold = update.low_stock_threshold
         return self._with(
             now,
             name=self.name if update.name is None else update.name,
             description=self.description if update.description is None else update.description,
             price=price.amount,
             currency=price.currency,
+            low_stock_threshold=self.low_stock_threshold if threshold is None else threshold,
         )
 
     def archived(self, now: datetime) -> Product:

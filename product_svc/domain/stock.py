@@ -63,6 +63,8 @@ class Stock(NamedTuple):
     update_time: datetime
     version: int
     """It grows with every movement."""
+    low_stock_threshold: int = 0
+    """Stock is low when `on_hand` falls to this."""
 
     @property
     def available(self) -> int:
@@ -71,11 +73,13 @@ class Stock(NamedTuple):
 
     def sell(self, quantity: int, now: datetime) -> Stock:
         """The stock after a held quantity was sold."""
-        return Stock(self.product_id, self.on_hand - quantity, self.reserved - quantity, now, self.version + 1)
+        on_hand, reserved = self.on_hand - quantity, self.reserved - quantity
+        return Stock(self.product_id, on_hand, reserved, now, self.version + 1, self.low_stock_threshold)
 
     def release(self, quantity: int, now: datetime) -> Stock:
         """The stock after a held quantity became available again."""
-        return Stock(self.product_id, self.on_hand, self.reserved - quantity, now, self.version)
+        reserved = self.reserved - quantity
+        return Stock(self.product_id, self.on_hand, reserved, now, self.version, self.low_stock_threshold)
 
     def move(self, delta: int, now: datetime) -> Stock:
         """The stock after a receipt, an adjustment or a return.
@@ -86,7 +90,8 @@ class Stock(NamedTuple):
             raise StockInsufficient(self.product_id, -delta, self.available)
         if self.on_hand + delta > STOCK_LIMIT:
             raise StockLimitExceeded(self.product_id)
-        return Stock(self.product_id, self.on_hand + delta, self.reserved, now, self.version + 1)
+        on_hand = self.on_hand + delta
+        return Stock(self.product_id, on_hand, self.reserved, now, self.version + 1, self.low_stock_threshold)
 
 
 class Movement(NamedTuple):
@@ -186,7 +191,7 @@ class Stockroom:
         """The stocks that have changed, as (known, new), in primary-key order."""
         return [(known, new) for key, new in sorted(self._stocks.items()) if new is not (known := self._known[key])]
 
-    def facts(self, low_stock_threshold: int) -> list[StockChanged | StockLow]:
+    def facts(self) -> list[StockChanged | StockLow]:
         """The events of the movements so far: one of the change of each stock, and one of each that has become low."""
         facts: list[StockChanged | StockLow] = []
         by_product: dict[UUID, list[Movement]] = {}
@@ -195,8 +200,8 @@ class Stockroom:
         for product_id, movements in by_product.items():
             stock = self._stocks[product_id]
             facts.append(StockChanged(stock, movements))
-            if stock.on_hand <= low_stock_threshold < self._known[product_id].on_hand:
-                facts.append(StockLow(stock, low_stock_threshold))
+            if stock.on_hand <= stock.low_stock_threshold < self._known[product_id].on_hand:
+                facts.append(StockLow(stock, stock.low_stock_threshold))
         return facts
 
     def _record(self, stock: Stock, delta: int, reason: MovementReason, order_id: UUID | None, note: str = "") -> Stock:
@@ -212,7 +217,7 @@ class Stockroom:
 def opening_stock(product: Product, *, actor: str, new_id: Callable[[], UUID]) -> tuple[Stock, list[Movement]]:
     """The stock of a new product, and the movement that led to it; none if the product has no stock yet."""
     now, quantity = product.create_time, product.available
-    stock = Stock(product.id, quantity, 0, now, version=1)
+    stock = Stock(product.id, quantity, 0, now, 1, product.low_stock_threshold)
     if not quantity:
         return stock, []
     return stock, [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mesh.db.database import Transaction
     from mesh.db.unit_of_work import UnitOfWork
 
-_rows = Rows(Product, products, elsewhere=("available",), apart=("search",))
+_rows = Rows(Product, products, elsewhere=("available", "low_stock_threshold"), apart=("search",))
 _price_changes = Rows(PriceChange, price_changes)
 
 
@@ -26,7 +26,7 @@ def select_products(source: sa.FromClause = products) -> sa.Select[Any]:
     """The columns of products with their available quantity. `source` is the table, or some of its rows."""
     columns = (source.c[column.name] for column in _rows.columns)
     available = (stocks.c.on_hand - stocks.c.reserved).label("available")
-    return sa.select(*columns, available).join(stocks, stocks.c.product_id == source.c.id)
+    return sa.select(*columns, available, stocks.c.low_stock_threshold).join(stocks, stocks.c.product_id == source.c.id)
 
 
 # A SKU that is taken is no error for PostgreSQL, which would log the row that it rejects.
@@ -37,6 +37,12 @@ LOCK_PRODUCT = Statement(
     select_products().where(products.c.id == sa.bindparam("id", type_=sa.Uuid)).with_for_update(of=[stocks, products]),
 )
 NEW_VERSIONS = Versions(_rows, ["name", "description", "price", "currency", "state", "update_time"])
+WRITE_THRESHOLD = Statement(
+    sa.update(stocks)
+    .where(stocks.c.product_id == sa.bindparam("id", type_=sa.Uuid))
+    .values(low_stock_threshold=sa.bindparam("threshold", type_=sa.BigInteger)),
+    name="write low stock threshold",
+)
 
 ADD_PRICE_CHANGES = _price_changes.insertion()
 LIST_PRICE_CHANGES = Statement(
@@ -69,6 +75,8 @@ class ProductStore:
     def save(self, work: UnitOfWork, loaded: Product, changed: Product, price_change: PriceChange | None) -> None:
         """Write the new version of a loaded product, and the change of its price."""
         NEW_VERSIONS.write(work.transaction, [(loaded, changed)])
+        if changed.low_stock_threshold != loaded.low_stock_threshold:
+            work.transaction.write(WRITE_THRESHOLD, id=changed.id, threshold=changed.low_stock_threshold)
         if price_change is not None:
             work.transaction.add(ADD_PRICE_CHANGES, [_price_changes.values(price_change)])
 
@@ -86,4 +94,4 @@ class ProductStore:
 
 def read_product(row: Row) -> Product:
     """The product of a row of `select_products`."""
-    return _rows.read(row, available=row["available"])
+    return _rows.read(row, available=row["available"], low_stock_threshold=row["low_stock_threshold"])

@@ -62,6 +62,8 @@ stocks = sa.Table(
     sa.Column("reserved", sa.BigInteger, nullable=False),
     sa.Column("update_time", TIME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
+    # Beside the quantity on hand, so that a sale needs no other row to see that stock is low.
+    sa.Column("low_stock_threshold", sa.BigInteger, nullable=False, server_default="10"),
     # No fault in the code can oversell: the database rejects it.
     sa.CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),
     postgresql_with={"fillfactor": "50"},

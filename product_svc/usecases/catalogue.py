@@ -32,19 +32,34 @@ class Catalogue:
     """Products: created and changed by staff, read by anyone."""
 
     def __init__(
-        self, units: UnitsOfWork, products: ProductStore, lists: ProductLists, stocks: StockStore, pages: Pages
+        self,
+        units: UnitsOfWork,
+        products: ProductStore,
+        lists: ProductLists,
+        stocks: StockStore,
+        pages: Pages,
+        *,
+        low_stock_threshold: int,
     ) -> None:
+        """`low_stock_threshold` is that of new products for which staff choose none."""
         self._units = units
         self._products = products
         self._lists = lists
         self._stocks = stocks
+        self._threshold = low_stock_threshold
         self._pages = pages
 
     async def create_product(
-        self, change: Change[Product], details: ProductDetails, *, initial_stock: int
+        self,
+        change: Change[Product],
+        details: ProductDetails,
+        *,
+        initial_stock: int,
+        low_stock_threshold: int | None = None,
     ) -> Reply[Product]:
         """Add a product with its first stock. Raises SkuTaken."""
-        product = details.create(new_id(), initial_stock, self._units.now())
+        threshold = self._threshold if low_stock_threshold is None else low_stock_threshold
+        product = details.create(new_id(), initial_stock, self._units.now(), low_stock_threshold=threshold)
         stock, movements = opening_stock(product, actor=str(change.caller), new_id=new_id)
         async with self._units.once(change) as work:
             await self._products.add(work, product)

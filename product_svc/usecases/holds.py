@@ -25,11 +25,10 @@ _ACTOR = "service:order"
 class Holds:
     """Holds: committed when their orders are confirmed, released when these are cancelled."""
 
-    def __init__(self, units: UnitsOfWork, holds: HoldStore, stocks: StockStore, *, low_stock_threshold: int) -> None:
+    def __init__(self, units: UnitsOfWork, holds: HoldStore, stocks: StockStore) -> None:
         self._units = units
         self._holds = holds
         self._stocks = stocks
-        self._threshold = low_stock_threshold
 
     async def commit_stock(self, change: Change[HoldStates], order_ids: Sequence[UUID]) -> Reply[HoldStates]:
         """Sell what these orders hold. A hold that is released stays released: a cancelled order is final."""
@@ -75,7 +74,7 @@ class Holds:
                 work.record(hold.order_id, hold.step, traces.get(hold.order_id, ""), actor=_ACTOR)
             self._holds.save(work, loaded, resolution.holds)
             self._stocks.save(work, stockroom)
-            async for fact in tasks.in_portions(stockroom.facts(self._threshold)):
+            async for fact in tasks.in_portions(stockroom.facts()):
                 work.publish(fact)
         return resolution.states
 

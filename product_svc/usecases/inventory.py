@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 class Inventory:
     """Stock as staff see and change it."""
 
-    def __init__(self, units: UnitsOfWork, stocks: StockStore, pages: Pages, *, low_stock_threshold: int) -> None:
+    def __init__(self, units: UnitsOfWork, stocks: StockStore, pages: Pages) -> None:
         self._units = units
         self._stocks = stocks
         self._pages = pages
-        self._threshold = low_stock_threshold
 
     async def get_stock(self, product_id: UUID) -> Stock:
         """The stock of a product. Raises ProductNotFound."""
@@ -39,7 +38,7 @@ class Inventory:
             stockroom = Stockroom(loaded, actor=str(change.caller), now=self._units.now(), new_id=new_id)
             stock = stockroom.change(wanted)
             self._stocks.save(work, stockroom)
-            for fact in stockroom.facts(self._threshold):
+            for fact in stockroom.facts():
                 work.publish(fact, change.trace)
             return work.reply(stock)
 

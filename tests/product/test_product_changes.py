@@ -14,6 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.type.money_pb2 import Money
 
 from commerce.product.v1 import events_pb2, product_pb2, product_pb2_grpc
+from product_svc.app import Settings
 from product_svc.domain import ProductArchived
 from stack.servers import Servers
 from tests.product.catalogue import make, new_product
@@ -103,6 +104,21 @@ async def test_update_without_a_mask_changes_the_fields_that_are_not_empty(clien
     assert (await update(client, made.id, mask=["description"])).description == ""
 
 
+async def test_low_stock_threshold_is_that_of_the_settings_unless_staff_choose_one(client: Client) -> None:
+    stub = product_pb2_grpc.ProductServiceStub(client.channel)
+    assert (await make(client, "Tea")).low_stock_threshold == Settings.model_fields["low_stock_threshold"].default
+    request = new_product()
+    request.low_stock_threshold = 0
+    made = (await client(stub.CreateProduct, request, key=new_key())).product
+    assert made.HasField("low_stock_threshold")
+    assert made.low_stock_threshold == 0
+    assert (await update(client, made.id, low_stock_threshold=7)).low_stock_threshold == 7
+    assert (await update(client, made.id, mask=["name"], name="Tea", low_stock_threshold=8)).low_stock_threshold == 7
+    updated = await update(client, made.id, low_stock_threshold=0)
+    assert updated.low_stock_threshold == 0
+    assert await read(client, made.id) == updated
+
+
 async def test_update_with_equal_values_changes_nothing(client: Client, database: asyncpg.Connection) -> None:
     made = await make(client, "Tea", units=10)
     assert await update(client, made.id, name="Tea", price=euros(10)) == made
@@ -116,6 +132,8 @@ async def test_update_with_equal_values_changes_nothing(client: Client, database
     [
         (["sku"], {"sku": "OTHER"}, "update_mask"),
         (["name"], {}, "product.name"),
+        (["low_stock_threshold"], {}, "product.low_stock_threshold"),
+        ([], {"low_stock_threshold": -1}, "product.low_stock_threshold"),
         (["price"], {}, "product.price"),
         ([], {"name": " "}, "product.name"),
         ([], {"price": Money(currency_code="EUR", units=-1)}, "product.price"),

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from commerce.product.v1.events_pb2 import StockChanged
+from commerce.product.v1.events_pb2 import StockChanged, StockLow
 from mesh.errors import InvalidArgument
 from mesh.rpc.wire import moment
-from product_svc.domain import Hold, MovementReason, ProductNotFound, StockChange, StockInsufficient
+from product_svc.domain import Hold, MovementReason, ProductNotFound, ProductUpdate, StockChange, StockInsufficient
 from stack.servers import Servers
 from tests.product.process import Warehouse, change, held, reservation, warehouse
 
@@ -72,6 +72,37 @@ async def test_change_of_stock_is_published_and_low_stock_once_for_each_fall(her
     types = [row["type"].removeprefix("commerce.product.") for row in rows]
     changed, low = "stock_changed", "stock_low"
     assert types == ["created", changed, changed, low, changed, changed, changed, low]
+
+
+async def test_low_stock_is_that_at_the_threshold_of_the_product_also_for_sales(here: Warehouse) -> None:
+    product, other = await here.product(30), await here.product(30)
+
+    async def set_threshold(threshold: int) -> None:
+        update = ProductUpdate(low_stock_threshold=threshold)
+        await here.use.catalogue.update_product(change(), product, update, etag="")
+
+    async def sell(quantity: int) -> None:
+        orders = [await here.hold(each, quantity) for each in (product, other)]
+        async with here.units.begin() as work:
+            await here.holds.resolve(work, commit=orders)
+
+    await set_threshold(20)
+    for quantity in (9, 1, 1):  # 21, 20 (low), 19
+        await sell(quantity)
+    await set_threshold(18)
+    await sell(1)  # 18, low at the new threshold
+    await set_threshold(25)  # a new threshold alone publishes nothing
+    await here.move(product, to=26)
+    await sell(1)  # 25, low again
+
+    rows = await here.admin.fetch(
+        "SELECT aggregate_id, payload FROM mesh.outbox WHERE type = 'commerce.product.stock_low' "
+        "AND aggregate_id = ANY($1) ORDER BY seq",
+        [product, other],
+    )
+    assert {row["aggregate_id"] for row in rows} == {product}, "the other one has the threshold of the settings"
+    lows = [StockLow.FromString(row["payload"]) for row in rows]
+    assert [(low.stock.on_hand, low.threshold) for low in lows] == [(20, 20), (18, 18), (25, 25)]
 
 
 async def test_reply_and_event_of_a_change_have_the_time_at_which_the_stock_changed(here: Warehouse) -> None:

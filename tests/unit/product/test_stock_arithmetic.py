@@ -91,7 +91,7 @@ def test_stock_changes_by_a_difference_or_to_a_new_quantity(wanted: dict[str, in
 def test_change_to_the_same_quantity_changes_nothing() -> None:
     room = stockroom([stock(on_hand=10)])
     assert room.change(change(to=10)) == stock(on_hand=10)
-    assert (room.changes, room.movements, room.facts(100)) == ([], [], [])
+    assert (room.changes, room.movements, room.facts()) == ([], [], [])
 
 
 def test_rejected_change_changes_nothing() -> None:
@@ -152,7 +152,7 @@ def test_changed_stocks_are_given_in_primary_key_order_with_what_was_known() -> 
     st.integers(0, 200),
 )
 def test_movements_lead_from_the_known_stock_to_the_new_one(steps: list[tuple[HoldState, int]], threshold: int) -> None:
-    before = stock(on_hand=190, reserved=180)
+    before = stock(on_hand=190, reserved=180)._replace(low_stock_threshold=threshold)
     room = stockroom([before])
     for state, quantity in steps:
         room.apply(hold({1: quantity}, state))
@@ -162,22 +162,22 @@ def test_movements_lead_from_the_known_stock_to_the_new_one(steps: list[tuple[Ho
         assert movement.on_hand_after == on_hand
     assert after.on_hand == on_hand
     assert after.version == before.version + len(room.movements)
-    facts = room.facts(threshold)
+    facts = room.facts()
     assert facts[:1] == ([StockChanged(after, room.movements)] if room.movements else [])
     assert facts[1:] == ([StockLow(after, threshold)] if after.on_hand <= threshold < before.on_hand else [])
 
 
 @pytest.mark.parametrize(("delta", "is_low"), [(-4, False), (-5, True), (-9, True), (1, False)])
 def test_stock_is_low_when_it_falls_to_the_threshold_or_below(delta: int, is_low: bool) -> None:
-    room = stockroom([stock(on_hand=10)])
+    room = stockroom([stock(on_hand=10)._replace(low_stock_threshold=5)])
     room.change(change(delta=delta))
-    assert any(isinstance(fact, StockLow) for fact in room.facts(5)) == is_low
+    assert any(isinstance(fact, StockLow) for fact in room.facts()) == is_low
 
 
 def test_stock_that_is_low_already_does_not_become_low_again() -> None:
-    room = stockroom([stock(on_hand=5)])
+    room = stockroom([stock(on_hand=5)._replace(low_stock_threshold=5)])
     room.change(change(delta=-1))
-    assert [type(fact) for fact in room.facts(5)] == [StockChanged]
+    assert [type(fact) for fact in room.facts()] == [StockChanged]
 
 
 def test_known_stock_is_not_changed() -> None:

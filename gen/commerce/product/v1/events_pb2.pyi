@@ -46,8 +46,8 @@ Global___ProductCreated: _TypeAlias = ProductCreated  # noqa: Y015
 
 @_typing.final
 class ProductUpdated(_message.Message):
-    """ProductUpdated is published when the name, the description or the price of a product changes, and when an archived
-    product is for sale again.
+    """ProductUpdated is published when the name, the description, the price or the low stock threshold of a product
+    changes, and when an archived product is for sale again.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -132,8 +132,8 @@ Global___StockChanged: _TypeAlias = StockChanged  # noqa: Y015
 
 @_typing.final
 class StockLow(_message.Message):
-    """StockLow is published when the quantity on hand of a product falls to its threshold or below it. It is published
-    once each time the threshold is crossed.
+    """StockLow is published when the quantity on hand of a product falls to its low stock threshold or below it. It is
+    published again only after the quantity rose above the threshold.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

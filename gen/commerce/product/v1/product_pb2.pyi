@@ -62,6 +62,7 @@ class Product(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    LOW_STOCK_THRESHOLD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. The product's UUID. In an update, the UUID of the product to change."""
     sku: _builtins.str
@@ -79,6 +80,11 @@ class Product(_message.Message):
     etag: _builtins.str
     """Optional. The version of the product. An update that is sent with an older version fails with
     `ETAG_MISMATCH`. A change of the stock does not change the version.
+    """
+    low_stock_threshold: _builtins.int
+    """Optional. The quantity on hand at which stock is low: `commerce.product.stock_low` is published when the quantity on
+    hand falls to it or below it, and again only after the quantity rose above it. A new threshold alone publishes no
+    such event. 0 to 1,000,000,000.
     """
     @_builtins.property
     def price(self) -> _money_pb2.Money:
@@ -107,12 +113,15 @@ class Product(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        low_stock_threshold: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "price", b"price", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_low_stock_threshold", b"_low_stock_threshold", "create_time", b"create_time", "low_stock_threshold", b"low_stock_threshold", "price", b"price", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "etag", b"etag", "id", b"id", "name", b"name", "price", b"price", "sku", b"sku", "state", b"state", "stock_quantity", b"stock_quantity", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_low_stock_threshold", b"_low_stock_threshold", "create_time", b"create_time", "description", b"description", "etag", b"etag", "id", b"id", "low_stock_threshold", b"low_stock_threshold", "name", b"name", "price", b"price", "sku", b"sku", "state", b"state", "stock_quantity", b"stock_quantity", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__low_stock_threshold: _TypeAlias = _typing.Literal["low_stock_threshold"]  # noqa: Y015
+    _WhichOneofArgType__low_stock_threshold: _TypeAlias = _typing.Literal["_low_stock_threshold", b"_low_stock_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low_stock_threshold) -> _WhichOneofReturnType__low_stock_threshold | None: ...
 
 Global___Product: _TypeAlias = Product  # noqa: Y015
 
@@ -127,6 +136,7 @@ class CreateProductRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     INITIAL_STOCK_FIELD_NUMBER: _builtins.int
+    LOW_STOCK_THRESHOLD_FIELD_NUMBER: _builtins.int
     sku: _builtins.str
     """Required. The stock keeping unit (SKU): 1 to 64 letters, digits, dots, dashes and underscores. Spaces around it are
     removed.
@@ -139,6 +149,8 @@ class CreateProductRequest(_message.Message):
     """Optional. The product's description: at most 5,000 characters, without card numbers."""
     initial_stock: _builtins.int
     """Optional. The initial quantity on hand. It is recorded as a receipt."""
+    low_stock_threshold: _builtins.int
+    """Optional. The quantity on hand at which stock is low. If unset, it is the default in the settings of the service."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """Required. The price of one piece: zero or greater, with no more decimals than the minor unit of its currency
@@ -153,12 +165,15 @@ class CreateProductRequest(_message.Message):
         description: _builtins.str = ...,
         price: _money_pb2.Money | None = ...,
         initial_stock: _builtins.int = ...,
+        low_stock_threshold: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_low_stock_threshold", b"_low_stock_threshold", "low_stock_threshold", b"low_stock_threshold", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "initial_stock", b"initial_stock", "name", b"name", "price", b"price", "sku", b"sku"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_low_stock_threshold", b"_low_stock_threshold", "description", b"description", "initial_stock", b"initial_stock", "low_stock_threshold", b"low_stock_threshold", "name", b"name", "price", b"price", "sku", b"sku"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__low_stock_threshold: _TypeAlias = _typing.Literal["low_stock_threshold"]  # noqa: Y015
+    _WhichOneofArgType__low_stock_threshold: _TypeAlias = _typing.Literal["_low_stock_threshold", b"_low_stock_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low_stock_threshold) -> _WhichOneofReturnType__low_stock_threshold | None: ...
 
 Global___CreateProductRequest: _TypeAlias = CreateProductRequest  # noqa: Y015
 
@@ -381,7 +396,7 @@ class UpdateProductRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. The fields to change: `name`, `description`, `price`. If unset, all fields that are not empty."""
+        """Optional. The fields to change: `name`, `description`, `price`, `low_stock_threshold`. If unset, all fields that are not empty."""
 
     def __init__(
         self,

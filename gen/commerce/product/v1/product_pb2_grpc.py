@@ -125,7 +125,7 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProduct(self, request, context):
-        """Updates the name, the description or the price of a product. Orders that are already placed keep their
+        """Updates the name, the description, the price or the low stock threshold of a product. Orders that are already placed keep their
         prices. New values that are the current ones change nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /

@@ -59,7 +59,7 @@ class ProductServiceStub:
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     UpdateProduct: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductRequest, _product_pb2.UpdateProductResponse]
-    """Updates the name, the description or the price of a product. Orders that are already placed keep their
+    """Updates the name, the description, the price or the low stock threshold of a product. Orders that are already placed keep their
     prices. New values that are the current ones change nothing.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
@@ -113,7 +113,7 @@ class ProductServiceAsyncStub(ProductServiceStub):
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     UpdateProduct: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductRequest, _product_pb2.UpdateProductResponse]  # type: ignore[assignment]
-    """Updates the name, the description or the price of a product. Orders that are already placed keep their
+    """Updates the name, the description, the price or the low stock threshold of a product. Orders that are already placed keep their
     prices. New values that are the current ones change nothing.
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
@@ -194,7 +194,7 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _product_pb2.UpdateProductRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.UpdateProductResponse, _abc.Awaitable[_product_pb2.UpdateProductResponse]]:
-        """Updates the name, the description or the price of a product. Orders that are already placed keep their
+        """Updates the name, the description, the price or the low stock threshold of a product. Orders that are already placed keep their
         prices. New values that are the current ones change nothing.
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`; `ABORTED` /
