@@ -140,7 +140,10 @@ def payment_result(cause: Cause) -> Callable[[_PaymentEvent], PaymentResult]:
     """Translates the events that tell of `cause`."""
 
     def result(event: _PaymentEvent) -> PaymentResult:
-        return PaymentResult(parse_id(event.payment.order_id), parse_id(event.payment.id), cause)
+        partly = event.payment.status == payment_pb2.PAYMENT_STATUS_PARTIALLY_REFUNDED
+        return PaymentResult(
+            parse_id(event.payment.order_id), parse_id(event.payment.id), Cause.PARTLY_REFUNDED if partly else cause
+        )
 
     return result
 

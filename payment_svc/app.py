@@ -23,13 +23,14 @@ from mesh.settings import ServiceSettings, Target, secret_bytes
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.consumers import order_events
-from payment_svc.domain import Payment
+from payment_svc.domain import Payment, Refund
 from payment_svc.peers import CustomerPeer
-from payment_svc.providers import Provider
+from payment_svc.providers import Bounded, Provider
 from payment_svc.providers.sandbox import Sandbox
+from payment_svc.refunder import RefundAnswer, Refunder
 from payment_svc.rpc import PaymentService
-from payment_svc.store import APPEND_HISTORY, PaymentStore
-from payment_svc.usecases import Orders, Outcomes, Payments
+from payment_svc.store import APPEND_HISTORY, PaymentStore, RefundStore
+from payment_svc.usecases import Orders, Outcomes, Payments, RefundOutcomes, Refunds
 
 
 class Settings(ServiceSettings):
@@ -40,7 +41,7 @@ class Settings(ServiceSettings):
     provider_timeout: float = Field(default=3.0, gt=0)
     """Seconds after which a provider's answer is no longer waited for, and looked up instead."""
     provider_calls: int = Field(default=256, gt=0)
-    """Payments that are at providers at a time."""
+    """Calls that are at each provider at a time."""
     payment_queue: int = Field(default=4096, gt=0)
     """Payments that the process holds, being charged or waiting for it; more are left to the sweep."""
     payment_lease: float = Field(default=10.0, gt=0)
@@ -61,27 +62,39 @@ def build(settings: Settings) -> Service:
     relay = Relay("payment", database, bus)
     revocations = Revocations(settings.redis_url.get_secret_value())
     units = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY)
-    store = PaymentStore()
+
+    store, refund_store = PaymentStore(), RefundStore()
 
     customers = Peer("customer", settings.customer_target, settings)
     sandbox_database = Database(url, max_connections=settings.sandbox_connections)
     providers: dict[str, Provider] = {
-        "sandbox": Sandbox(sandbox_database, slow_seconds=settings.sandbox_slow_seconds),
+        "sandbox": Bounded(
+            Sandbox(sandbox_database, slow_seconds=settings.sandbox_slow_seconds),
+            at_a_time=settings.provider_calls,
+            timeout=settings.provider_timeout,
+        ),
     }
 
     lease = timedelta(seconds=settings.payment_lease)
-    outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", Outcomes(units, store, lease=lease).record)
+    pages = Pages(secret_bytes(settings.page_secret))
+    refund_outcomes = GroupCommit[RefundAnswer, Refund](
+        "refund outcomes", RefundOutcomes(units, store, refund_store).record
+    )
+    refunder = Refunder(
+        providers, refund_outcomes.submit, most=settings.payment_queue, timeout=settings.provider_timeout
+    )
+    refunds = Refunds(units, store, refund_store, refunder, pages, lease=lease)
+    recorder = Outcomes(units, store, refund_store, refunder, lease=lease)
+    outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", recorder.record)
     charger = Charger(
         providers,
         CustomerPeer(customers, timeout=settings.provider_timeout).token_of,
         outcomes.submit,
-        at_a_time=settings.provider_calls,
         most=settings.payment_queue,
         timeout=settings.provider_timeout,
     )
-    pages = Pages(secret_bytes(settings.page_secret))
     payments = Payments(units, store, charger, pages, providers=providers.keys(), lease=lease)
-    orders = Orders(units, store, charger, providers=providers.keys(), lease=lease)
+    orders = Orders(units, store, refund_store, charger, refunder, providers=providers.keys(), lease=lease)
 
     return Service(
         "payment",
@@ -93,14 +106,16 @@ def build(settings: Settings) -> Service:
             relay,
             *housekeeping(database),
             charger,
+            refunder,
             Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
+            Periodic("refund sweep", settings.payment_sweep_seconds, refunds.sweep),
             Consumer(
                 "payment", "order", order_events(orders), bus=bus, units=units, max_attempts=settings.event_attempts
             ),
             revocations,
             Server(
                 settings,
-                {"commerce.payment.v1.PaymentService": PaymentService(payments)},
+                {"commerce.payment.v1.PaymentService": PaymentService(payments, refunds)},
                 checks=[database.check],
                 revoked=revocations.ids,
             ),

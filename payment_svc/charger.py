@@ -7,10 +7,8 @@ It holds nothing that is not in the database. Whatever is cut off, refused for l
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 from uuid import UUID
 
 import structlog
@@ -26,13 +24,10 @@ from payment_svc.providers import (
     Outcome,
     Provider,
     ProviderUnavailable,
-    Refund,
-    Refused,
     Unknown,
     Voided,
 )
 
-Answer = TypeVar("Answer")
 Token = str | ProviderUnavailable | None
 """The provider's token to charge, or why it is not known now; none if the payment method does not exist."""
 
@@ -60,11 +55,10 @@ class _Held:
 class Charger:
     """Carries payments as far as they go. Two chargers may well work on one payment: the keys keep it charged once.
 
-    At most `at_a_time` payments are at providers, each call for at most `timeout` seconds, so that one that is slow
-    keeps no other waiting; at most `most` are held in all.
+    At most `most` are held; a stop waits for `timeout` seconds, which no call of a provider exceeds.
 
     `token_of` returns the provider's token to charge, none if the payment method does not exist, and raises MeshError
-    if that is not known now. Payments that wait for it do not count as at a provider.
+    if that is not known now.
     """
 
     def __init__(
@@ -73,14 +67,12 @@ class Charger:
         token_of: Callable[[Payment], Awaitable[str | None]],
         record: Callable[[ProviderAnswer], Awaitable[Payment]],
         *,
-        at_a_time: int = 256,
         most: int = 4096,
         timeout: float = 3.0,
     ) -> None:
         self._providers = providers
         self._token_of = token_of
         self._record = record
-        self._slots = asyncio.Semaphore(at_a_time)
         self._most = most
         self._timeout = timeout
         self._held: dict[UUID, _Held] = {}
@@ -143,10 +135,9 @@ class Charger:
         held = self._held[payment_id]
         try:
             token = await self._token(held.payment)
-            async with self._slots:
-                carried = await self._advance(held.payment, token, read_first=read_first)
-                while carried.version < held.payment.version:
-                    carried = await self._advance(held.payment, token, read_first=True)
+            carried = await self._advance(held.payment, token, read_first=read_first)
+            while carried.version < held.payment.version:
+                carried = await self._advance(held.payment, token, read_first=True)
         except ProviderContradiction as error:
             log.error("provider contradicts the books", payment=str(payment_id), error=error.message)
         except MeshError as error:
@@ -171,9 +162,7 @@ class Charger:
             outcome = await self._ask(payment, due, token, read_first=read_first)
             payment = await self._record(ProviderAnswer(payment, due, outcome))
             if isinstance(outcome, Inconclusive):
-                # A refund that is refused needs a person; everything else is retried.
-                level = logging.ERROR if isinstance(outcome, Refused) else logging.WARNING
-                log.log(level, "outcome inconclusive", payment=str(payment.id), due=due, outcome=repr(outcome))
+                log.warning("outcome inconclusive", payment=str(payment.id), due=due, outcome=repr(outcome))
                 if payment.due is due:
                     break
         return payment
@@ -186,15 +175,12 @@ class Charger:
             case Due.CHARGE:
                 return await self._charge(provider, payment, token, read_first=read_first)
             case Due.VOID:
-                return await self._answer(provider.void(payment.provider_key))
-            case Due.REFUND:
-                refund = Refund(payment.refund_key, payment.provider_key, payment.refundable)
-                return await self._answer(provider.refund(refund))
+                return await provider.void(payment.provider_key)
 
     async def _charge(self, provider: Provider, payment: Payment, token: Token, *, read_first: bool) -> Outcome:
         """Charge under the payment's one key, whatever happened before; an unknown outcome is looked up."""
         key = payment.provider_key
-        standing = await self._answer(provider.lookup(key)) if read_first else Absent()
+        standing = await provider.lookup(key) if read_first else Absent()
         if token is None:
             return await self._decline(provider, key) if isinstance(standing, Absent | Voided) else standing
         if not isinstance(standing, Absent):
@@ -202,30 +188,17 @@ class Charger:
         if isinstance(token, ProviderUnavailable):
             return token
         charge = Charge(key, token, payment.amount, payment.currency, payment.order_id)
-        outcome = await self._answer(provider.charge(charge))
+        outcome = await provider.charge(charge)
         if isinstance(outcome, Unknown):
-            standing = await self._answer(provider.lookup(key))
+            standing = await provider.lookup(key)
             # Absent may still be on its way there: it is asked again later, under the same key.
             return outcome if isinstance(standing, Absent) else standing
         return outcome
 
     async def _decline(self, provider: Provider, key: str) -> Outcome:
         """Decline a payment without a payment method. The void fences off an attempt that may be under way."""
-        standing = await self._answer(provider.void(key))
+        standing = await provider.void(key)
         return Declined(PAYMENT_METHOD_NOT_FOUND) if isinstance(standing, Voided) else standing
-
-    async def _answer(self, asked: Awaitable[Answer]) -> Answer | Unknown:
-        """What a provider answers; unknown when it does not in time, or fails."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await asked
-        except TimeoutError:
-            return Unknown("no answer in time")
-        except MeshError as error:
-            return Unknown(error.message)
-        except Exception as error:
-            log.exception("provider failed")
-            return Unknown(repr(error))
 
 
 def _version(payment: Payment) -> int:

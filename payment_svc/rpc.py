@@ -9,15 +9,16 @@ from mesh.rpc.call import Call
 from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from payment_svc import wire
-from payment_svc.domain import Payment
-from payment_svc.usecases import Payments
+from payment_svc.domain import Payment, Refund
+from payment_svc.usecases import Payments, Refunds
 
 
 class PaymentService:
     """`commerce.payment.v1.PaymentService`."""
 
-    def __init__(self, payments: Payments) -> None:
+    def __init__(self, payments: Payments, refunds: Refunds) -> None:
         self._payments = payments
+        self._refunds = refunds
 
     async def ProcessPayment(self, request: payment.ProcessPaymentRequest, call: Call) -> Reply[Payment]:
         change: Change[Payment] = Change(
@@ -52,6 +53,23 @@ class PaymentService:
             page_token=request.page_token,
         )
         return payment.ListPaymentsResponse(payments=[wire.payment(each) for each in found], next_page_token=token)
+
+    async def RefundPayment(self, request: payment.RefundPaymentRequest, call: Call) -> Reply[tuple[Payment, Refund]]:
+        change: Change[tuple[Payment, Refund]] = Change(
+            call,
+            lambda refunded: payment.RefundPaymentResponse(
+                payment=wire.payment(refunded[0]), refund=wire.refund(refunded[1], with_reason=True)
+            ),
+        )
+        return await self._refunds.refund_payment(change, wire.new_refund(request), wire.refund_id)
+
+    async def ListRefunds(self, request: payment.ListRefundsRequest, call: Call) -> payment.ListRefundsResponse:
+        found, token = await self._refunds.list_refunds(
+            call, parse_id(request.payment_id), page_size=request.page_size, page_token=request.page_token
+        )
+        return payment.ListRefundsResponse(
+            refunds=[wire.refund(each, with_reason=call.caller.is_staff) for each in found], next_page_token=token
+        )
 
     async def ListPaymentEntries(
         self, request: payment.ListPaymentEntriesRequest, call: Call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
@@ -15,6 +16,7 @@ from payment_svc.domain import (
     Entry,
     EntryType,
     NewPayment,
+    NewRefund,
     OrderCancelling,
     OrderPlaced,
     Payment,
@@ -23,6 +25,8 @@ from payment_svc.domain import (
     PaymentRefunded,
     PaymentStatus,
     PaymentVoided,
+    Refund,
+    RefundStatus,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +44,11 @@ STATUSES = {
 }
 
 _STATUSES_OF = {message: status for status, message in STATUSES.items()}
+REFUND_STATUSES = {
+    RefundStatus.PENDING: payment_pb2.REFUND_STATUS_PENDING,
+    RefundStatus.SUCCEEDED: payment_pb2.REFUND_STATUS_SUCCEEDED,
+    RefundStatus.FAILED: payment_pb2.REFUND_STATUS_FAILED,
+}
 ENTRY_TYPES = {
     EntryType.CAPTURE: payment_pb2.PAYMENT_ENTRY_TYPE_CAPTURE,
     EntryType.REFUND: payment_pb2.PAYMENT_ENTRY_TYPE_REFUND,
@@ -102,6 +111,33 @@ def payment(value: Payment) -> payment_pb2.Payment:
     return message
 
 
+def new_refund(request: payment_pb2.RefundPaymentRequest) -> NewRefund:
+    """What staff asks to refund."""
+    amount = wire.amount(request.amount) if request.HasField("amount") else None
+    return NewRefund(parse_id(request.payment_id), amount, request.amount.currency_code, request.reason, request.etag)
+
+
+def refund_id(reply: bytes) -> UUID:
+    """The id of the refund in a stored reply of `RefundPayment`."""
+    return parse_id(payment_pb2.RefundPaymentResponse.FromString(reply).refund.id)
+
+
+def refund(value: Refund, *, with_reason: bool) -> payment_pb2.Refund:
+    """A refund. Its reason is for staff only."""
+    message = payment_pb2.Refund(
+        id=str(value.id),
+        payment_id=str(value.payment_id),
+        status=REFUND_STATUSES[value.status],
+        failure_reason=value.failure_reason,
+        reason=value.reason if with_reason else "",
+    )
+    wire.put_money(message.amount, value.amount, value.currency)
+    wire.put_time(message.create_time, value.create_time)
+    if value.process_time:
+        wire.put_time(message.process_time, value.process_time)
+    return message
+
+
 def status(message: payment_pb2.PaymentStatus.ValueType) -> PaymentStatus | None:
     """The status that a list is filtered by, if any."""
     return _STATUSES_OF.get(message)
@@ -127,7 +163,9 @@ def event(fact: PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefun
     """The event of what has happened to a payment."""
     value, message = fact.payment, payment(fact.payment)
     if isinstance(fact, PaymentRefunded):
-        payload: Message = events_pb2.PaymentRefunded(payment=message, amount=wire.money(fact.amount, value.currency))
+        payload: Message = events_pb2.PaymentRefunded(
+            payment=message, amount=wire.money(fact.amount, value.currency), refund_id=str(fact.refund_id or "")
+        )
         return Event.of(value.id, value.version, payload)
     return Event.of(value.id, value.version, _EVENTS[type(fact)](payment=message))
 

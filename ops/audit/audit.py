@@ -26,7 +26,8 @@ WHERE c.status = 'APPROVED' AND ($1::uuid IS NULL OR c.order_id >= $1)
 """
 # All in one statement, so that they are of one snapshot. The outcome of a payment that is due may not be recorded yet.
 _BOOKS = """
-SELECT p.id, p.next_attempt_time IS NOT NULL AS is_due,
+SELECT p.id, p.next_attempt_time IS NOT NULL OR coalesce(refunds.are_due, false) AS is_due,
+    coalesce(refunds.amount, 0) AS refunds,
     CASE WHEN p.status IN ('CAPTURED', 'PARTIALLY_REFUNDED', 'REFUNDED') THEN p.amount ELSE 0 END AS captured,
     p.refunded_amount AS refunded,
     coalesce(entries.captured, 0) AS entries_captured, coalesce(entries.refunded, 0) AS entries_refunded,
@@ -36,7 +37,11 @@ FROM payments p LEFT JOIN sandbox.charges c ON c.key = p.provider_key LEFT JOIN 
     SELECT payment_id, sum(amount) FILTER (WHERE type = 'CAPTURE') AS captured,
         sum(amount) FILTER (WHERE type = 'REFUND') AS refunded
     FROM payment_entries GROUP BY 1
-) AS entries ON entries.payment_id = p.id
+) AS entries ON entries.payment_id = p.id LEFT JOIN (
+    SELECT payment_id, sum(amount) FILTER (WHERE status = 'SUCCEEDED') AS amount,
+        bool_or(status = 'PENDING') AS are_due
+    FROM refunds GROUP BY 1
+) AS refunds ON refunds.payment_id = p.id
 WHERE ($1::uuid IS NULL OR p.order_id >= $1) AND ($2::uuid[] IS NULL OR p.customer_id = ANY($2))
 """
 _HELD = """
@@ -113,6 +118,7 @@ class Audit:
             row["id"]: Books(
                 (row["captured"], row["refunded"]),
                 (row["entries_captured"], row["entries_refunded"]),
+                row["refunds"],
                 None if row["is_due"] else (row["provider_captured"], row["provider_refunded"]),
             )
             for row in await self._fetch("payment", _BOOKS, scope.since, scope.customers)

@@ -49,6 +49,8 @@ class Books:
 
     payment: tuple[Decimal, Decimal]
     entries: tuple[Decimal, Decimal]
+    refunds: Decimal
+    """The sum of its refunds that have succeeded."""
     provider: tuple[Decimal, Decimal] | None
     """None while the outcome of a request to the provider is not recorded."""
 
@@ -96,7 +98,7 @@ def sales(orders: Mapping[UUID, Order], moved: Mapping[UUID, Mapping[UUID, int]]
 def charges(orders: Mapping[UUID, Order], charged: Mapping[UUID, Sequence[Charge]]) -> Check:
     """Each kept order is charged once, with its total; a cancelled one is refunded; no unknown order is charged.
 
-    True of a mesh at rest. An order whose total is zero is not charged.
+    True of a mesh at rest. An order whose total is zero is not charged. Staff may refund a kept order.
     """
     wrong: dict[str, list[UUID]] = {}
     for order_id in orders.keys() | charged.keys():
@@ -116,9 +118,9 @@ def _charging_fault(order: Order | None, found: Sequence[Charge]) -> str:
         return ""
     if order.status not in KEPT:
         return "are cancelled and were not refunded" if kept else ""
-    if not kept:
+    if not found:
         return "are confirmed and were not charged" if order.total else ""
-    return "were charged another amount than their total" if kept[0].amount != order.total else ""
+    return "were charged another amount than their total" if found[0].amount != order.total else ""
 
 
 def holds(orders: Mapping[UUID, Order], held: Sequence[UUID]) -> Check:
@@ -129,11 +131,13 @@ def holds(orders: Mapping[UUID, Order], held: Sequence[UUID]) -> Check:
 
 
 def ledger(books: Mapping[UUID, Books]) -> Check:
-    """The amounts of each payment are the sums of its entries, and those of the provider. True at any time."""
+    """The amounts of each payment are those of its entries, its refunds and the provider. True at any time."""
     wrong: dict[str, list[UUID]] = {}
     for payment_id, found in books.items():
         if found.entries != found.payment:
             wrong.setdefault("payments have other amounts than their entries", []).append(payment_id)
+        if found.refunds != found.payment[1]:
+            wrong.setdefault("payments have another amount refunded than their refunds", []).append(payment_id)
         if found.provider not in (None, found.payment):
             wrong.setdefault("payments have other amounts than at the provider", []).append(payment_id)
     return Check("ledger", len(books), [_counted(ids, what) for what, ids in wrong.items()])

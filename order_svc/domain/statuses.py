@@ -65,6 +65,7 @@ class Cause(StrEnum):
     DECLINED = "payment declined"
     VOIDED = "payment voided"
     REFUNDED = "payment refunded"
+    PARTLY_REFUNDED = "payment partly refunded"
 
 
 TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
@@ -99,7 +100,13 @@ UNMOVED: frozenset[tuple[Status, Cause]] = frozenset(
         (Status.CANCELLED, Cause.DECLINED),
         (Status.CANCELLED, Cause.VOIDED),
         (Status.CANCELLED, Cause.REFUNDED),
+        # The rest of the money is still to be refunded.
+        (Status.CANCELLING, Cause.PARTLY_REFUNDED),
+        (Status.CANCELLED, Cause.PARTLY_REFUNDED),
         # Money refunded for goods that stay sold.
+        (Status.CONFIRMED, Cause.PARTLY_REFUNDED),
+        (Status.SHIPPED, Cause.PARTLY_REFUNDED),
+        (Status.DELIVERED, Cause.PARTLY_REFUNDED),
         (Status.CONFIRMED, Cause.REFUNDED),
         (Status.SHIPPED, Cause.REFUNDED),
         (Status.DELIVERED, Cause.REFUNDED),

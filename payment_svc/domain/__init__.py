@@ -2,10 +2,15 @@
 
 from payment_svc.domain.errors import (
     AmountInvalid,
+    CurrencyMismatch,
+    EtagMismatch,
     PaymentNotFound,
     PaymentStateRefused,
     ProviderContradiction,
     ProviderNotFound,
+    RefundContradiction,
+    RefundExceedsPayment,
+    RefundNotFound,
 )
 from payment_svc.domain.ledger import Entry, EntryType
 from payment_svc.domain.payments import (
@@ -20,8 +25,16 @@ from payment_svc.domain.payments import (
     Payment,
     PaymentCaptured,
     PaymentDeclined,
-    PaymentRefunded,
     PaymentVoided,
+)
+from payment_svc.domain.refunds import (
+    ORDER_CANCELLED,
+    NewRefund,
+    PaymentRefunded,
+    Refund,
+    RefundStatus,
+    amount_of,
+    left,
 )
 from payment_svc.domain.statuses import CHARGED, HOLDING, UNCHARGED, PaymentStatus
 
@@ -30,14 +43,18 @@ __all__ = [
     "FIRST_BACKOFF",
     "HOLDING",
     "LONGEST_BACKOFF",
+    "ORDER_CANCELLED",
     "PAYMENT_METHOD_NOT_FOUND",
     "PROVIDER_UNKNOWN",
     "UNCHARGED",
     "AmountInvalid",
+    "CurrencyMismatch",
     "Due",
     "Entry",
     "EntryType",
+    "EtagMismatch",
     "NewPayment",
+    "NewRefund",
     "OrderCancelling",
     "OrderPlaced",
     "Payment",
@@ -50,4 +67,11 @@ __all__ = [
     "PaymentVoided",
     "ProviderContradiction",
     "ProviderNotFound",
+    "Refund",
+    "RefundContradiction",
+    "RefundExceedsPayment",
+    "RefundNotFound",
+    "RefundStatus",
+    "amount_of",
+    "left",
 ]

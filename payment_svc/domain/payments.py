@@ -1,4 +1,4 @@
-"""Payments: the money of an order is captured once, and refunded at most once.
+"""Payments: the money of an order is captured once, and never more than that is refunded.
 
     PENDING ── capture ──▶ CAPTURED ── refund ──▶ PARTIALLY_REFUNDED ── refund ──▶ REFUNDED
        ├────── decline ──▶ DECLINED
@@ -8,8 +8,8 @@ A payment of zero moves no money, so no provider hears of it: it is CAPTURED as 
 when the order is cancelled.
 
 A payment says what is due at the provider (`Payment.due`), so that any process that reads its row can continue where
-another one died. `cancel_requested` never becomes false again: from then on a charge is voided if possible, and
-refunded if not.
+another one died. `cancel_requested` never becomes false again: from then on a charge is voided if possible. If
+not, what is left of it is refunded, as a refund of its own (`payment_svc.domain.refunds`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from payment_svc.domain.errors import AmountInvalid, PaymentStateRefused, ProviderContradiction
+from payment_svc.domain.errors import AmountInvalid, EtagMismatch, PaymentStateRefused, ProviderContradiction
 from payment_svc.domain.statuses import CHARGED, HOLDING, UNCHARGED, PaymentStatus
 
 FIRST_BACKOFF = timedelta(milliseconds=200)
@@ -38,7 +38,6 @@ class Due(StrEnum):
 
     CHARGE = "CHARGE"
     VOID = "VOID"
-    REFUND = "REFUND"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +160,10 @@ class Payment:
         """The id of its trace, in hexadecimal; empty if there is none."""
         return self.traceparent[3:35]
 
-    @property
-    def refund_key(self) -> str:
-        """The provider's key of the refund of a cancelled order; the same at every attempt."""
-        return f"refund-{self.id}"
+    def require_etag(self, etag: str) -> None:
+        """Raise EtagMismatch when the caller names another version than this one."""
+        if etag and etag != str(self.version):
+            raise EtagMismatch(self.id)
 
     def require_same(self, new: NewPayment) -> None:
         """Raise PaymentStateRefused unless this is the payment that `new` asks for, and it is not called off."""
@@ -174,7 +173,7 @@ class Payment:
             raise PaymentStateRefused(self, f"order {self.order_id} is cancelled")
 
     def request_cancel(self, traceparent: str, now: datetime, until: datetime) -> Payment:
-        """Call the payment off. To void it or to refund the money is due then, unless there is none.
+        """Call the payment off. To void it is due then; money that it holds is to be refunded.
 
         A payment of zero is void at once, as it would be had it been called off before it was captured.
         """
@@ -214,18 +213,21 @@ class Payment:
             raise ProviderContradiction(self, "voided")
         return self._moved(now, now, status=PaymentStatus.VOIDED)
 
-    def refund(self, amount: Decimal, now: datetime, until: datetime) -> Payment:
+    def begin_refund(self, now: datetime) -> Payment:
+        """A refund of it has begun. Others see that, and an etag from before is out of date."""
+        return self._moved(now, now)
+
+    def refund(self, amount: Decimal, now: datetime) -> Payment:
         """The provider gave `amount` back. Raises ProviderContradiction when that is more than there was."""
         if not 0 < amount <= self.refundable:
             raise ProviderContradiction(self, f"refunded {amount}")
         refunded = self.refunded_amount + amount
         status = PaymentStatus.REFUNDED if refunded == self.amount else PaymentStatus.PARTIALLY_REFUNDED
-        return self._moved(now, until, status=status, refunded_amount=refunded)
+        return self._moved(now, now, status=status, refunded_amount=refunded)
 
     def postpone(self, now: datetime) -> Payment:
         """Nothing was learnt from the provider: ask again after a pause that grows with the attempts."""
-        pause = min(FIRST_BACKOFF * 2 ** min(self.attempts, 16), LONGEST_BACKOFF)
-        return replace(self, attempts=self.attempts + 1, next_attempt_time=now + pause)
+        return replace(self, attempts=self.attempts + 1, next_attempt_time=now + pause_after(self.attempts))
 
     def _require_pending(self, said: str) -> None:
         if self.status is not PaymentStatus.PENDING:
@@ -259,7 +261,13 @@ class Payment:
 def _due(status: PaymentStatus, *, cancel_requested: bool) -> Due | None:
     if status is PaymentStatus.PENDING:
         return Due.VOID if cancel_requested else Due.CHARGE
-    return Due.REFUND if cancel_requested and status in HOLDING else None
+    return None
+
+
+def pause_after(attempts: int) -> timedelta:
+    """The pause after one more attempt without an outcome; there were `attempts` before."""
+    doubled: int = 2 ** min(attempts, 16)
+    return min(FIRST_BACKOFF * doubled, LONGEST_BACKOFF)
 
 
 class PaymentCaptured(NamedTuple):
@@ -278,10 +286,3 @@ class PaymentVoided(NamedTuple):
     """Under this payment no money was taken, nor will be."""
 
     payment: Payment
-
-
-class PaymentRefunded(NamedTuple):
-    """Money was refunded, `amount` of it this time."""
-
-    payment: Payment
-    amount: Decimal

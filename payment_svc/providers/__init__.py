@@ -1,109 +1,37 @@
-"""Payment providers: one small protocol, and what a provider can answer.
+"""Payment providers: one small protocol, the bounds of its calls, and a folder or module for each provider."""
 
-An outcome is a value, never an exception. What an adapter raises all the same, and a call that takes too long, counts
-as `Unknown`. Every request names a key; the same key never moves money twice.
-"""
+from payment_svc.providers.bounded import Bounded
+from payment_svc.providers.protocol import (
+    Absent,
+    Approved,
+    Charge,
+    Declined,
+    Inconclusive,
+    Outcome,
+    Provider,
+    ProviderUnavailable,
+    Refunded,
+    RefundOutcome,
+    RefundRequest,
+    Refused,
+    Unknown,
+    Voided,
+)
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Protocol
-from uuid import UUID
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A request to take money. `order_id` is noted at the provider, as what it was for."""
-
-    key: str
-    token: str = field(repr=False)
-    amount: Decimal
-    currency: str
-    order_id: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class Refund:
-    """A request to refund `amount` of the charge under `charge_key`."""
-
-    key: str
-    charge_key: str
-    amount: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Approved:
-    """The money was taken; `reference` is the provider's name for the charge."""
-
-    reference: str
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    """The money was not taken, and never will be under this key; `reason` in the provider's words."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Voided:
-    """There is no charge under the key, and the provider refuses any to come."""
-
-
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """The provider has not heard of the key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refunded:
-    """The money was refunded, now or when the key was first used."""
-
-    reference: str
-    amount: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The provider will not give the money back."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderUnavailable:
-    """The provider surely did nothing; it may do so later."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """The provider may have done it or not."""
-
-    reason: str
-
-
-Inconclusive = Refused | ProviderUnavailable | Unknown
-"""Outcomes after which the provider is to be asked again."""
-Outcome = Approved | Declined | Voided | Refunded | Inconclusive
-
-
-class Provider(Protocol):
-    """A payment provider."""
-
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
-        """Take money, once for the key: asked again, the first outcome."""
-
-    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | ProviderUnavailable | Unknown:
-        """What stands under the key of a charge."""
-
-    async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
-        """Make sure that no money is ever taken under the key, in one step with finding out whether it was.
-
-        `Approved` when it was: then it can only be refunded.
-        """
-
-    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
-        """Give money back, once for the key: asked again, the first outcome."""
+__all__ = [
+    "Absent",
+    "Approved",
+    "Bounded",
+    "Charge",
+    "Declined",
+    "Inconclusive",
+    "Outcome",
+    "Provider",
+    "ProviderUnavailable",
+    "RefundOutcome",
+    "RefundRequest",
+    "Refunded",
+    "Refused",
+    "Unknown",
+    "Voided",
+]

@@ -26,8 +26,8 @@ from payment_svc.providers import (
     Charge,
     Declined,
     ProviderUnavailable,
-    Refund,
     Refunded,
+    RefundRequest,
     Refused,
     Unknown,
     Voided,
@@ -68,7 +68,10 @@ refunds = sa.Table(
     sa.Column("reference", sa.String, nullable=False, unique=True),
     sa.Column("amount", _AMOUNT, nullable=False),
     sa.Column("create_time", _TIME, nullable=False, server_default=_now),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
     sa.CheckConstraint("amount > 0", name="amount_positive"),
+    sa.CheckConstraint("status IN ('SUCCEEDED', 'REFUSED')", name="status_known"),
 )
 
 attempts = sa.Table(
@@ -95,8 +98,16 @@ _CHARGES = Statement(sa.select(charges).where(charges.c.key == sa.any_(_keys)))
 _LOCK_CHARGES = Statement(
     sa.select(charges).where(charges.c.key == sa.any_(_keys)).order_by(charges.c.key).with_for_update()
 )
-_REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)))
-_ADD_REFUNDS = BulkInsert(refunds.c.key, refunds.c.charge_key, refunds.c.reference, refunds.c.amount)
+_REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)), name="read sandbox refunds")
+_ADD_REFUNDS = BulkInsert(
+    refunds.c.key,
+    refunds.c.charge_key,
+    refunds.c.reference,
+    refunds.c.amount,
+    refunds.c.status,
+    refunds.c.reason,
+    name="add sandbox refunds",
+)
 _refunded = unnested({"keys": ("key", sa.String), "totals": ("total", _AMOUNT)})
 _WRITE_REFUNDED = Statement(
     sa.update(charges).where(charges.c.key == _refunded.c.key).values(refunded_amount=_refunded.c.total)
@@ -106,7 +117,9 @@ REFUSALS = {"tok_declined": "card_declined", "tok_insufficient_funds": "insuffic
 """The tokens that are declined, and why."""
 SLOW, SILENT, FLAKY = "tok_slow", "tok_timeout", "tok_flaky"
 """The tokens that are charged in a way of their own."""
-APPROVED = frozenset({"tok_visa", SLOW, SILENT, FLAKY})
+REFUND_FAILS = "tok_refund_fails"
+"""The token that is charged, and whose refunds are all refused."""
+APPROVED = frozenset({"tok_visa", SLOW, SILENT, FLAKY, REFUND_FAILS})
 """The tokens that are charged; any other is declined as unknown."""
 
 
@@ -155,7 +168,10 @@ class Sandbox:
         self._database = database
         self._slow_seconds = slow_seconds
         self._decisions = GroupCommit[_Request, _Standing | ProviderUnavailable]("sandbox charges", self._decide)
-        self._refunds = GroupCommit[Refund, Refunded | Refused]("sandbox refunds", self._refund_batch)
+        self._refunds = GroupCommit[RefundRequest, Refunded | Refused]("sandbox refunds", self._refund_batch)
+        self._refund_lookups = GroupCommit[str, Refunded | Refused | Absent](
+            "sandbox look-ups of refunds", self._look_up_refunds
+        )
         self._lookups = GroupCommit[str, _Standing | Absent]("sandbox look-ups", self._look_up)
 
     async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
@@ -177,9 +193,13 @@ class Sandbox:
         standing = await self._decisions.submit(_Request(key, None))
         return Voided() if isinstance(standing, Declined) else standing
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
-        """As the protocol says."""
+    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+        """As the protocol says. A refusal stands under the key like a refund, unless there is no charge."""
         return await self._refunds.submit(refund)
+
+    async def lookup_refund(self, key: str) -> Refunded | Refused | Absent | ProviderUnavailable | Unknown:
+        """As the protocol says."""
+        return await self._refund_lookups.submit(key)
 
     async def _decide(self, batch: Sequence[_Request]) -> list[_Standing | ProviderUnavailable]:
         """What stands under each key from now on: the request, or what was there before."""
@@ -209,7 +229,12 @@ class Sandbox:
             standing = await _charges(reading, list(batch))
         return [standing.get(key) or Absent() for key in batch]
 
-    async def _refund_batch(self, batch: Sequence[Refund]) -> list[Refunded | Refused]:
+    async def _look_up_refunds(self, batch: Sequence[str]) -> list[Refunded | Refused | Absent]:
+        async with self._database.reading() as reading:
+            standing = {row["key"]: _refund(row) for row in await reading.fetch(_REFUNDS, keys=list(batch))}
+        return [standing.get(key) or Absent() for key in batch]
+
+    async def _refund_batch(self, batch: Sequence[RefundRequest]) -> list[Refunded | Refused]:
         async with self._database.transaction() as transaction:
             locked = await transaction.fetch(_LOCK_CHARGES, keys=sorted({refund.charge_key for refund in batch}))
             left: dict[str, Decimal] = {
@@ -217,10 +242,11 @@ class Sandbox:
                 for row in locked
                 if row["status"] == _Status.APPROVED
             }
+            refusing = {row["key"] for row in locked if row["token"] == REFUND_FAILS}
             totals: dict[str, Decimal] = {}
             before = {row["key"]: row["refunded_amount"] for row in locked}
             known: dict[str, Refunded | Refused] = {
-                row["key"]: Refunded(row["reference"], row["amount"])
+                row["key"]: _refund(row)
                 for row in await transaction.fetch(_REFUNDS, keys=[refund.key for refund in batch])
             }
             added: list[tuple[Any, ...]] = []
@@ -228,17 +254,27 @@ class Sandbox:
                 key, amount = refund.charge_key, refund.amount
                 if refund.key in known:
                     continue
-                if amount > left.get(key, Decimal(0)):
-                    known[refund.key] = Refused("exceeds_charge" if key in left else "no_charge")
+                reference = f"re_{new_id().hex}"
+                if key not in left:
+                    known[refund.key] = Refused("no_charge")
                     continue
-                made = known[refund.key] = Refunded(f"re_{new_id().hex}", amount)
-                added.append((refund.key, key, made.reference, amount))
+                if key in refusing or amount > left[key]:
+                    why = "refund_refused" if key in refusing else "exceeds_charge"
+                    known[refund.key] = Refused(why)
+                    added.append((refund.key, key, reference, amount, "REFUSED", why))
+                    continue
+                known[refund.key] = Refunded(reference, amount)
+                added.append((refund.key, key, reference, amount, "SUCCEEDED", ""))
                 left[key] -= amount
                 totals[key] = totals.get(key, before[key]) + amount
             transaction.add(_ADD_REFUNDS, added)
             if totals:
                 transaction.write(_WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
         return [known[refund.key] for refund in batch]
+
+
+def _refund(row: Row) -> Refunded | Refused:
+    return Refused(row["reason"]) if row["status"] == "REFUSED" else Refunded(row["reference"], row["amount"])
 
 
 async def _charges(reading: Transaction, keys: list[str]) -> dict[str, _Standing]:

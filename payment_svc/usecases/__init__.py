@@ -3,5 +3,6 @@
 from payment_svc.usecases.orders import Orders
 from payment_svc.usecases.outcomes import Outcomes
 from payment_svc.usecases.payments import Payments
+from payment_svc.usecases.refunds import RefundOutcomes, Refunds
 
-__all__ = ["Orders", "Outcomes", "Payments"]
+__all__ = ["Orders", "Outcomes", "Payments", "RefundOutcomes", "Refunds"]

@@ -21,12 +21,14 @@ from payment_svc.domain import (
     PaymentStatus,
     PaymentVoided,
 )
+from payment_svc.usecases.outcomes import refunds_of_cancelled
 
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from mesh.events.cloudevents import Received
     from payment_svc.charger import Charger
-    from payment_svc.store import PaymentStore
+    from payment_svc.refunder import Refunder
+    from payment_svc.store import PaymentStore, RefundStore
 
 ACTOR = "service:payment"
 """The author of payments."""
@@ -39,14 +41,18 @@ class Orders:
         self,
         units: UnitsOfWork,
         payments: PaymentStore,
+        refunds: RefundStore,
         charger: Charger,
+        refunder: Refunder,
         *,
         providers: Collection[str],
         lease: timedelta,
     ) -> None:
         self._units = units
         self._payments = payments
+        self._refunds = refunds
         self._charger = charger
+        self._refunder = refunder
         self._providers = providers
         self._lease = lease
 
@@ -100,7 +106,12 @@ class Orders:
         """Call off the payments that these orders have."""
         locked = await self._payments.load_of_orders(work, traces)
         cancelled = [payment.request_cancel(traces[payment.order_id], now, now + self._lease) for payment in locked]
+        # An order that is cancelled again has its refund. If the provider has refused that, it is up to staff.
+        held = [each for before, each in zip(locked, cancelled, strict=True) if each is not before and each.refundable]
+        pending = await self._refunds.pending(work, [payment.id for payment in held]) if held else []
+        refunds = refunds_of_cancelled(held, pending, until=now + self._lease, now=now)
         self._payments.save(work, zip(locked, cancelled, strict=True))
+        self._refunds.add(work, refunds)
         for before, payment in zip(locked, cancelled, strict=True):
             # An answer to a repeated question is no step in the history.
             subject = payment.order_id if payment is not before else None
@@ -111,3 +122,4 @@ class Orders:
                 work.publish(fact, traces[payment.order_id], subject=subject, actor=ACTOR)
         due = [payment for payment in cancelled if payment.due]
         work.transaction.on_commit(lambda: self._charger.resume(due))
+        work.transaction.on_commit(lambda: self._refunder.begin(refunds))

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from mesh import tasks
 from mesh.errors import MeshError
 from mesh.ids import new_id
 from payment_svc.domain import (
-    Due,
+    ORDER_CANCELLED,
     Entry,
     EntryType,
     Payment,
     PaymentCaptured,
     PaymentDeclined,
-    PaymentRefunded,
     PaymentStatus,
     PaymentVoided,
+    Refund,
+    left,
 )
-from payment_svc.providers import Approved, Declined, Inconclusive, Refunded, Voided
+from payment_svc.providers import Approved, Declined, Inconclusive, Voided
 
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
     from payment_svc.charger import ProviderAnswer
-    from payment_svc.store import PaymentStore
+    from payment_svc.refunder import Refunder
+    from payment_svc.store import PaymentStore, RefundStore
 
 ACTOR = "service:order"
 """On whose behalf payments are made and called off."""
@@ -35,9 +38,19 @@ ACTOR = "service:order"
 class Outcomes:
     """Records the answers of providers, a batch at a time."""
 
-    def __init__(self, units: UnitsOfWork, payments: PaymentStore, *, lease: timedelta) -> None:
+    def __init__(
+        self,
+        units: UnitsOfWork,
+        payments: PaymentStore,
+        refunds: RefundStore,
+        refunder: Refunder,
+        *,
+        lease: timedelta,
+    ) -> None:
         self._units = units
         self._payments = payments
+        self._refunds = refunds
+        self._refunder = refunder
         self._lease = lease
 
     async def record(self, batch: Sequence[ProviderAnswer]) -> list[Payment | Exception]:
@@ -70,7 +83,15 @@ class Outcomes:
             results.append(payment)
         self._payments.save(work, ((loaded[key], payment) for key, payment in after.items()))
         self._payments.add_entries(work, entries)
+        # Captures that came after their orders were cancelled. Nothing of them is being refunded yet.
+        late = [each for key, each in after.items() if each.cancel_requested and is_new_capture(loaded[key], each)]
+        self._refund(work, late, now)
         return results
+
+    def _refund(self, work: UnitOfWork, captured: Sequence[Payment], now: datetime) -> None:
+        begun = refunds_of_cancelled(captured, [], until=now + self._lease, now=now)
+        self._refunds.add(work, begun)
+        work.transaction.on_commit(lambda: self._refunder.begin(begun))
 
     def _applied(
         self, work: UnitOfWork, payment: Payment, answer: ProviderAnswer, now: datetime
@@ -78,7 +99,7 @@ class Outcomes:
         """The payment after an answer, and its entry in the ledger; the event is published."""
         until = now + self._lease
         entry: Entry | None = None
-        fact: PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefunded
+        fact: PaymentCaptured | PaymentDeclined | PaymentVoided
         match answer.outcome:
             case Approved(reference):
                 moved = payment.capture(reference, now, until)
@@ -89,12 +110,6 @@ class Outcomes:
             case Voided():
                 moved = payment.void(now)
                 entry, fact = _entry(moved, EntryType.VOID, moved.amount, "", now), PaymentVoided(moved)
-            case Refunded(reference, amount):
-                if payment.due is not Due.REFUND:
-                    # Another process has recorded it.
-                    return payment, None
-                moved = payment.refund(amount, now, until)
-                entry, fact = _entry(moved, EntryType.REFUND, amount, reference, now), PaymentRefunded(moved, amount)
             case _:
                 # It is not postponed when something else is due by now.
                 return payment.postpone(now) if payment.due is answer.due else payment, None
@@ -104,6 +119,34 @@ class Outcomes:
         return moved, entry
 
 
+def is_new_capture(before: Payment, after: Payment) -> bool:
+    """Whether the money was captured between these versions of a payment."""
+    return before.status is PaymentStatus.PENDING and after.status is PaymentStatus.CAPTURED
+
+
+def refunds_of_cancelled(
+    payments: Iterable[Payment], pending: Sequence[Refund], *, until: datetime, now: datetime
+) -> list[Refund]:
+    """Refunds of all that is left of payments whose orders are cancelled; `pending` are those under way."""
+    under_way: dict[UUID, list[Refund]] = {}
+    for refund in pending:
+        under_way.setdefault(refund.payment_id, []).append(refund)
+    return [
+        Refund.begin(
+            new_id(),
+            payment,
+            amount,
+            reason=ORDER_CANCELLED,
+            actor=ACTOR,
+            traceparent=payment.traceparent,
+            now=now,
+            until=until,
+        )
+        for payment in payments
+        if (amount := left(payment, under_way.get(payment.id, ())))
+    ]
+
+
 def _entry(payment: Payment, kind: EntryType, amount: Decimal, reference: str, now: datetime) -> Entry:
-    note = "the order was cancelled" if payment.cancel_requested and kind is not EntryType.CAPTURE else ""
+    note = ORDER_CANCELLED if kind is EntryType.VOID else ""
     return Entry(new_id(), payment.id, kind, amount, reference, note, now, ACTOR, payment.trace_id)

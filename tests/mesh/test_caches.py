@@ -170,6 +170,7 @@ FIELDS: Mapping[str, Callable[[Shop, int], Mapping[str, Any]]] = {
         "order_id": some(shop.orders, number) if number % 3 else "",
         "page_size": number % 7,
     },
+    "ListRefunds": lambda shop, number: {"payment_id": some(shop.payments, number), "page_size": number % 7},
     "ListPaymentEntries": lambda shop, number: {"payment_id": some(shop.payments, number), "page_size": number % 7},
 }
 """By method, the fields of the request with this number: they differ in all ways that callers can choose."""

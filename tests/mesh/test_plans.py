@@ -23,7 +23,7 @@ from mesh.db.database import SESSION, Statement
 from mesh.db.rows import Versions
 from payment_svc.domain import PaymentStatus
 from payment_svc.providers import sandbox
-from payment_svc.store import listing as listing_payments
+from payment_svc.store.payments import listing as listing_payments
 from product_svc.store.lists import Conditions, listing, ranking
 from stack.servers import Servers
 from tests.runtime.process import kept_plan, new_database

@@ -16,9 +16,10 @@ from google.type.money_pb2 import Money
 
 from commerce.order.v1 import events_pb2 as order_events
 from commerce.order.v1 import order_pb2
-from commerce.payment.v1 import events_pb2
+from commerce.payment.v1 import events_pb2, payment_pb2
 from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import Database
+from mesh.db.idempotency import IdempotencyKey
 from mesh.db.paging import Pages
 from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Unavailable as CustomersAway
@@ -27,23 +28,27 @@ from mesh.events.cloudevents import Received
 from mesh.events.relay import Relay
 from mesh.ids import new_id
 from mesh.observe.trace import Trace
+from mesh.rpc.call import Call, Caller, Kind
+from mesh.rpc.replies import Change
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
-from payment_svc.domain import Payment
+from payment_svc.domain import NewRefund, Payment, Refund
 from payment_svc.providers import (
     Approved,
+    Bounded,
     Charge,
     Declined,
     ProviderUnavailable,
-    Refund,
     Refunded,
+    RefundRequest,
     Refused,
     Unknown,
     Voided,
 )
 from payment_svc.providers.sandbox import Sandbox
-from payment_svc.store import APPEND_HISTORY, PaymentStore
-from payment_svc.usecases import Orders, Outcomes, Payments
+from payment_svc.refunder import RefundAnswer, Refunder
+from payment_svc.store import APPEND_HISTORY, PaymentStore, RefundStore
+from payment_svc.usecases import Orders, Outcomes, Payments, RefundOutcomes, Refunds
 from tests.services import eventually
 
 Record = Callable[[ProviderAnswer], Awaitable[Payment]]
@@ -53,7 +58,15 @@ TIMEOUT = 10.0
 """Seconds that no call takes, so that an answer is not lost because the machine is busy."""
 GIVES_UP_S = 0.8
 """Seconds after which a provider that never answers is given up."""
-TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky")
+TOKENS = (
+    "tok_visa",
+    "tok_declined",
+    "tok_insufficient_funds",
+    "tok_slow",
+    "tok_timeout",
+    "tok_flaky",
+    "tok_refund_fails",
+)
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
 PAYLOADS: dict[str, Any] = {
     "captured": events_pb2.PaymentCaptured,
@@ -104,11 +117,14 @@ class Process:
     units: UnitsOfWork
     payments: Payments
     orders: Orders
+    refunds: Refunds
     charger: Charger
+    refunder: Refunder
     record: Recorder
 
     async def kill(self) -> None:
         await self.charger.abandon()
+        await self.refunder.abandon()
 
     async def placed(self, *orders: order_events.OrderPlaced) -> None:
         await self.heard(orders, [])
@@ -126,9 +142,34 @@ class Process:
         ]
         await self.units.run_optimistically(lambda work: self.orders.apply(work, events))
 
+    async def refund(self, payment: Payment, amount: int | None = None, *, key: str = "", by: str = "") -> Refund:
+        """A refund by staff, once it is committed. The provider may not have answered yet."""
+        caller = Caller(Kind.STAFF, by or str(new_id()))
+        request = payment_pb2.RefundPaymentRequest(payment_id=str(payment.id), reason="broken")
+        call = Call(
+            "RefundPayment",
+            deadline=asyncio.get_running_loop().time(),
+            caller=caller,
+            key=IdempotencyKey.of(key, caller, "RefundPayment", request) if key else None,
+        )
+        change: Change[tuple[Payment, Refund]] = Change(
+            call,
+            lambda made: payment_pb2.RefundPaymentResponse(
+                payment=wire.payment(made[0]), refund=wire.refund(made[1], with_reason=True)
+            ),
+        )
+        wanted = NewRefund(payment.id, None if amount is None else Decimal(amount), payment.currency, "broken")
+        return (await self.refunds.refund_payment(change, wanted, wire.refund_id)).value[1]
+
+    async def sweep(self) -> None:
+        """Look for overdue payments and refunds."""
+        await self.payments.sweep()
+        await self.refunds.sweep()
+
     async def idle(self) -> None:
-        """Until the charger has nothing in hand."""
+        """Until neither the charger nor the refunder has anything in hand."""
         await self.charger.idle()
+        await self.refunder.idle()
 
 
 @dataclass
@@ -142,21 +183,35 @@ class House:
     wallets: Wallets = field(default_factory=Wallets)
 
     async def process(
-        self, kind: type[Sandbox] = Sandbox, *, providers: Collection[str] = ("sandbox",), **limits: Any
+        self,
+        kind: type[Sandbox] = Sandbox,
+        *,
+        providers: Collection[str] = ("sandbox",),
+        at_a_time: int = 256,
+        timeout: float = TIMEOUT,
+        most: int = 4096,
     ) -> Process:
         database = Database(self.url, max_connections=4)
         await database.start()
         relay = Relay("payment", database, Bus("nats://127.0.0.1:1", name="none"))
         units, store = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY), PaymentStore()
         sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
-        outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", Outcomes(units, store, lease=LEASE).record)
+        called = {"sandbox": Bounded(sandbox, at_a_time=at_a_time, timeout=timeout)}
+        pages, refund_store = Pages(b"secret of the tests"), RefundStore()
+        answers = RefundOutcomes(units, store, refund_store)
+        refund_outcomes = GroupCommit[RefundAnswer, Refund]("refund outcomes", answers.record)
+        refunder = Refunder(called, refund_outcomes.submit, most=most, timeout=timeout)
+        refunds = Refunds(units, store, refund_store, refunder, pages, lease=LEASE)
+        recorder = Outcomes(units, store, refund_store, refunder, lease=LEASE)
+        outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", recorder.record)
         record = Recorder(outcomes.submit)
-        charger = Charger({"sandbox": sandbox}, self.wallets.token_of, record, **{"timeout": TIMEOUT, **limits})
-        payments = Payments(units, store, charger, Pages(b"secret of the tests"), providers=providers, lease=LEASE)
-        orders = Orders(units, store, charger, providers=providers, lease=LEASE)
+        charger = Charger(called, self.wallets.token_of, record, most=most, timeout=timeout)
+        payments = Payments(units, store, charger, pages, providers=providers, lease=LEASE)
+        orders = Orders(units, store, refund_store, charger, refunder, providers=providers, lease=LEASE)
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)
-        return Process(database, sandbox, units, payments, orders, charger, record)
+        self.stack.push_async_callback(refunder.abandon)
+        return Process(database, sandbox, units, payments, orders, refunds, charger, refunder, record)
 
     async def row(self, order: order_events.OrderPlaced) -> asyncpg.Record:
         row = await self.connection.fetchrow("SELECT * FROM payments WHERE order_id = $1", UUID(order.order.id))
@@ -180,7 +235,7 @@ class House:
         """The payment once it has `status`, while `sweeper` looks for overdue payments."""
 
         async def reached() -> asyncpg.Record | None:
-            await sweeper.payments.sweep()
+            await sweeper.sweep()
             row = await self.row(order)
             return row if row["status"] == status else None
 
@@ -229,10 +284,18 @@ class House:
     async def refunds(self, order: order_events.OrderPlaced) -> list[Decimal]:
         """What the sandbox's own record says was refunded for the order."""
         rows = await self.connection.fetch(
-            "SELECT r.amount FROM sandbox.refunds r JOIN sandbox.charges c ON c.key = r.charge_key WHERE order_id = $1",
+            "SELECT r.amount FROM sandbox.refunds r JOIN sandbox.charges c ON c.key = r.charge_key "
+            "WHERE order_id = $1 AND r.status = 'SUCCEEDED'",
             UUID(order.order.id),
         )
         return [row["amount"] for row in rows]
+
+    async def refund_rows(self, order: order_events.OrderPlaced) -> list[asyncpg.Record]:
+        """The refunds of the order's payment, oldest first."""
+        return await self.connection.fetch(
+            "SELECT r.* FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE order_id = $1 ORDER BY r.id",
+            UUID(order.order.id),
+        )
 
     async def told(self, order: order_events.OrderPlaced) -> list[str]:
         return [name for name, _, _ in await self.events(order)]
@@ -280,10 +343,34 @@ class Deaf(Sandbox):
         raise AssertionError(charge)
 
 
+class DeafToRefunds(Sandbox):
+    """Requests for refunds do not reach it, and nobody says so."""
+
+    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+        await asyncio.Event().wait()
+        raise AssertionError(refund)
+
+
+class RefusesFirst(Sandbox):
+    """It refuses the first refund that it is asked for, when the test lets it answer."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.told = asyncio.Event()
+        self._asked = 0
+
+    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+        self._asked += 1
+        if self._asked > 1:
+            return await super().refund(refund)
+        await self.told.wait()
+        return Refused("not today")
+
+
 class Dumb(Sandbox):
     """It gives money back, and its answer is lost."""
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
         await super().refund(refund)
         await asyncio.Event().wait()
         raise AssertionError(refund)
@@ -300,7 +387,7 @@ class Broken(Sandbox):
 class Stingy(Sandbox):
     """It gives nothing back."""
 
-    async def refund(self, refund: Refund) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
         return Refused(f"no {refund.amount} for you")
 
 

@@ -23,7 +23,16 @@ from tests.services import TEST_TIMEOUT_S, Client, Keys
 
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
 CUSTOMER = str(new_id())
-TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky", "tok_of_nobody")
+TOKENS = (
+    "tok_visa",
+    "tok_declined",
+    "tok_insufficient_funds",
+    "tok_slow",
+    "tok_timeout",
+    "tok_flaky",
+    "tok_refund_fails",
+    "tok_of_nobody",
+)
 METHODS = {token: str(new_id()) for token in TOKENS}
 """The customer's payment methods, by token; the last one is of no card of the sandbox."""
 

@@ -93,9 +93,10 @@ async def test_a_storm_of_orders_cancellings_and_deaths_ends_with_the_books_righ
 
     async def decided() -> bool:
         for process in processes:
-            await process.payments.sweep()
+            await process.sweep()
         due = await house.connection.fetchval(
-            "SELECT count(*) FROM payments WHERE next_attempt_time IS NOT NULL AND order_id = ANY($1)",
+            "SELECT count(*) FROM payments p LEFT JOIN refunds r ON r.payment_id = p.id AND r.status = 'PENDING' "
+            "WHERE (p.status = 'PENDING' OR r.id IS NOT NULL) AND order_id = ANY($1)",
             [UUID(each.order.id) for each in orders],
         )
         return int(due) == 0

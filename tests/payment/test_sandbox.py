@@ -17,8 +17,8 @@ from payment_svc.providers import (
     Charge,
     Declined,
     ProviderUnavailable,
-    Refund,
     Refunded,
+    RefundRequest,
     Refused,
     Voided,
 )
@@ -112,7 +112,7 @@ async def test_of_a_charge_and_a_void_at_once_one_wins_and_both_hear_it(database
 async def test_a_refund_is_made_once_for_its_key(sandbox: Sandbox, database: Database) -> None:
     asked = charge()
     await sandbox.charge(asked)
-    refund = Refund(f"refund-{asked.key}", asked.key, AMOUNT)
+    refund = RefundRequest(f"refund-{asked.key}", asked.key, AMOUNT, "EUR")
     results = await asyncio.gather(*(provider.refund(refund) for provider in (sandbox, sandbox, Sandbox(database))))
     assert len(set(results)) == 1
     assert isinstance(results[0], Refunded)
@@ -122,15 +122,31 @@ async def test_a_refund_is_made_once_for_its_key(sandbox: Sandbox, database: Dat
 async def test_refunds_never_exceed_the_charge(sandbox: Sandbox) -> None:
     asked = charge()
     await sandbox.charge(asked)
-    parts = [Refund(f"part-{number}-{asked.key}", asked.key, Decimal(5)) for number in range(3)]
+    parts = [RefundRequest(f"part-{number}-{asked.key}", asked.key, Decimal(5), "EUR") for number in range(3)]
     results = await asyncio.gather(*(sandbox.refund(part) for part in parts))
     assert sorted(type(result).__name__ for result in results) == ["Refunded", "Refunded", "Refused"]
     assert Refused("exceeds_charge") in results
-    unknown = Refund(f"refund-{uuid4()}", f"key-{uuid4()}", Decimal(1))
+    unknown = RefundRequest(f"refund-{uuid4()}", f"key-{uuid4()}", Decimal(1), "EUR")
     assert await sandbox.refund(unknown) == Refused("no_charge")
     voided = f"key-{uuid4()}"
     await sandbox.void(voided)
-    assert await sandbox.refund(Refund(f"refund-{voided}", voided, Decimal(1))) == Refused("no_charge")
+    assert await sandbox.refund(RefundRequest(f"refund-{voided}", voided, Decimal(1), "EUR")) == Refused("no_charge")
+
+
+async def test_refused_refund_stands_under_its_key(sandbox: Sandbox) -> None:
+    failing, small = charge("tok_refund_fails"), charge()
+    for asked in (failing, small):
+        assert isinstance(await sandbox.charge(asked), Approved)
+    refused = RefundRequest(f"refund-{uuid4()}", failing.key, Decimal(1), "EUR")
+    assert await sandbox.lookup_refund(refused.key) == Absent()
+    assert await sandbox.refund(refused) == await sandbox.lookup_refund(refused.key) == Refused("refund_refused")
+    excess = RefundRequest(f"refund-{uuid4()}", small.key, AMOUNT + 1, "EUR")
+    assert await sandbox.refund(excess) == Refused("exceeds_charge")
+    # The key of a refused refund is never used for another.
+    again = RefundRequest(excess.key, small.key, AMOUNT, "EUR")
+    assert await sandbox.refund(again) == await sandbox.lookup_refund(excess.key) == Refused("exceeds_charge")
+    made = RefundRequest(f"refund-{uuid4()}", small.key, AMOUNT, "EUR")
+    assert await sandbox.refund(made) == await sandbox.lookup_refund(made.key)
 
 
 async def test_every_request_for_a_charge_is_on_record(sandbox: Sandbox, database: Database) -> None:

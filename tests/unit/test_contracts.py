@@ -104,6 +104,7 @@ GetOrderPayment        CUSTOMER  GET /v1/orders/{order_id}/payment
 BatchGetOrderPayments  SERVICE
 ListPayments           STAFF     GET /v1/payments
 RefundPayment          STAFF     POST /v1/payments/{payment_id}:refund
+ListRefunds            CUSTOMER  GET /v1/payments/{payment_id}/refunds
 ListPaymentEntries     STAFF     GET /v1/payments/{payment_id}/entries
 ReceiveWebhook         PUBLIC    POST /v1/paymentWebhooks/{provider}
 GetPaymentTimeline     SERVICE

@@ -14,12 +14,20 @@ from hypothesis import strategies as st
 from payment_svc.domain import (
     LONGEST_BACKOFF,
     AmountInvalid,
+    CurrencyMismatch,
     Due,
+    EtagMismatch,
     NewPayment,
+    NewRefund,
     Payment,
     PaymentStateRefused,
     PaymentStatus,
     ProviderContradiction,
+    Refund,
+    RefundContradiction,
+    RefundExceedsPayment,
+    RefundStatus,
+    amount_of,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -67,8 +75,8 @@ def test_what_is_due_follows_from_the_state() -> None:
     assert pending().due is Due.CHARGE
     assert cancelled().due is Due.VOID
     assert captured().due is None
-    assert captured().request_cancel("", NOW, UNTIL).due is Due.REFUND
-    assert cancelled().capture("ch_1", NOW, UNTIL).due is Due.REFUND
+    assert captured().request_cancel("", NOW, UNTIL).due is None
+    assert cancelled().capture("ch_1", NOW, UNTIL).due is None
     assert pending().decline("no", NOW).due is None
     assert cancelled().void(NOW).due is None
 
@@ -79,12 +87,10 @@ def test_the_token_is_forgotten_with_the_outcome_and_never_shown() -> None:
     assert "tok_visa" not in repr(pending())
 
 
-def test_the_keys_depend_on_the_payment_alone() -> None:
+def test_the_key_depends_on_the_payment_alone() -> None:
     payment = pending()
-    keys = (payment.provider_key, payment.refund_key)
     moved = payment.postpone(NOW).request_cancel("", NOW, UNTIL).capture("ch_1", NOW, UNTIL)
-    assert (moved.provider_key, moved.refund_key) == keys
-    assert len({*keys, pending().provider_key, pending().refund_key}) == 4
+    assert moved.provider_key == payment.provider_key != pending().provider_key
 
 
 def test_a_decline_after_a_cancel_request_counts_as_voided() -> None:
@@ -112,9 +118,9 @@ def test_the_same_answer_again_changes_nothing() -> None:
         lambda: pending().void(NOW),
         lambda: pending().decline("no", NOW).capture("ch_1", NOW, UNTIL),
         lambda: cancelled().void(NOW).capture("ch_1", NOW, UNTIL),
-        lambda: pending().refund(AMOUNT, NOW, UNTIL),
-        lambda: captured().refund(AMOUNT + 1, NOW, UNTIL),
-        lambda: captured().refund(Decimal(0), NOW, UNTIL),
+        lambda: pending().refund(AMOUNT, NOW),
+        lambda: captured().refund(AMOUNT + 1, NOW),
+        lambda: captured().refund(Decimal(0), NOW),
     ],
 )
 def test_an_answer_that_cannot_be_raises(impossible: Callable[[], Payment]) -> None:
@@ -123,9 +129,9 @@ def test_an_answer_that_cannot_be_raises(impossible: Callable[[], Payment]) -> N
 
 
 def test_money_is_refunded_in_parts_and_never_above_the_capture() -> None:
-    payment = captured().refund(Decimal(5), NOW, UNTIL)
+    payment = captured().refund(Decimal(5), NOW)
     assert (payment.status, payment.refundable) == (PaymentStatus.PARTIALLY_REFUNDED, Decimal("7.50"))
-    payment = payment.refund(payment.refundable, NOW, UNTIL)
+    payment = payment.refund(payment.refundable, NOW)
     assert (payment.status, payment.refundable) == (PaymentStatus.REFUNDED, Decimal(0))
 
 
@@ -151,13 +157,59 @@ def test_an_order_is_charged_what_it_was_charged_and_not_when_called_off() -> No
         payment.request_cancel("", NOW, UNTIL).require_same(wanted)
 
 
+def refund_of(payment: Payment, amount: Decimal) -> Refund:
+    begun = Refund.begin(
+        uuid4(), payment, amount, reason="broken", actor="staff:1", traceparent="", now=NOW, until=UNTIL
+    )
+    assert begun.provider_key == f"refund-{begun.id}"
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pending_amount", "amount"),
+    [(None, 0, AMOUNT), (None, 5, AMOUNT - 5), (5, 5, 5), (AMOUNT, 0, AMOUNT)],
+)
+def test_refund_is_of_the_amount_asked_for_or_of_all_that_is_left(
+    wanted: Decimal | None, pending_amount: int, amount: Decimal
+) -> None:
+    payment = captured()
+    under_way = [refund_of(payment, Decimal(pending_amount))] if pending_amount else []
+    assert amount_of(NewRefund(payment.id, wanted, "EUR", "broken"), payment, under_way) == amount
+
+
+@pytest.mark.parametrize(
+    ("payment", "wanted", "currency", "etag", "refusal"),
+    [
+        (captured(), AMOUNT + Decimal("0.01"), "EUR", "", RefundExceedsPayment),
+        (captured().refund(AMOUNT, NOW), None, "EUR", "", RefundExceedsPayment),
+        (free(), None, "EUR", "", RefundExceedsPayment),
+        (captured(), Decimal(1), "USD", "", CurrencyMismatch),
+        (captured(), Decimal(1), "EUR", "1", EtagMismatch),
+        (pending(), None, "EUR", "", PaymentStateRefused),
+        (pending().decline("no", NOW), Decimal(1), "EUR", "", PaymentStateRefused),
+    ],
+)
+def test_refund_that_cannot_be_made_is_refused_by_name(
+    payment: Payment, wanted: Decimal | None, currency: str, etag: str, refusal: type[Exception]
+) -> None:
+    with pytest.raises(refusal):
+        amount_of(NewRefund(payment.id, wanted, currency, "broken", etag), payment, [])
+
+
+def test_refund_of_another_amount_than_asked_for_contradicts_the_books() -> None:
+    begun = refund_of(captured(), Decimal(5))
+    assert begun.succeed("re_1", Decimal(5), NOW).status is RefundStatus.SUCCEEDED
+    with pytest.raises(RefundContradiction):
+        begun.succeed("re_1", Decimal(6), NOW)
+
+
 STEPS: list[Callable[[Payment], Payment]] = [
     lambda payment: payment.request_cancel("", NOW, UNTIL),
     lambda payment: payment.capture("ch_1", NOW, UNTIL),
     lambda payment: payment.decline("no", NOW),
     lambda payment: payment.void(NOW),
-    lambda payment: payment.refund(Decimal(5), NOW, UNTIL),
-    lambda payment: payment.refund(payment.refundable, NOW, UNTIL),
+    lambda payment: payment.refund(Decimal(5), NOW),
+    lambda payment: payment.refund(payment.refundable, NOW),
     lambda payment: payment.postpone(NOW) if payment.due else payment,
 ]
 

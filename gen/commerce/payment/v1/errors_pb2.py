@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/errors.proto\x12\x13\x63ommerce.payment.v1*\xa0\x02\n\x12PaymentErrorReason\x12$\n PAYMENT_ERROR_REASON_UNSPECIFIED\x10\x00\x12*\n&PAYMENT_ERROR_REASON_PAYMENT_NOT_FOUND\x10\x01\x12&\n\"PAYMENT_ERROR_REASON_PAYMENT_STATE\x10\x02\x12/\n+PAYMENT_ERROR_REASON_REFUND_EXCEEDS_PAYMENT\x10\x03\x12+\n\'PAYMENT_ERROR_REASON_PROVIDER_NOT_FOUND\x10\x04\x12\x32\n.PAYMENT_ERROR_REASON_WEBHOOK_SIGNATURE_INVALID\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/errors.proto\x12\x13\x63ommerce.payment.v1*\xcb\x02\n\x12PaymentErrorReason\x12$\n PAYMENT_ERROR_REASON_UNSPECIFIED\x10\x00\x12*\n&PAYMENT_ERROR_REASON_PAYMENT_NOT_FOUND\x10\x01\x12&\n\"PAYMENT_ERROR_REASON_PAYMENT_STATE\x10\x02\x12/\n+PAYMENT_ERROR_REASON_REFUND_EXCEEDS_PAYMENT\x10\x03\x12+\n\'PAYMENT_ERROR_REASON_PROVIDER_NOT_FOUND\x10\x04\x12\x32\n.PAYMENT_ERROR_REASON_WEBHOOK_SIGNATURE_INVALID\x10\x05\x12)\n%PAYMENT_ERROR_REASON_REFUND_NOT_FOUND\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.payment.v1.errors_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAYMENTERRORREASON']._serialized_start=58
-  _globals['_PAYMENTERRORREASON']._serialized_end=346
+  _globals['_PAYMENTERRORREASON']._serialized_end=389
 # @@protoc_insertion_point(module_scope)

@@ -29,13 +29,15 @@ class _PaymentErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pa
     PAYMENT_ERROR_REASON_PAYMENT_STATE: _PaymentErrorReason.ValueType  # 2
     """`FAILED_PRECONDITION`: the status of the payment does not allow the operation. The metadata contains `status`."""
     PAYMENT_ERROR_REASON_REFUND_EXCEEDS_PAYMENT: _PaymentErrorReason.ValueType  # 3
-    """`FAILED_PRECONDITION`: the refund exceeds the remaining amount of the payment. The metadata contains
-    `requested` and `refundable`.
+    """`FAILED_PRECONDITION`: the refund exceeds the remaining amount of the payment, which refunds without an outcome also
+    reduce. The metadata contains `requested`, empty for all that is left, and `refundable`.
     """
     PAYMENT_ERROR_REASON_PROVIDER_NOT_FOUND: _PaymentErrorReason.ValueType  # 4
     """`NOT_FOUND`: the payment provider does not exist."""
     PAYMENT_ERROR_REASON_WEBHOOK_SIGNATURE_INVALID: _PaymentErrorReason.ValueType  # 5
     """`UNAUTHENTICATED`: the webhook has no valid signature of the provider, or the signature is too old."""
+    PAYMENT_ERROR_REASON_REFUND_NOT_FOUND: _PaymentErrorReason.ValueType  # 6
+    """`NOT_FOUND`: the refund does not exist."""
 
 class PaymentErrorReason(_PaymentErrorReason, metaclass=_PaymentErrorReasonEnumTypeWrapper):
     """PaymentErrorReason is the reason of an error of the payment service. It is sent as `reason` of
@@ -49,11 +51,13 @@ PAYMENT_ERROR_REASON_PAYMENT_NOT_FOUND: PaymentErrorReason.ValueType  # 1
 PAYMENT_ERROR_REASON_PAYMENT_STATE: PaymentErrorReason.ValueType  # 2
 """`FAILED_PRECONDITION`: the status of the payment does not allow the operation. The metadata contains `status`."""
 PAYMENT_ERROR_REASON_REFUND_EXCEEDS_PAYMENT: PaymentErrorReason.ValueType  # 3
-"""`FAILED_PRECONDITION`: the refund exceeds the remaining amount of the payment. The metadata contains
-`requested` and `refundable`.
+"""`FAILED_PRECONDITION`: the refund exceeds the remaining amount of the payment, which refunds without an outcome also
+reduce. The metadata contains `requested`, empty for all that is left, and `refundable`.
 """
 PAYMENT_ERROR_REASON_PROVIDER_NOT_FOUND: PaymentErrorReason.ValueType  # 4
 """`NOT_FOUND`: the payment provider does not exist."""
 PAYMENT_ERROR_REASON_WEBHOOK_SIGNATURE_INVALID: PaymentErrorReason.ValueType  # 5
 """`UNAUTHENTICATED`: the webhook has no valid signature of the provider, or the signature is too old."""
+PAYMENT_ERROR_REASON_REFUND_NOT_FOUND: PaymentErrorReason.ValueType  # 6
+"""`NOT_FOUND`: the refund does not exist."""
 Global___PaymentErrorReason: _TypeAlias = PaymentErrorReason  # noqa: Y015

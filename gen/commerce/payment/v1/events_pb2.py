@@ -27,7 +27,7 @@ from commerce.payment.v1 import payment_pb2 as commerce_dot_payment_dot_v1_dot_p
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\x9b\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\xae\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x11\n\trefund_id\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,5 +49,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTVOIDED']._serialized_start=391
   _globals['_PAYMENTVOIDED']._serialized_end=506
   _globals['_PAYMENTREFUNDED']._serialized_start=509
-  _globals['_PAYMENTREFUNDED']._serialized_end=664
+  _globals['_PAYMENTREFUNDED']._serialized_end=683
 # @@protoc_insertion_point(module_scope)

@@ -98,23 +98,27 @@ class PaymentRefunded(_message.Message):
 
     PAYMENT_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
+    REFUND_ID_FIELD_NUMBER: _builtins.int
+    refund_id: _builtins.str
+    """The UUID of the refund. Empty if the amount is zero, and in events of earlier versions."""
     @_builtins.property
     def payment(self) -> _payment_pb2.Payment:
         """The payment after the change."""
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """The amount of this refund."""
+        """The amount of this refund. Zero if an order that is cancelled again was refunded before."""
 
     def __init__(
         self,
         *,
         payment: _payment_pb2.Payment | None = ...,
         amount: _money_pb2.Money | None = ...,
+        refund_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "payment", b"payment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "payment", b"payment", "refund_id", b"refund_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,6 +68,11 @@ class PaymentServiceStub:
                 request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentRequest.SerializeToString,
                 response_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentResponse.FromString,
                 _registered_method=True)
+        self.ListRefunds = channel.unary_unary(
+                '/commerce.payment.v1.PaymentService/ListRefunds',
+                request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ListRefundsRequest.SerializeToString,
+                response_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ListRefundsResponse.FromString,
+                _registered_method=True)
         self.ListPaymentEntries = channel.unary_unary(
                 '/commerce.payment.v1.PaymentService/ListPaymentEntries',
                 request_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ListPaymentEntriesRequest.SerializeToString,
@@ -141,10 +146,21 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefundPayment(self, request, context):
-        """Refunds a captured payment, in part or in full.
+        """Refunds a captured payment, in part or in full. The refund is stored before the provider is asked. A refund that
+        the provider refuses is a normal response, with the status `REFUND_STATUS_FAILED`. While the outcome is unknown, the
+        status is `REFUND_STATUS_PENDING`; the amount counts as refunded until the provider refuses it.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE`,
         `REFUND_EXCEEDS_PAYMENT`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRefunds(self, request, context):
+        """Lists the refunds of a payment, oldest first. The reasons are for staff only.
+
+        Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,6 +226,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.RefundPayment,
                     request_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentRequest.FromString,
                     response_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentResponse.SerializeToString,
+            ),
+            'ListRefunds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRefunds,
+                    request_deserializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ListRefundsRequest.FromString,
+                    response_serializer=commerce_dot_payment_dot_v1_dot_payment__pb2.ListRefundsResponse.SerializeToString,
             ),
             'ListPaymentEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPaymentEntries,
@@ -393,6 +414,33 @@ class PaymentService:
             '/commerce.payment.v1.PaymentService/RefundPayment',
             commerce_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentRequest.SerializeToString,
             commerce_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRefunds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/commerce.payment.v1.PaymentService/ListRefunds',
+            commerce_dot_payment_dot_v1_dot_payment__pb2.ListRefundsRequest.SerializeToString,
+            commerce_dot_payment_dot_v1_dot_payment__pb2.ListRefundsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,10 +66,17 @@ class PaymentServiceStub:
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     RefundPayment: _grpc.UnaryUnaryMultiCallable[_payment_pb2.RefundPaymentRequest, _payment_pb2.RefundPaymentResponse]
-    """Refunds a captured payment, in part or in full.
+    """Refunds a captured payment, in part or in full. The refund is stored before the provider is asked. A refund that
+    the provider refuses is a normal response, with the status `REFUND_STATUS_FAILED`. While the outcome is unknown, the
+    status is `REFUND_STATUS_PENDING`; the amount counts as refunded until the provider refuses it.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE`,
     `REFUND_EXCEEDS_PAYMENT`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+    """
+    ListRefunds: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ListRefundsRequest, _payment_pb2.ListRefundsResponse]
+    """Lists the refunds of a payment, oldest first. The reasons are for staff only.
+
+    Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     ListPaymentEntries: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentEntriesRequest, _payment_pb2.ListPaymentEntriesResponse]
     """Lists the ledger entries of a payment, oldest first.
@@ -126,10 +133,17 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     Errors: `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     RefundPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.RefundPaymentRequest, _payment_pb2.RefundPaymentResponse]  # type: ignore[assignment]
-    """Refunds a captured payment, in part or in full.
+    """Refunds a captured payment, in part or in full. The refund is stored before the provider is asked. A refund that
+    the provider refuses is a normal response, with the status `REFUND_STATUS_FAILED`. While the outcome is unknown, the
+    status is `REFUND_STATUS_PENDING`; the amount counts as refunded until the provider refuses it.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE`,
     `REFUND_EXCEEDS_PAYMENT`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+    """
+    ListRefunds: _aio.UnaryUnaryMultiCallable[_payment_pb2.ListRefundsRequest, _payment_pb2.ListRefundsResponse]  # type: ignore[assignment]
+    """Lists the refunds of a payment, oldest first. The reasons are for staff only.
+
+    Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
     """
     ListPaymentEntries: _aio.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentEntriesRequest, _payment_pb2.ListPaymentEntriesResponse]  # type: ignore[assignment]
     """Lists the ledger entries of a payment, oldest first.
@@ -219,10 +233,23 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_pb2.RefundPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_pb2.RefundPaymentResponse, _abc.Awaitable[_payment_pb2.RefundPaymentResponse]]:
-        """Refunds a captured payment, in part or in full.
+        """Refunds a captured payment, in part or in full. The refund is stored before the provider is asked. A refund that
+        the provider refuses is a normal response, with the status `REFUND_STATUS_FAILED`. While the outcome is unknown, the
+        status is `REFUND_STATUS_PENDING`; the amount counts as refunded until the provider refuses it.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE`,
         `REFUND_EXCEEDS_PAYMENT`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`; `ABORTED` / `ETAG_MISMATCH`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRefunds(
+        self,
+        request: _payment_pb2.ListRefundsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_pb2.ListRefundsResponse, _abc.Awaitable[_payment_pb2.ListRefundsResponse]]:
+        """Lists the refunds of a payment, oldest first. The reasons are for staff only.
+
+        Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`; `INVALID_ARGUMENT` / `PAGE_TOKEN_INVALID`.
         """
 
     @_abc_1.abstractmethod

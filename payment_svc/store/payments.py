@@ -65,11 +65,7 @@ payments = sa.Table(
     sa.CheckConstraint("(status = 'PENDING') = (process_time IS NULL)", name="processed_unless_pending"),
     sa.CheckConstraint("status = 'PENDING' OR token = ''", name="token_only_while_pending"),
     # No payment with something due can be forgotten.
-    sa.CheckConstraint(
-        "(next_attempt_time IS NOT NULL) ="
-        " (status = 'PENDING' OR cancel_requested AND status IN ('CAPTURED', 'PARTIALLY_REFUNDED'))",
-        name="attempted_while_due",
-    ),
+    sa.CheckConstraint("(next_attempt_time IS NOT NULL) = (status = 'PENDING')", name="attempted_while_due"),
 )
 _due = payments.c.next_attempt_time.is_not(None)
 sa.Index("payments_due", payments.c.next_attempt_time, postgresql_where=_due)
@@ -250,6 +246,18 @@ class PaymentStore:
         rows = await work.transaction.fetch(LOCK_PAYMENTS, ids=sorted({payment.id for payment in asked}))
         return {row["id"]: PAYMENTS.read(row) for row in rows}
 
+    async def load(self, work: UnitOfWork, payment_id: UUID) -> Payment:
+        """Lock a payment. Raises PaymentNotFound."""
+        found = await self.load_all(work, [payment_id])
+        if not found:
+            raise PaymentNotFound(payment_id=payment_id)
+        return found[0]
+
+    async def load_all(self, work: UnitOfWork, payment_ids: Iterable[UUID]) -> list[Payment]:
+        """Lock payments, in primary-key order."""
+        rows = await work.transaction.fetch(LOCK_PAYMENTS, ids=sorted(set(payment_ids)))
+        return [PAYMENTS.read(row) for row in rows]
+
     async def load_of_orders(self, work: UnitOfWork, order_ids: Iterable[UUID]) -> list[Payment]:
         """Lock the payments of orders, in primary-key order."""
         rows = await work.transaction.fetch(LOCK_PAYMENTS_OF_ORDERS, ids=sorted(set(order_ids)))
@@ -264,7 +272,8 @@ class PaymentStore:
 
     def add_entries(self, work: UnitOfWork, added: Iterable[Entry]) -> None:
         """Append to the ledger."""
-        work.transaction.add(ADD_ENTRIES, map(ENTRIES.values, added))
+        # In one order everywhere, as with locks: batches that capture the same payments wait for each other's entries.
+        work.transaction.add(ADD_ENTRIES, map(ENTRIES.values, sorted(added, key=attrgetter("payment_id"))))
 
     async def lease_overdue(self, work: UnitOfWork, lease: timedelta, *, most: int) -> list[Payment]:
         """Take up to `most` payments whose lease is over, the longest overdue first, and keep them for `lease`."""

@@ -1,0 +1,6 @@
+"""The payment service's tables and statements: the only SQL of the service, but for the sandbox's own record."""
+
+from payment_svc.store.payments import APPEND_HISTORY, PaymentStore, metadata
+from payment_svc.store.refunds import RefundStore
+
+__all__ = ["APPEND_HISTORY", "PaymentStore", "RefundStore", "metadata"]
