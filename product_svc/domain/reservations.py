@@ -9,7 +9,7 @@ from decimal import Context, Decimal
 from typing import NamedTuple
 from uuid import UUID
 
-from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Violation
+from mesh.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, Violation
 from product_svc.domain.holds import Hold, HoldLine, HoldState
 from product_svc.domain.products import Offer, ProductArchived, ProductNotFound, ProductState
 from product_svc.domain.stock import StockInsufficient
@@ -62,6 +62,15 @@ class HoldKeyReused(AlreadyExists):
 
     def __init__(self) -> None:
         super().__init__("this idempotency key was used for another order; take a new key for a new intent")
+
+
+class HoldResolved(Aborted):
+    """The order had a hold, which was sold or released: another placing of it came first."""
+
+    reason = "HOLD_LOST"
+
+    def __init__(self) -> None:
+        super().__init__("the hold of this order has been resolved meanwhile")
 
 
 class Total(NamedTuple):

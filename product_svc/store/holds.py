@@ -17,7 +17,7 @@ from mesh.db.history import STEPS, Step, append_to, read_from
 from mesh.db.recent import Recent
 from mesh.db.rows import Rows, Values
 from mesh.errors import StaleWrite
-from product_svc.domain import Hold, HoldLine, HoldState, Offer, Reservation, Shelf
+from product_svc.domain import Hold, HoldLine, HoldResolved, HoldState, Offer, Reservation, Shelf
 from product_svc.store.tables import IS_HELD, hold_history, hold_lines, holds, products, stocks
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ _holds = Rows(Hold, holds, elsewhere=("lines",), apart=("create_time",))
 _lines = Rows(HoldLine, hold_lines, apart=("order_id",))
 _offers = Values(Offer)
 
-ADD_HOLDS = _holds.insertion(refusals={"holds_live_key": HoldKeyTaken})
-ADD_HOLD_LINES = BulkInsert(hold_lines.c.order_id, *_lines.columns)
+ADD_HOLDS = _holds.insertion(refusals={"holds_live_key": HoldKeyTaken, "holds_pkey": HoldResolved})
+ADD_HOLD_LINES = BulkInsert(hold_lines.c.order_id, *_lines.columns, refusals={"hold_lines_pkey": HoldResolved})
 HOLDS = _holds.by(holds.c.order_id)
 LIVE_HOLDS = Statement(
     sa.select(*_holds.columns).where(

@@ -25,7 +25,7 @@ class Reservations:
 
         A reservation whose key has a hold gets that hold, under the order id of the first attempt. The result of a
         rejected one is ProductNotFound, ProductArchived, CurrencyMismatch, TotalTooLarge, PriceChanged,
-        StockInsufficient or HoldKeyReused.
+        StockInsufficient, HoldKeyReused or HoldResolved.
         """
         return await self._units.run_each_optimistically(self._reserve, reservations)
 

@@ -10,7 +10,15 @@ import pytest
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import Unavailable
 from mesh.events.cloudevents import Received
-from product_svc.domain import Hold, HoldDecision, HoldKeyReused, HoldMissing, HoldState, StockInsufficient
+from product_svc.domain import (
+    Hold,
+    HoldDecision,
+    HoldKeyReused,
+    HoldMissing,
+    HoldResolved,
+    HoldState,
+    StockInsufficient,
+)
 from product_svc.store.stock import STOCKS
 from tests.product.process import Warehouse, held, reservation
 from tests.services import TEST_TIMEOUT_S, eventually
@@ -84,6 +92,18 @@ async def test_key_of_a_released_hold_gets_another_hold_when_stock_is_short(here
     assert isinstance(rejected, StockInsufficient)
     assert await here.stock(product) == (4, 4)
     await here.require_balance(product)
+
+
+async def test_order_whose_hold_is_resolved_gets_no_other_and_the_next_to_it_is_held(here: Warehouse) -> None:
+    product = await here.product(10)
+    for resolve in (here.commit, here.release):
+        request = reservation({product: 1})
+        held((await here.reserve(request))[0])
+        await resolve(request.order_id)
+        late, other = await asyncio.gather(here.reserve(request), here.reserve(reservation({product: 1})))
+        assert isinstance(late[0], HoldResolved)
+        held(other[0])
+    assert await here.stock(product) == (9, 2)
 
 
 async def test_a_hundred_buyers_of_a_stock_of_ten_get_ten_holds(here: Warehouse, there: Warehouse) -> None:

@@ -140,8 +140,8 @@ class InventoryServiceServicer:
         Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
         `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, or `VALIDATION_FAILED` when the total is larger
         than 999,999,999,999,999 units; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `PRICE_CHANGED`, `STOCK_INSUFFICIENT`;
-        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines. `BadRequest` of a result
-        names fields of its `Reservation`.
+        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines; `ABORTED` / `HOLD_LOST` when the
+        order had a hold that was committed or released. `BadRequest` of a result names fields of its `Reservation`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
