@@ -109,13 +109,13 @@ class Client:
             ),
             options=[("grpc.ssl_target_name_override", service), ("grpc.use_local_subchannel_pool", 1)],
         )
-        self._token = token
+        self.token = token
 
     def as_(self, token: str) -> Client:
         """A client with another token on the same connection."""
         other = Client.__new__(Client)
         other.channel = self.channel
-        other._token = token
+        other.token = token
         return other
 
     async def __call__(
@@ -129,8 +129,8 @@ class Client:
     ) -> Any:
         """Call a stub's method. Raises the error of the service as a MeshError."""
         sent = list(metadata)
-        if self._token:
-            sent.append(("authorization", f"Bearer {self._token}"))
+        if self.token:
+            sent.append(("authorization", f"Bearer {self.token}"))
         if key is not None:
             sent.append(("idempotency-key", key))
         try:

@@ -75,7 +75,7 @@ class Watch:
 
 
 def _token_of(client: Client) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {client._token}"),) if client._token else ()
+    return (("authorization", f"Bearer {client.token}"),) if client.token else ()
 
 
 def watching_stock(client: Client, product_id: str) -> Any:
@@ -122,7 +122,7 @@ async def test_watch_shows_each_state_that_lasts_until_the_order_is_delivered(me
     async with another_order_worker(mesh, buyer) as there:
         order = await mesh.order(buyer, {product: 1})
         workers = (buyer.orders, there.orders)
-        clients = [*workers, *(worker.as_(mesh.staff["order"]._token) for worker in workers)]
+        clients = [*workers, *(worker.as_(mesh.staff["order"].token) for worker in workers)]
         watches = [Watch.of(client, order.id) for client in clients]
         for watch in watches:
             assert (await watch.until_status(CONFIRMED)).payment_id
@@ -198,7 +198,7 @@ async def test_watch_of_stock_shows_holds_sales_and_changes(mesh: House) -> None
 
 async def test_watch_of_stock_is_for_staff_and_of_products_that_exist(mesh: House) -> None:
     buyer, product, staff = await mesh.buyer("tok_visa"), await mesh.product(5), mesh.staff["product"]
-    assert (await error_of(watching_stock(staff.as_(buyer.orders._token), product))).reason == "ROLE_REQUIRED"
+    assert (await error_of(watching_stock(staff.as_(buyer.orders.token), product))).reason == "ROLE_REQUIRED"
     assert (await error_of(watching_stock(staff, str(uuid4())))).reason == "PRODUCT_NOT_FOUND"
 
 
@@ -262,7 +262,7 @@ async def test_watch_of_a_draining_worker_ends_and_goes_on_at_another(mesh: Hous
     targets = {f"{name}_target": (address,) for name, address in mesh.addresses.items()}
     worker = order_app.build(settings_for(order_app.Settings, "order", mesh.servers, mesh.keys, **targets))
     await worker.start()
-    client = Client(f"127.0.0.1:{port_of(worker)}", "order", mesh.keys, token=buyer.orders._token)
+    client = Client(f"127.0.0.1:{port_of(worker)}", "order", mesh.keys, token=buyer.orders.token)
     order = await mesh.order(buyer, {product: 1})
     watch = Watch.of(client, order.id)
     await watch.until(bool)
