@@ -62,8 +62,10 @@ class Placing:
     request: OrderRequest
     draft: Order | None = None
     """The draft that is placed, if it is one: its placing has begun."""
+    is_asked: bool = False
+    """Whether the product service was asked to hold its stock."""
     may_hold: bool = False
-    """Whether stock may be held for it, though it fails."""
+    """Whether stock is held for it, or may be, though it is refused."""
     order_id: UUID = field(default_factory=new_id)
     hold_key: bytes = b""
 
@@ -146,9 +148,9 @@ class Placement:
     ) -> Reply[Order]:
         """Place a draft at the current prices. It keeps its id.
 
-        From then on the draft cannot be edited, because the hold has its items. A refusal ends that, unless another
-        placing of the draft is open. When the outcome is not known, it stays so until the draft is placed again, or
-        cancelled.
+        From then on the draft cannot be edited, because the hold has its items. A refusal ends that, and so does any
+        failure before the hold, unless another placing of the draft is open. When the outcome is not known, it stays
+        so until the draft is placed again, or cancelled.
 
         Raises OrderNotFound, EtagMismatch, OrderState unless it is a draft, OrderEmpty, and the errors of `place`.
         """
@@ -162,8 +164,8 @@ class Placement:
         placing = Placing(change, draft.customer_id, draft.complete(request), draft)
         try:
             return await self.group.submit(placing)
-        except _REFUSALS:
-            if not placing.may_hold:
+        except MeshError as failure:
+            if not placing.is_asked or (isinstance(failure, _REFUSALS) and not placing.may_hold):
                 await self._refuse_placing(draft.id)
             raise
 
@@ -219,6 +221,8 @@ class Placement:
         ]
         expire_time = self._units.now() + self._deadline + self._hold_margin
         calls = [each.change.call for each in attempts]
+        for each in attempts:
+            each.placing.is_asked = True
         holds = await _answer_for_each(self._stock.reserve(requests, expire_time, calls), len(attempts))
         for each, hold in zip(attempts, holds, strict=True):
             # The key of a draft that was used for other items has a hold.

@@ -20,7 +20,7 @@ from mesh.rpc.replies import Change, Reply
 from order_svc import wire
 from order_svc.domain import CancelReason, HoldDecision, HoldRequest, Order, OrderRequest, OrderState, Status
 from order_svc.usecases import Placing
-from tests.order.process import OrderProcess, Reserved, Stock, placing, process_of
+from tests.order.process import OrderProcess, Reserved, Stock, Wallets, placing, process_of
 from tests.services import new_key
 
 DAY = timedelta(days=1)
@@ -137,6 +137,20 @@ async def test_draft_whose_hold_is_not_used_is_not_edited(database: Database) ->
     assert (await read(process, draft.id)).status is Status.PLACING
     placed = await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
     assert placed.value.status is Status.PENDING
+
+
+async def test_draft_can_be_edited_after_a_placing_that_failed_before_its_hold(database: Database) -> None:
+    stock, wallets, customer = Stock(), Wallets(), uuid4()
+    process = process_of(database, stock, wallets=wallets)
+    draft = await draft_of(process, customer)
+    wallets.failure = Unavailable("no answer")
+    with pytest.raises(Unavailable):
+        await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
+    assert stock.asked == []
+    edited = await process.drafts.change_quantity(
+        change_of(customer), draft.id, item_id=draft.items[0].id, quantity=7, etag="1"
+    )
+    assert edited.value.items[0].quantity == 7
 
 
 async def stock_insufficient() -> Reserved:
