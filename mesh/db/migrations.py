@@ -20,19 +20,22 @@ class DatabaseTooNew(Exception):
     """A later version of the code has migrated the database. The message is the database's version."""
 
 
-def upgrade(package: str, database_url: str) -> None:
+def upgrade(package: str, database_url: str, *, to: str = "head") -> None:
     """Upgrade the database of a service to its newest version. Idempotent. Must not be called inside an event loop.
+
+    Each version is committed on its own. After an error, the next call goes on with the version that failed.
 
     Args:
         package: The package of the service, such as `order_svc`.
         database_url: The URL of its database.
+        to: The version at which to stop.
 
     Raises:
         DatabaseTooNew: The database has a version that this code does not know. It is not changed.
     """
     config = _config(package)
     config.attributes["database_url"] = database_url
-    command.upgrade(config, "head")
+    command.upgrade(config, to)
 
 
 async def is_migrated(package: str, database_url: str) -> bool:
@@ -200,11 +203,13 @@ def _sqlalchemy_url(database_url: str) -> sa.URL:
 
 
 def _migrate(connection: sa.Connection) -> None:
-    context.configure(connection=connection, transaction_per_migration=False)
+    # Processes that migrate at the same time take turns. The lock ends with the connection.
+    connection.execute(sa.text("SELECT pg_advisory_lock(7340032)"))
+    connection.commit()
+    # A transaction each: the tables that one locks are not locked while the next one copies rows.
+    context.configure(connection=connection, transaction_per_migration=True)
+    _require_known(context.get_context().get_current_heads())
     with context.begin_transaction():
-        # Processes that migrate at the same time take turns.
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(7340032)"))
-        _require_known(context.get_context().get_current_heads())
         context.run_migrations()
 
 

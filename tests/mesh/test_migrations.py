@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -19,7 +20,8 @@ import payment_svc.store
 import product_svc.store
 from mesh.db import migrations, schema
 from stack.servers import Servers
-from tests.runtime.process import migrate, scratch_database
+from tests.runtime.process import migrate, new_database, scratch_database
+from tests.services import eventually
 
 TABLES = {
     "customer_svc": [customer_svc.store.metadata],
@@ -69,6 +71,28 @@ async def test_migrating_twice_changes_nothing(servers: Servers) -> None:
         *(asyncio.to_thread(migrations.upgrade, role, servers.postgres.url_for(role)) for role in ("order_svc",))
     )
     assert migrations.head("order_svc") == "0012"
+
+
+async def test_tables_of_one_migration_are_not_locked_while_the_next_one_runs(servers: Servers) -> None:
+    async with new_database(servers) as url:
+        await asyncio.to_thread(migrations.upgrade, "order_svc", url, to="0009")
+        other, observer = await asyncpg.connect(url), await asyncpg.connect(url)
+        # 0010 changes the orders, and 0012 copies the outbox.
+        async with other.transaction():
+            await other.execute("LOCK TABLE mesh.outbox IN ACCESS EXCLUSIVE MODE")
+            upgrading = asyncio.create_task(asyncio.to_thread(migrations.upgrade, "order_svc", url))
+
+            async def copying() -> bool:
+                waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'mesh.outbox'::regclass"
+                return bool(await observer.fetch(waiting))
+
+            await eventually(copying)
+            await observer.execute("SET lock_timeout = 1")
+            await observer.execute("UPDATE orders SET version = version")
+        await upgrading
+        assert await migrations.is_migrated("order_svc", url)
+        await other.close()
+        await observer.close()
 
 
 async def test_what_was_not_published_before_events_had_no_mark_is_what_the_position_leaves(servers: Servers) -> None:
