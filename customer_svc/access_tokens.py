@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 from joserfc import jwt
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from mesh.ids import new_id
@@ -56,7 +57,12 @@ class AccessTokens:
             log.error("signing key not read again", file=str(self._file.path))
 
     def _read(self) -> ECKey:
-        key = ECKey.import_key(json.loads(self._file.read()))
-        if not key.is_private or key.kid is None:
-            raise ValueError(f"{self._file.path} holds no private key with a kid")
+        content = self._file.read()
+        try:
+            key = ECKey.import_key(json.loads(content))
+        except (JoseError, LookupError, TypeError, ValueError):
+            # joserfc does not wrap the errors of its parser, which may contain the file's content.
+            raise ValueError(f"{self._file.path} holds no key on P-256") from None
+        if not key.is_private or key.kid is None or key.curve_name != "P-256":
+            raise ValueError(f"{self._file.path} holds no private key on P-256 with a kid")
         return key

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from argon2 import PasswordHasher, extract_parameters
 from joserfc import jws
+from joserfc.jwk import ECKey
 
 from customer_svc.access_tokens import AccessTokens
 from customer_svc.app import Settings
@@ -249,8 +250,10 @@ def test_access_tokens_are_signed_with_the_key_that_replaces_another(tmp_path: P
     assert issued() == old
     use_next_signing_key(tmp_path)
     assert issued() == new
-    key.private.write_text("{")
-    assert issued() == new, "a broken file changes nothing"
+    other_curve = ECKey.generate_key("P-384", {"kid": "other"}).as_dict(private=True)
+    for broken in ("{", "{}", '{"kty": "EC", "crv": "P-0", "x": "", "y": ""}', json.dumps(other_curve)):
+        key.private.write_text(broken)
+        assert [issued(), issued()] == [new, new], "a broken file changes nothing"
 
 
 def test_a_signing_key_without_its_private_half_is_refused(tmp_path: Path) -> None:
