@@ -9,12 +9,14 @@ from pydantic import Field, FilePath
 
 from customer_svc import wire
 from customer_svc.access_tokens import AccessTokens
+from customer_svc.domain import Customer
 from customer_svc.passwords import Passwords
 from customer_svc.peers import OrderPeer, PaymentPeer
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
 from customer_svc.store import CustomerStore, ErasureStore
 from customer_svc.usecases import Addresses, Customers, Erasure, Exports, Orders, PaymentMethods, Sessions
+from mesh.cache.versioned import VersionedCache
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
@@ -81,7 +83,8 @@ def build(settings: Settings) -> Service:
     units = UnitsOfWork(database, relay, event_of=wire.event)
     orders_peer = Peer("order", settings.order_target, settings)
     payments_peer = Peer("payment", settings.payment_target, settings)
-    store = CustomerStore()
+    cache = VersionedCache("customers", Customer, settings.redis_url.get_secret_value())
+    store = CustomerStore(cache)
     pages = Pages(secret_bytes(settings.page_secret))
     passwords = Passwords(
         memory_kib=settings.password_memory_kib,
@@ -108,7 +111,7 @@ def build(settings: Settings) -> Service:
     addresses = Addresses(units, store, pages)
     orders = Orders(units, store, OrderPeer(orders_peer))
     exports = Exports(units, store, session_store, OrderPeer(orders_peer), PaymentPeer(payments_peer))
-    erasure = Erasure(units, ErasureStore(), session_store, OrderPeer(orders_peer))
+    erasure = Erasure(units, ErasureStore(cache), session_store, OrderPeer(orders_peer))
     erasure_retry = timedelta(seconds=settings.erasure_retry_seconds)
     sessions = Sessions(units, store, passwords, session_store, tokens)
 
@@ -122,6 +125,7 @@ def build(settings: Settings) -> Service:
             relay,
             passwords,
             session_store,
+            cache,
             *housekeeping(database),
             Periodic("erasures", settings.erasure_retry_seconds, partial(erasure.finish, erasure_retry)),
             revocations,

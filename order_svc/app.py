@@ -7,6 +7,7 @@ from functools import partial
 
 from pydantic import Field
 
+from mesh.cache.versioned import VersionedCache
 from mesh.db.database import Database
 from mesh.db.housekeeping import housekeeping
 from mesh.db.paging import Pages
@@ -22,6 +23,7 @@ from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 from order_svc import wire
 from order_svc.consumers import payment_events
+from order_svc.domain import Order
 from order_svc.peers import CustomerPeer, PaymentPeer, ProductPeer, StockPeer
 from order_svc.rpc import OrderService
 from order_svc.store import APPEND_HISTORY, ErasureStore, OrderStore
@@ -79,7 +81,8 @@ def build(settings: Settings) -> Service:
     products = Peer("product", settings.product_target, settings)
     payers = Peer("payment", settings.payment_target, settings)
 
-    orders = OrderStore()
+    cache = VersionedCache("orders", Order, settings.redis_url.get_secret_value(), is_cached=Order.is_at_rest)
+    orders = OrderStore(cache)
     stock = StockPeer(products)
     unused_holds = UnusedHolds(units, orders, stock)
     wallets = CustomerPeer(customers)
@@ -120,6 +123,7 @@ def build(settings: Settings) -> Service:
             products,
             payers,
             relay,
+            cache,
             *housekeeping(database),
             Periodic("payment deadlines", settings.deadline_sweep_seconds, cancellation.cancel_overdue),
             Periodic("cancellations", timeout.total_seconds(), partial(cancellation.cancel_again, timeout)),

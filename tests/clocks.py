@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,10 @@ def machine_clock_ahead(by: timedelta) -> Iterator[None]:
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # it is right but for its time
             return datetime.now(tz) + by
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, _: object, handler: Callable[[object], Any]) -> Any:
+            return handler(datetime)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):

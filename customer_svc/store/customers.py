@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -26,8 +27,9 @@ from customer_svc.domain import (
     Wallet,
     same_email,
 )
+from mesh.cache.versioned import VersionedCache
 from mesh.db.columns import TIME
-from mesh.db.database import BulkInsert, Row, Statement, Transaction
+from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction
 from mesh.db.rows import Rows, Values, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.ids import LAST_ID, parse_id
@@ -230,6 +232,10 @@ DELETE_ADDRESS = Statement(
 class CustomerStore:
     """Customers, their credentials, their payment methods and their addresses."""
 
+    def __init__(self, cache: VersionedCache[Customer] | None = None) -> None:
+        """`cache` is for `find`; without one, every read goes to the database."""
+        self._cache = cache
+
     async def add(self, work: UnitOfWork, customer: Customer, password_hash: str) -> None:
         """Write a new customer. Raises EmailTaken."""
         await self._lock_email(work, customer.email)
@@ -240,6 +246,19 @@ class CustomerStore:
         """A customer as they are now. Raises CustomerNotFound."""
         return _found(await reading.fetch_one(CUSTOMER, customer=customer_id), customer_id)
 
+    async def find(self, database: Database, customer_id: UUID) -> Customer:
+        """A customer, with all changes that were committed before the call. Raises CustomerNotFound."""
+
+        async def load(ids: Iterable[UUID]) -> dict[UUID, Customer]:
+            async with database.reading() as reading:
+                rows = [await reading.fetch_one(CUSTOMER, customer=each) for each in ids]
+            return {row["id"]: CUSTOMERS.read(row) for row in rows if row is not None}
+
+        found = await (self._cache.read([customer_id], load) if self._cache else load([customer_id]))
+        if customer_id not in found:
+            raise CustomerNotFound(customer_id)
+        return found[customer_id]
+
     async def load(self, work: UnitOfWork, customer_id: UUID) -> Customer:
         """Lock a customer, and with them all that belongs to them. Raises CustomerNotFound."""
         return _found(await work.transaction.fetch_one(LOCK_CUSTOMER, customer=customer_id), customer_id)
@@ -247,6 +266,8 @@ class CustomerStore:
     def save(self, work: UnitOfWork, loaded: Customer, changed: Customer) -> None:
         """Write the new version of a loaded customer."""
         NEW_VERSIONS.write(work.transaction, [(loaded, changed)])
+        if self._cache:
+            work.after_commit(partial(self._cache.put, [changed]))
 
     async def require_free_email(self, work: UnitOfWork, email: str, customer_id: UUID) -> None:
         """Keep an email address for a loaded customer until the end of the transaction.

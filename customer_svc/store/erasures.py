@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from customer_svc.domain import Customer, CustomerNotFound
 from customer_svc.store.customers import CUSTOMERS, addresses, customers, payment_methods
+from mesh.cache.versioned import VersionedCache
 from mesh.db.columns import TIME
 from mesh.db.database import Statement, Transaction
 from mesh.db.unit_of_work import UnitOfWork
@@ -46,6 +47,10 @@ DELETE_CUSTOMER = Statement(sa.delete(customers).where(_is_it))
 class ErasureStore:
     """Customers who are being erased. For all other statements of the service they are gone already."""
 
+    def __init__(self, cache: VersionedCache[Customer]) -> None:
+        """`cache` is that of the customers."""
+        self._cache = cache
+
     async def find(self, work: UnitOfWork, customer_id: UUID) -> Customer | None:
         """Lock a customer, also one who is being erased; None once they are erased."""
         row = await work.transaction.fetch_one(LOCK_TO_ERASE, customer=customer_id)
@@ -60,6 +65,10 @@ class ErasureStore:
     def mark(self, work: UnitOfWork, customer_id: UUID, time: datetime) -> None:
         """Begin the erasure of a loaded customer; one that has begun stays as it is."""
         work.transaction.write(MARK, customer=customer_id, time=time)
+
+    async def forget(self, customer_id: UUID) -> None:
+        """Delete a marked customer from the cache: the process that has set the mark may have died before."""
+        await self._cache.forget([customer_id])
 
     async def unmark(self, work: UnitOfWork, customer_id: UUID) -> None:
         """Call off the erasure of a customer."""

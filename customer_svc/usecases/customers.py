@@ -110,5 +110,4 @@ class Customers:
     async def get_customer(self, caller: Caller, named: UUID | None) -> Customer:
         """One customer; the caller when none is named. Raises CustomerNotFound."""
         customer_id = whose(caller, named)
-        async with self._units.database.reading() as reading:
-            return await self._customers.read(reading, customer_id)
+        return await self._customers.find(self._units.database, customer_id)

@@ -89,6 +89,7 @@ class Erasure:
 
     async def _erase_elsewhere(self, customer_id: UUID, calls: Sequence[Call]) -> None:
         """Erase all but the rows of this service. Raises CustomerHasOpenOrders and calls the erasure off then."""
+        await self._erasures.forget(customer_id)
         try:
             await self._orders.erase_customer(customer_id, calls=calls)
         except CustomerHasOpenOrders:

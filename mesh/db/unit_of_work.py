@@ -38,7 +38,7 @@ MAX_STALE_WRITES = 3
 class UnitOfWork:
     """The transaction of a use case. Events and replies are collected and written at its end."""
 
-    __slots__ = ("_causes", "_event_of", "_events", "_history", "_steps", "pessimistic", "transaction")
+    __slots__ = ("_after_commit", "_causes", "_event_of", "_events", "_history", "_steps", "pessimistic", "transaction")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class UnitOfWork:
         self._events: list[tuple[Event, str, UUID]] = []
         self._steps: list[tuple[UUID, UUID, str, str, str]] = []
         self._causes: list[tuple[BulkInsert, Iterable[Sequence[Any]]]] = []
+        self._after_commit: list[Callable[[], Awaitable[object]]] = []
 
     def publish(
         self, fact: object, trace: Trace | str = "", *, subject: UUID | None = None, actor: Caller | str = ""
@@ -79,6 +80,15 @@ class UnitOfWork:
     def caused_by(self, statement: BulkInsert, rows: Iterable[Sequence[Any]]) -> None:
         """Record the causes of the effect. They are written last, so the transaction's `returned` is theirs."""
         self._causes.append((statement, rows))
+
+    def after_commit(self, action: Callable[[], Awaitable[object]]) -> None:
+        """Await `action` after the commit, without a connection, and before the caller goes on. It must not raise."""
+        self._after_commit.append(action)
+
+    async def finish(self) -> None:
+        """Run what was to be done after the commit."""
+        for action in self._after_commit:
+            await action()
 
     def store_replies(self, replies: Iterable[tuple[IdempotencyKey | None, bytes]]) -> None:
         """Store the replies of a batch under their keys; see `mesh.db.idempotency.store_replies`."""
@@ -161,6 +171,7 @@ class UnitsOfWork:
             yield work
             if work.flush():
                 transaction.on_commit(self._relay.wake)
+        await work.finish()
 
     async def run_optimistically(self, effect: Callable[[UnitOfWork], Awaitable[R]]) -> R:
         """Run `effect` in a unit of work of its own and return its result.
@@ -230,3 +241,4 @@ class UnitsOfWork:
                 raise RuntimeError(f"{change.call.method} made no reply")
             if work.flush():
                 transaction.on_commit(self._relay.wake)
+        await work.finish()

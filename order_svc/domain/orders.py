@@ -19,7 +19,7 @@ from order_svc.domain.errors import (
     PriceChanged,
     ProductArchived,
 )
-from order_svc.domain.statuses import DRAFTS, FINAL, TRANSITIONS, UNMOVED, CancelReason, Cause, Status
+from order_svc.domain.statuses import AT_REST, DRAFTS, FINAL, TRANSITIONS, UNMOVED, CancelReason, Cause, Status
 
 MAX_QUANTITY = 10_000
 """The most of one product that an order may have."""
@@ -172,6 +172,10 @@ class Order:
     """None if nothing is to be shipped, in a draft that names none, and after the customer is deleted."""
     open_placings: int = 0
     """Of a draft, the placings that are under way, or whose outcome is not known: each may hold its stock."""
+
+    def is_at_rest(self) -> bool:
+        """Whether the order stays as it is until a person acts."""
+        return self.status in AT_REST
 
     @property
     def size(self) -> int:

@@ -39,6 +39,8 @@ class Status(StrEnum):
 
 DRAFTS = frozenset({Status.DRAFT, Status.PLACING})
 FINAL = frozenset({Status.DELIVERED, Status.CANCELLED})
+AT_REST = FINAL | {Status.CONFIRMED, Status.SHIPPED}
+"""Statuses that only a person changes."""
 
 
 class CancelReason(StrEnum):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -14,8 +14,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from mesh.cache.versioned import VersionedCache
 from mesh.db.columns import TIME
-from mesh.db.database import BulkInsert, Row, Statement, Transaction, unnested
+from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction, unnested
 from mesh.db.history import STEPS, Step, append_to, read_from
 from mesh.db.recent import Recent
 from mesh.db.rows import UUIDS, Rows, Versions
@@ -181,7 +182,9 @@ def _list(filters: frozenset[str]) -> Statement:
 class OrderStore:
     """The orders. It remembers those that this process has placed, so that their next version needs no read."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: VersionedCache[Order] | None = None) -> None:
+        """`cache` is for `find`; without one, every read goes to the database."""
+        self._cache = cache
         self._recent: Recent[UUID, Order] = Recent(most=16_384, weight=lambda order: len(order.items))
 
     def add(self, work: UnitOfWork, placed: Sequence[Order]) -> None:
@@ -235,6 +238,9 @@ class OrderStore:
         """
         versions = list(changes)
         NEW_VERSIONS.write(work.transaction, versions)
+        # Only versions at rest may be in the cache; an order that is placed and paid never waits for it.
+        if self._cache and (replaced := [new for known, new in versions if known.is_at_rest()]):
+            work.after_commit(partial(self._cache.put, replaced))
         for known, new in versions:
             if new.shipment is not known.shipment and new.shipment is not None:
                 if known.shipment is None:
@@ -287,6 +293,20 @@ class OrderStore:
     async def history(self, reading: Transaction, order_id: UUID) -> list[Step]:
         """The events of an order, oldest first."""
         return [STEPS.read(row) for row in await reading.fetch(READ_HISTORY, subject=order_id)]
+
+    async def find(self, database: Database, ids: Iterable[UUID]) -> dict[UUID, Order]:
+        """Orders by id, with all changes that were committed before the call; those that exist."""
+
+        async def load(missing: Iterable[UUID]) -> dict[UUID, Order]:
+            async with database.reading() as reading:
+                return await self.read(reading, missing)
+
+        return await (self._cache.read(set(ids), load) if self._cache else load(ids))
+
+    def forget(self, work: UnitOfWork, ids: Sequence[UUID]) -> None:
+        """Delete orders from the cache after the commit, because their rows change without a new version."""
+        if self._cache:
+            work.after_commit(partial(self._cache.forget, ids))
 
     async def list_orders(
         self,

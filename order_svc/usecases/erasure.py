@@ -88,6 +88,7 @@ class Erasures:
         """Erase a portion of the orders. Returns whether there were any."""
         async with self._units.begin() as work:
             erased = await self._erasures.erase_orders(work, customer_id, most=PORTION)
+            self._orders.forget(work, erased)
         return bool(erased)
 
 

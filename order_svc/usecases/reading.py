@@ -38,8 +38,7 @@ class Reading:
 
     async def _read(self, batch: Sequence[UUID]) -> list[Order | Exception]:
         """The batch behind `get_order`. Calls that come during one read share the next one."""
-        async with self._units.database.reading() as reading:
-            found = await self._orders.read(reading, set(batch))
+        found = await self._orders.find(self._units.database, set(batch))
         return [found.get(order_id) or OrderNotFound(order_id) for order_id in batch]
 
     async def list_orders(
