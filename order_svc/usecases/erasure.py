@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PORTION = 256
 """Orders of one transaction."""
 
+_ACTOR = "service:order"
+"""Who cancels orders that came after the erasure had begun."""
+
 
 class Erasures:
     """Erases customers from their orders: at once, and again when no placing from before can still be committed.
@@ -80,8 +83,8 @@ class Erasures:
             self._orders.save(work, [(order, new) for order, new in cancelled if not _is_editable(order)])
             await self._erasures.delete_drafts(work, [order.id for order in orders if _is_editable(order)])
             # Also for drafts: stock is released that an earlier placing may hold.
-            for _, new in cancelled:
-                work.publish(OrderMoved(new))
+            for order, new in cancelled:
+                work.publish(OrderMoved(new), subject=None if _is_editable(order) else order.id, actor=_ACTOR)
         return bool(ids)
 
     async def _erase_orders(self, customer_id: UUID) -> bool:
