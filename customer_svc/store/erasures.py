@@ -19,14 +19,16 @@ _is_it = customers.c.id == _customer_id
 
 LOCK_TO_ERASE = Statement(sa.select(*CUSTOMERS.columns).where(_is_it).with_for_update(), name="lock customer to erase")
 MARK = Statement(
-    sa.update(customers)
-    .where(_is_it)
-    .values(erase_time=sa.func.coalesce(customers.c.erase_time, sa.bindparam("time", type_=TIME))),
-    name="begin erasure",
+    sa.update(customers).where(_is_it).values(erase_time=sa.bindparam("time", type_=TIME)), name="begin erasure"
 )
-UNMARK = Statement(sa.update(customers).where(_is_it).values(erase_time=None), name="call off erasure")
+UNMARK = Statement(
+    sa.update(customers)
+    .where(_is_it, customers.c.erase_time == sa.bindparam("time", type_=TIME))
+    .values(erase_time=None),
+    name="call off erasure",
+)
 ERASING = Statement(
-    sa.select(customers.c.id)
+    sa.select(customers.c.id, customers.c.erase_time)
     .where(
         customers.c.erase_time.is_not(None),
         customers.c.erase_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval),
@@ -63,20 +65,20 @@ class ErasureStore:
         return customer
 
     def mark(self, work: UnitOfWork, customer_id: UUID, time: datetime) -> None:
-        """Begin the erasure of a loaded customer; one that has begun stays as it is."""
+        """Begin the erasure of a loaded customer, or begin it again."""
         work.transaction.write(MARK, customer=customer_id, time=time)
 
     async def forget(self, customer_id: UUID) -> None:
         """Delete a marked customer from the cache: the process that has set the mark may have died before."""
         await self._cache.forget([customer_id])
 
-    async def unmark(self, work: UnitOfWork, customer_id: UUID) -> None:
-        """Call off the erasure of a customer."""
-        await work.transaction.execute(UNMARK, customer=customer_id)
+    async def unmark(self, work: UnitOfWork, customer_id: UUID, time: datetime) -> None:
+        """Call off the erasure of a customer that began at `time`, unless it has begun again since."""
+        await work.transaction.execute(UNMARK, customer=customer_id, time=time)
 
-    async def list_begun(self, reading: Transaction, age: timedelta, *, most: int) -> list[UUID]:
-        """Customers whose erasure began more than `age` ago, the first ones first."""
-        return [row["id"] for row in await reading.fetch(ERASING, age=age, most=most)]
+    async def list_begun(self, reading: Transaction, age: timedelta, *, most: int) -> list[tuple[UUID, datetime]]:
+        """Customers whose erasure began more than `age` ago, and when that was, the first ones first."""
+        return [(row["id"], row["erase_time"]) for row in await reading.fetch(ERASING, age=age, most=most)]
 
     async def delete(self, work: UnitOfWork, customer_id: UUID) -> None:
         """Delete a loaded customer and all that belongs to them."""

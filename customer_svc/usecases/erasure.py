@@ -9,7 +9,7 @@ Every step can run twice. The row of the customer is deleted last: until then, i
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
@@ -64,10 +64,11 @@ class Erasure:
             (await self._erasures.load(work, customer_id)).require_etag(etag)
         # Before the mark, so that an erasure that is refused leaves no moment in which the customer is gone.
         await self._orders.erase_customer(customer_id, only_check=True, calls=[change.call])
+        begun = self._units.now()
         async with self._units.begin() as work:
             (await self._erasures.load(work, customer_id)).require_etag(etag)
-            self._erasures.mark(work, customer_id, self._units.now())
-        await self._erase_elsewhere(customer_id, [change.call])
+            self._erasures.mark(work, customer_id, begun)
+        await self._erase_elsewhere(customer_id, begun, [change.call])
         async with self._units.once(change) as work:
             await self._erase_rows(work, customer_id, change.trace)
             return work.reply(None)
@@ -75,11 +76,11 @@ class Erasure:
     async def finish(self, age: timedelta, *, most: int = 100) -> bool:
         """Finish the erasures that began more than `age` ago. Returns whether there may be more."""
         async with self._units.database.reading() as reading:
-            begun = await self._erasures.list_begun(reading, age, most=most)
+            unfinished = await self._erasures.list_begun(reading, age, most=most)
         finished = 0
-        for customer_id in begun:
+        for customer_id, begun in unfinished:
             try:
-                await self._erase_elsewhere(customer_id, [])
+                await self._erase_elsewhere(customer_id, begun, [])
                 async with self._units.begin() as work:
                     await self._erase_rows(work, customer_id, Trace.new())
                 finished += 1
@@ -87,15 +88,18 @@ class Erasure:
                 log.warning("erasure not finished", customer=str(customer_id), error=error.message)
         return finished == most
 
-    async def _erase_elsewhere(self, customer_id: UUID, calls: Sequence[Call]) -> None:
-        """Erase all but the rows of this service. Raises CustomerHasOpenOrders and calls the erasure off then."""
+    async def _erase_elsewhere(self, customer_id: UUID, begun: datetime, calls: Sequence[Call]) -> None:
+        """Erase all but the rows of this service. Raises CustomerHasOpenOrders and calls the erasure off then.
+
+        Another call may have begun it again since: that one may have erased the orders already, and has to finish.
+        """
         await self._erasures.forget(customer_id)
         try:
             await self._orders.erase_customer(customer_id, calls=calls)
         except CustomerHasOpenOrders:
             # One was placed between the check and the mark.
             async with self._units.begin() as work:
-                await self._erasures.unmark(work, customer_id)
+                await self._erasures.unmark(work, customer_id, begun)
             raise
         await self._sessions.end_all(customer_id)
         # None is added meanwhile: changes of a customer lock their row, and do not find one that is marked.

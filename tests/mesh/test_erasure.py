@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -10,7 +11,18 @@ from google.type import postal_address_pb2
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, session_pb2_grpc
 from commerce.order.v1 import order_pb2, order_pb2_grpc
+from customer_svc.domain import Customer, CustomerHasOpenOrders
+from customer_svc.session_store import SessionStore
+from customer_svc.store import ErasureStore
+from customer_svc.usecases import Erasure
+from mesh.cache.versioned import VersionedCache
+from mesh.db.database import Database
+from mesh.db.unit_of_work import UnitsOfWork
 from mesh.errors import Code, NotFound
+from mesh.events.bus import Bus
+from mesh.events.relay import Relay
+from mesh.rpc.call import Call, Caller, Kind
+from mesh.rpc.replies import Change
 from stack.servers import Servers
 from tests.mesh.house import Buyer, House, all_of, another, house
 from tests.services import Client, Keys, eventually, new_key, refused, running
@@ -293,3 +305,56 @@ async def test_an_order_whose_placing_raced_the_erasure_keeps_no_address(mesh: H
 
     await eventually(is_finished)
     assert await mesh.sql("order_svc", "SELECT FROM shipping_addresses WHERE order_id = $1", UUID(order_id)) == []
+
+
+class OpenOrders:
+    """An order service that has found an open order, after which another call did something."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._meanwhile = meanwhile
+
+    async def erase_customer(self, customer_id: UUID, *, only_check: bool = False, calls: Sequence[Call] = ()) -> None:
+        """Refuse an erasure that the check has not refused."""
+        assert calls
+        if not only_check:
+            await self._meanwhile()
+            raise CustomerHasOpenOrders(customer_id)
+
+
+async def test_an_erasure_that_is_called_off_leaves_one_that_began_later(
+    mesh: House,
+) -> None:
+    buyer = await mesh.buyer()
+    customer = UUID(buyer.id)
+    begin_again = "UPDATE customers SET erase_time = now() WHERE id = $1"
+
+    async def begun_again() -> None:
+        # The open order is closed by now, and the other call was interrupted after this.
+        await mesh.sql("customer_svc", begin_again, customer)
+
+    database = Database(mesh.servers.postgres.url_for("customer_svc"), max_connections=2)
+    await database.start()
+    units = UnitsOfWork(database, Relay("customer", database, Bus("nats://127.0.0.1:1", name="test")))
+    day = timedelta(days=1)
+    sessions = SessionStore(
+        mesh.servers.redis.url,
+        lifetime=day,
+        token_lifetime=day,
+        failures=1,
+        failures_per_email=1,
+        window=day,
+        rate=0,
+    )
+    cache = VersionedCache("customers", Customer, mesh.servers.redis.url)
+    erasure = Erasure(units, ErasureStore(cache), sessions, OpenOrders(begun_again))
+    call = Call("DeleteCustomer", caller=Caller(Kind.CUSTOMER, buyer.id))
+    change: Change[None] = Change(call, lambda _: customer_pb2.DeleteCustomerResponse())
+    with pytest.raises(CustomerHasOpenOrders):
+        await erasure.delete_customer(change, None, etag="")
+    await cache.stop()
+    await database.stop()
+
+    async def is_erased() -> bool:
+        return not await mesh.sql("customer_svc", "SELECT FROM customers WHERE id = $1", customer)
+
+    await eventually(is_erased)
