@@ -267,7 +267,9 @@ class CustomerStore:
         """Write the new version of a loaded customer."""
         NEW_VERSIONS.write(work.transaction, [(loaded, changed)])
         if self._cache:
-            work.after_commit(partial(self._cache.put, [changed]))
+            work.after_commit(
+                partial(self._cache.put, [changed]), on_failure=partial(self._cache.forget_soon, [changed.id])
+            )
 
     async def require_free_email(self, work: UnitOfWork, email: str, customer_id: UUID) -> None:
         """Keep an email address for a loaded customer until the end of the transaction.

@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -186,12 +186,18 @@ class VersionedCache(Generic[V]):
         """
         await self._write([(each, _LAST_VERSION, b"") for each in ids], generation=b"")
 
+    def forget_soon(self, ids: Iterable[UUID]) -> None:
+        """Delete values in the background, when it is not known whether a change of them was committed."""
+        self._in_background(self.forget(list(ids)))
+
     def _fill(self, values: Collection[V], generation: bytes) -> None:
         if values and len(self._fills) < _MOST_FILLS:
-            rows = [self._row(value) for value in values]
-            fill = asyncio.create_task(self._write(rows, generation=generation), name=f"fill {self._name} cache")
-            self._fills.add(fill)
-            fill.add_done_callback(self._fills.discard)
+            self._in_background(self._write([self._row(value) for value in values], generation=generation))
+
+    def _in_background(self, writing: Coroutine[Any, Any, None]) -> None:
+        fill = asyncio.create_task(writing, name=f"write {self._name} cache")
+        self._fills.add(fill)
+        fill.add_done_callback(self._fills.discard)
 
     async def _write(self, rows: Collection[tuple[UUID, int, bytes]], *, generation: bytes) -> None:
         if not rows:

@@ -164,7 +164,7 @@ class Transaction:
     Use cases get it from `Database.transaction` or `mesh.db.unit_of_work.UnitOfWork`; they do not create it.
     """
 
-    __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_writes", "returned")
+    __slots__ = ("_begun", "_connection", "_database", "_on_commit", "_on_failure", "_writes", "returned")
 
     def __init__(self, connection: asyncpg.Connection, database: Database, *, begun: bool = False) -> None:
         self._connection = connection
@@ -174,6 +174,16 @@ class Transaction:
         self.returned: list[Row] = []
         """The rows that the last statement of the last buffered writes returned."""
         self._on_commit: list[Callable[[], object]] = []
+        self._on_failure: list[Callable[[], object]] = []
+
+    def on_failure(self, action: Callable[[], object]) -> None:
+        """Call `action` if the transaction fails. It may be committed nevertheless: its outcome may be unknown."""
+        self._on_failure.append(action)
+
+    def fail(self) -> None:
+        """Do what was to be done after a failure."""
+        for action in self._on_failure:
+            action()
 
     async def fetch(self, statement: Statement, **values: Any) -> list[Row]:
         """All rows."""
@@ -339,6 +349,7 @@ class Database:
                 yield transaction
                 await transaction.commit()
             except BaseException:
+                transaction.fail()
                 await transaction.roll_back()
                 raise
 

@@ -81,9 +81,13 @@ class UnitOfWork:
         """Record the causes of the effect. They are written last, so the transaction's `returned` is theirs."""
         self._causes.append((statement, rows))
 
-    def after_commit(self, action: Callable[[], Awaitable[object]]) -> None:
-        """Await `action` after the commit, without a connection, and before the caller goes on. It must not raise."""
+    def after_commit(self, action: Callable[[], Awaitable[object]], *, on_failure: Callable[[], object]) -> None:
+        """Await `action` after the commit, without a connection, and before the caller goes on. It must not raise.
+
+        Call `on_failure` instead if the transaction fails, because it may be committed nevertheless.
+        """
         self._after_commit.append(action)
+        self.transaction.on_failure(on_failure)
 
     async def finish(self) -> None:
         """Run what was to be done after the commit."""

@@ -240,7 +240,8 @@ class OrderStore:
         NEW_VERSIONS.write(work.transaction, versions)
         # Only versions at rest may be in the cache; an order that is placed and paid never waits for it.
         if self._cache and (replaced := [new for known, new in versions if known.is_at_rest()]):
-            work.after_commit(partial(self._cache.put, replaced))
+            forget = partial(self._cache.forget_soon, [order.id for order in replaced])
+            work.after_commit(partial(self._cache.put, replaced), on_failure=forget)
         for known, new in versions:
             if new.shipment is not known.shipment and new.shipment is not None:
                 if known.shipment is None:
@@ -306,7 +307,7 @@ class OrderStore:
     def forget(self, work: UnitOfWork, ids: Sequence[UUID]) -> None:
         """Delete orders from the cache after the commit, because their rows change without a new version."""
         if self._cache:
-            work.after_commit(partial(self._cache.forget, ids))
+            work.after_commit(partial(self._cache.forget, ids), on_failure=partial(self._cache.forget_soon, ids))
 
     async def list_orders(
         self,

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc
 from commerce.order.v1 import order_pb2, order_pb2_grpc
-from mesh.cache.versioned import VersionedCache
-from mesh.db.database import Database
+from mesh.cache.versioned import LIFETIME_S, VersionedCache
+from mesh.db.database import Database, Transaction
+from mesh.errors import Unavailable
 from mesh.lifecycle import Service
 from tests.mesh.house import Buyer, House, another_order_worker
-from tests.services import eventually
+from tests.services import eventually, refused
 
 
 def part_of(service: Service, kind: type[Any]) -> Any:
@@ -50,6 +53,36 @@ async def test_a_customer_is_read_without_the_database_and_every_change_of_them_
         hits = cache.hits
         assert await read() == changed.customer
         assert cache.hits == hits + 1, "the write has put it there"
+
+
+async def test_a_change_is_seen_although_the_reply_to_its_commit_was_lost(
+    mesh: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buyer, staff = await mesh.buyer(), mesh.staff["customer"]
+    stub = customer_pb2_grpc.CustomerServiceStub(staff.channel)
+    commit, lost = Transaction.commit, list[Transaction]()
+
+    async def name() -> str:
+        request = customer_pb2.GetCustomerRequest(customer_id=buyer.id)
+        return str((await staff(stub.GetCustomer, request)).customer.name)
+
+    async def without_a_reply(transaction: Transaction) -> None:
+        await commit(transaction)
+        lost.append(transaction)
+        raise Unavailable("the connection is lost")
+
+    await eventually(lambda: is_hit(part_of(mesh.services["customer"], VersionedCache), name))
+    monkeypatch.setattr(Transaction, "commit", without_a_reply)
+    change = customer_pb2.UpdateCustomerRequest(customer=customer_pb2.Customer(id=buyer.id, name="Grace"))
+    assert isinstance(await refused(staff(stub.UpdateCustomer, change)), Unavailable)
+    monkeypatch.undo()
+    assert lost
+
+    async def is_new() -> bool:
+        return await name() == "Grace"
+
+    # Much sooner than values expire.
+    await eventually(is_new, within=LIFETIME_S / 2)
 
 
 async def test_an_order_is_cached_at_rest_and_its_moves_are_seen_by_every_worker(mesh: House) -> None:
