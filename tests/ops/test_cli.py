@@ -109,7 +109,7 @@ def test_a_taken_port_is_named_with_how_to_choose_another(tmp_path: Path, detach
 @pytest.mark.parametrize("rate", ["many", "-1", "4294967296"])
 def test_a_rate_that_is_none_is_named_before_anything_is_started(tmp_path: Path, rate: str) -> None:
     done = mesh("up", state=tmp_path, environment={"MESH_EDGE_RATE_PER_CLIENT": rate})
-    assert done.stderr.startswith(f"mesh: MESH_EDGE_RATE_PER_CLIENT is '{rate}': it is a number of requests a second")
+    assert done.stderr.startswith("mesh: MESH_EDGE_RATE_PER_CLIENT: Input should be ")
     assert (done.returncode, done.stdout) == (1, "")
     assert not (tmp_path / "postgres").exists()
 
