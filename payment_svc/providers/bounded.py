@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
@@ -24,6 +24,7 @@ from payment_svc.providers.protocol import (
 )
 
 Answer = TypeVar("Answer")
+Question = TypeVar("Question")
 
 log = structlog.get_logger(__name__)
 
@@ -41,28 +42,28 @@ class Bounded:
 
     async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
         """As the protocol says."""
-        return await self._answer(self._provider.charge(charge))
+        return await self._answer(self._provider.charge, charge)
 
     async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | ProviderUnavailable | Unknown:
         """As the protocol says."""
-        return await self._answer(self._provider.lookup(key))
+        return await self._answer(self._provider.lookup, key)
 
     async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
         """As the protocol says."""
-        return await self._answer(self._provider.void(key))
+        return await self._answer(self._provider.void, key)
 
     async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
         """As the protocol says."""
-        return await self._answer(self._provider.refund(refund))
+        return await self._answer(self._provider.refund, refund)
 
     async def lookup_refund(self, key: str) -> Refunded | Refused | Absent | ProviderUnavailable | Unknown:
         """As the protocol says."""
-        return await self._answer(self._provider.lookup_refund(key))
+        return await self._answer(self._provider.lookup_refund, key)
 
-    async def _answer(self, asked: Awaitable[Answer]) -> Answer | Unknown:
+    async def _answer(self, ask: Callable[[Question], Awaitable[Answer]], question: Question) -> Answer | Unknown:
         try:
             async with self._slots, asyncio.timeout(self._timeout):
-                return await asked
+                return await ask(question)
         except TimeoutError:
             return Unknown("no answer in time")
         except MeshError as error:
