@@ -28,7 +28,7 @@ class Admin:
             raise ConnectionError(f"it does not reach {', '.join(unreached)}")
 
     async def fail_health_checks(self) -> None:
-        """Let /healthz answer 503, and each response be the last of its connection."""
+        """Let /readyz answer 503, and each response be the last of its connection."""
         await self._post("healthcheck/fail")
 
     async def drain(self) -> None:

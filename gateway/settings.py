@@ -107,7 +107,7 @@ class EdgeProgramSettings(EdgeSettings):
     edge_workers: int = Field(default=1, ge=1, le=64)
     """The number of Envoy's worker threads."""
     edge_drain_notice_seconds: float = Field(default=0.0, ge=0)
-    """How many seconds /healthz answers 503 after SIGTERM, for load balancers, before the edge takes no connections."""
+    """How many seconds /readyz answers 503 after SIGTERM, for load balancers, before the edge takes no connections."""
     edge_drain_seconds: float = Field(default=20.0, ge=0)
     """How many seconds requests in progress may take to finish after that."""
 
