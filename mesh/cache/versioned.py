@@ -5,7 +5,7 @@
 
 An older value never replaces a newer one: Redis compares the versions. Each value belongs to a generation, and only
 those of the current one are read. A process begins a new generation before it uses the cache for the first time, and
-again after a failure, because an earlier write may not have reached the cache. Until then its reads go to the database.
+again at once after a failure, because a write may not have reached the cache. Until then its reads go to the database.
 
 While Redis does not answer, a breaker lets reads pass it by, instead of a timeout for each.
 """
@@ -30,7 +30,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from mesh import tasks
-from mesh.rpc.breaker import Breaker, BreakerOpen, State
+from mesh.rpc.breaker import Breaker, BreakerOpen
 
 
 class Versioned(Protocol):
@@ -140,6 +140,7 @@ class VersionedCache(Generic[V]):
         self._server = b""
         """The run of the Redis server that was connected last."""
         self._renewing: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._fills: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -147,7 +148,10 @@ class VersionedCache(Generic[V]):
         self._renew_soon()
 
     async def stop(self) -> None:
-        """Close the connections."""
+        """Close the connections, after a moment for values that are still to be forgotten."""
+        if unfinished := [task for task in (self._renewing, *self._fills) if task is not None]:
+            await asyncio.wait(unfinished, timeout=_GIVE_UP_S)
+        self._is_stopping = True
         await tasks.end(self._renewing, *self._fills)
         await self.breaker.stop()
         await self._redis.aclose()
@@ -158,7 +162,7 @@ class VersionedCache(Generic[V]):
         """Values by id; those that exist. `load` reads from the database what is not cached."""
         wanted, failures = list(ids), self._failures
         reply = None
-        if self._is_usable():
+        if self._is_usable:
             reply = await self._run(self._read_script, [self._generation_key, *map(self._key, wanted)], [self._shape])
         if reply is None or failures != self._failures:
             self.bypassed += len(wanted)
@@ -182,7 +186,7 @@ class VersionedCache(Generic[V]):
     async def forget(self, ids: Iterable[UUID]) -> None:
         """Delete values, and keep one that is being read from being added again. Call this after the commit.
 
-        If Redis does not answer, no process reads the values from the cache any more, and they expire.
+        If Redis does not answer, the values are not read any more as soon as it does.
         """
         await self._write([(each, _LAST_VERSION, b"") for each in ids], generation=b"")
 
@@ -212,7 +216,7 @@ class VersionedCache(Generic[V]):
         finally:
             # Also if the call is cancelled: the value that was to be replaced may still be there.
             if not is_written:
-                self._failures += 1
+                self._fail()
 
     async def _run(self, script: AsyncScript, keys: list[str], arguments: list[Any]) -> Any:
         """The reply of a script; None if Redis does not answer."""
@@ -222,32 +226,37 @@ class VersionedCache(Generic[V]):
         except (RedisError, OSError, BreakerOpen) as error:
             if self._failures == self._renewed:
                 log.warning("cache is not used", cache=self._name, error=repr(error))
-            self._failures += 1
+            self._fail()
             return None
 
+    @property
     def _is_usable(self) -> bool:
-        """Whether this process has begun a generation since the last failure. If not, one is begun for later calls."""
-        if self._failures == self._renewed:
-            return True
-        if self.breaker.state is State.CLOSED:
-            self._renew_soon()
-        return False
+        """Whether this process has begun a generation since the last failure."""
+        return self._failures == self._renewed
+
+    def _fail(self) -> None:
+        self._failures += 1
+        self._renew_soon()
 
     def _renew_soon(self) -> None:
-        if self._renewing is None or self._renewing.done():
+        if not self._is_stopping and (self._renewing is None or self._renewing.done()):
             self._renewing = asyncio.create_task(self._renew(), name=f"renew {self._name} cache")
 
     async def _renew(self) -> None:
-        failures = self._failures
-        try:
-            async with self.breaker.guard():
-                await self._redis.incr(self._generation_key)
-        except (RedisError, OSError, BreakerOpen):
-            return
-        # If a write has failed meanwhile, the cache stays unused until the next generation.
-        self._renewed = failures
-        if failures == self._failures:
-            log.info("cache is used", cache=self._name)
+        """Begin a new generation as soon as Redis takes it, without waiting for a read: others may read an old value.
+
+        A write that fails meanwhile needs another generation.
+        """
+        while not self._is_usable:
+            failures = self._failures
+            try:
+                async with self.breaker.guard():
+                    await self._redis.incr(self._generation_key)
+            except (RedisError, OSError, BreakerOpen):
+                await asyncio.sleep(_PROBE_S)
+            else:
+                self._renewed = failures
+        log.info("cache is used", cache=self._name)
 
     async def _connected(self, connection: AbstractConnection) -> None:
         """Notice another run of the server: it may have lost the last second, and with it newer values."""
@@ -256,7 +265,7 @@ class VersionedCache(Generic[V]):
         found = _RUN_ID.search(bytes(await connection.read_response()))
         server = found[1] if found else b""
         if self._server not in (b"", server):
-            self._failures += 1
+            self._fail()
         self._server = server
 
     async def _probe(self) -> None:

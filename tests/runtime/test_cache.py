@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mesh import tasks
-from mesh.cache.versioned import VersionedCache
+from mesh.cache.versioned import LIFETIME_S, VersionedCache
 from mesh.rpc.breaker import State
 from stack.servers import Servers
 from tests.services import eventually, signal
@@ -204,6 +204,27 @@ async def test_what_was_written_while_redis_was_away_is_seen_when_it_is_back(own
         # The other process has sent nothing meanwhile. Redis has the old value in its file.
         for cache in (idle, writer):
             assert await cache.read([old.id], table.load) == table.rows
+
+
+async def test_a_write_that_failed_is_seen_by_others_although_its_process_reads_nothing(own: Servers) -> None:
+    table, name = Table(), "things"
+    async with Redis.from_url(own.redis.url) as redis:
+        await redis.acl_setuser("writer", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
+        as_writer = own.redis.url.replace("unix://", "unix://writer@")
+        async with cache_at(as_writer, name) as writer, cache_at(own.redis.url, name) as reader:
+            old = table.add()
+            await cached(reader, table, old)
+            await redis.acl_setuser("writer", enabled=True, nopass=True, keys=["*"], categories=["-@all"])
+            new = table.change(old.id)
+            await writer.put([new])
+            assert await reader.read([old.id], table.load) == {old.id: old}, "the control"
+            await redis.acl_setuser("writer", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
+
+            async def is_new() -> bool:
+                return await reader.read([old.id], table.load) == {old.id: new}
+
+            # Much sooner than the value expires.
+            await eventually(is_new, within=LIFETIME_S / 2)
 
 
 async def test_a_silent_redis_costs_a_few_reads_a_moment_and_all_others_nothing(own: Servers) -> None:
