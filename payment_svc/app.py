@@ -25,19 +25,21 @@ from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.consumers import order_events
 from payment_svc.domain import Payment, Refund
 from payment_svc.peers import CustomerPeer
-from payment_svc.providers import Bounded, Provider
-from payment_svc.providers.sandbox import Sandbox
+from payment_svc.providers import Bounded
+from payment_svc.providers.catalog import PROVIDERS, Names, ProviderSettings
 from payment_svc.refunder import RefundAnswer, Refunder
 from payment_svc.rpc import PaymentService
 from payment_svc.store import APPEND_HISTORY, PaymentStore, RefundStore
 from payment_svc.usecases import Orders, Outcomes, Payments, RefundOutcomes, Refunds
 
 
-class Settings(ServiceSettings):
+class Settings(ServiceSettings, ProviderSettings):
     """The payment service's settings."""
 
     customer_target: Target
     """Where the customer service is. It keeps the tokens that are charged."""
+    payment_providers: Names = ("sandbox",)
+    """The payment providers that are switched on."""
     provider_timeout: float = Field(default=3.0, gt=0)
     """Seconds after which a provider's answer is no longer waited for, and looked up instead."""
     provider_calls: int = Field(default=256, gt=0)
@@ -48,10 +50,6 @@ class Settings(ServiceSettings):
     """Seconds that a process keeps a payment to itself; after that it counts as dead. Several provider time-outs."""
     payment_sweep_seconds: float = Field(default=0.5, gt=0)
     """How often payments are looked for whose retry is due, or whose process has died."""
-    sandbox_connections: int = Field(default=4, ge=2)
-    """The most database connections of the sandbox provider, beside the service's own."""
-    sandbox_slow_seconds: float = Field(default=2.0, ge=0)
-    """How long the sandbox provider takes to answer for `tok_slow`."""
 
 
 def build(settings: Settings) -> Service:
@@ -66,13 +64,9 @@ def build(settings: Settings) -> Service:
     store, refund_store = PaymentStore(), RefundStore()
 
     customers = Peer("customer", settings.customer_target, settings)
-    sandbox_database = Database(url, max_connections=settings.sandbox_connections)
-    providers: dict[str, Provider] = {
-        "sandbox": Bounded(
-            Sandbox(sandbox_database, slow_seconds=settings.sandbox_slow_seconds),
-            at_a_time=settings.provider_calls,
-            timeout=settings.provider_timeout,
-        ),
+    providers = {
+        name: Bounded(PROVIDERS[name](settings), at_a_time=settings.provider_calls, timeout=settings.provider_timeout)
+        for name in settings.payment_providers
     }
 
     lease = timedelta(seconds=settings.payment_lease)
@@ -100,7 +94,7 @@ def build(settings: Settings) -> Service:
         "payment",
         [
             database,
-            sandbox_database,
+            *providers.values(),
             bus,
             customers,
             relay,

@@ -18,11 +18,13 @@ from mesh.tasks import end
 from payment_svc.domain import PAYMENT_METHOD_NOT_FOUND, Due, Payment, ProviderContradiction
 from payment_svc.providers import (
     Absent,
+    ActionRequired,
+    Bounded,
     Charge,
+    ChargeRef,
     Declined,
     Inconclusive,
     Outcome,
-    Provider,
     ProviderUnavailable,
     Unknown,
     Voided,
@@ -63,7 +65,7 @@ class Charger:
 
     def __init__(
         self,
-        providers: Mapping[str, Provider],
+        providers: Mapping[str, Bounded],
         token_of: Callable[[Payment], Awaitable[str | None]],
         record: Callable[[ProviderAnswer], Awaitable[Payment]],
         *,
@@ -165,6 +167,8 @@ class Charger:
                 log.warning("outcome inconclusive", payment=str(payment.id), due=due, outcome=repr(outcome))
                 if payment.due is due:
                     break
+            elif isinstance(outcome, ActionRequired):
+                break
         return payment
 
     async def _ask(self, payment: Payment, due: Due, token: Token, *, read_first: bool) -> Outcome:
@@ -175,30 +179,40 @@ class Charger:
             case Due.CHARGE:
                 return await self._charge(provider, payment, token, read_first=read_first)
             case Due.VOID:
-                return await provider.void(payment.provider_key)
+                return await provider.void(_ref(payment))
 
-    async def _charge(self, provider: Provider, payment: Payment, token: Token, *, read_first: bool) -> Outcome:
+    async def _charge(self, provider: Bounded, payment: Payment, token: Token, *, read_first: bool) -> Outcome:
         """Charge under the payment's one key, whatever happened before; an unknown outcome is looked up."""
-        key = payment.provider_key
-        standing = await provider.lookup(key) if read_first else Absent()
+        standing = await provider.lookup(_ref(payment)) if read_first else Absent()
         if token is None:
-            return await self._decline(provider, key) if isinstance(standing, Absent | Voided) else standing
+            return await self._decline(provider, payment) if isinstance(standing, Absent | Voided) else standing
         if not isinstance(standing, Absent):
             return standing
         if isinstance(token, ProviderUnavailable):
             return token
-        charge = Charge(key, token, payment.amount, payment.currency, payment.order_id)
+        charge = Charge(payment.provider_key, token, payment.amount, payment.currency, payment.order_id)
         outcome = await provider.charge(charge)
         if isinstance(outcome, Unknown):
-            standing = await provider.lookup(key)
+            standing = await provider.lookup(_ref(payment))
             # Absent may still be on its way there: it is asked again later, under the same key.
             return outcome if isinstance(standing, Absent) else standing
         return outcome
 
-    async def _decline(self, provider: Provider, key: str) -> Outcome:
+    async def _decline(self, provider: Bounded, payment: Payment) -> Outcome:
         """Decline a payment without a payment method. The void fences off an attempt that may be under way."""
-        standing = await provider.void(key)
+        standing = await provider.void(_ref(payment))
         return Declined(PAYMENT_METHOD_NOT_FOUND) if isinstance(standing, Voided) else standing
+
+
+def _ref(payment: Payment) -> ChargeRef:
+    return ChargeRef(
+        payment.provider_key,
+        payment.amount,
+        payment.currency,
+        payment.order_id,
+        payment.create_time,
+        payment.provider_reference,
+    )
 
 
 def _version(payment: Payment) -> int:

@@ -20,7 +20,7 @@ from mesh.tasks import end
 from payment_svc.domain import Refund, RefundContradiction
 from payment_svc.providers import (
     Absent,
-    Provider,
+    Bounded,
     ProviderUnavailable,
     Refunded,
     RefundOutcome,
@@ -46,7 +46,7 @@ class Refunder:
 
     def __init__(
         self,
-        providers: Mapping[str, Provider],
+        providers: Mapping[str, Bounded],
         record: Callable[[RefundAnswer], Awaitable[Refund]],
         *,
         most: int = 4096,
@@ -126,15 +126,20 @@ class Refunder:
         provider = self._providers.get(refund.provider)
         if provider is None:
             return ProviderUnavailable(f"there is no provider {refund.provider}")
-        key = refund.provider_key
+        request = RefundRequest(
+            refund.provider_key,
+            f"payment-{refund.payment_id}",
+            refund.charge_reference,
+            refund.amount,
+            refund.currency,
+        )
         if read_first:
-            standing = await provider.lookup_refund(key)
+            standing = await provider.lookup_refund(request)
             if not isinstance(standing, Absent):
                 return standing
-        request = RefundRequest(key, f"payment-{refund.payment_id}", refund.amount, refund.currency)
         outcome = await provider.refund(request)
         if isinstance(outcome, Unknown):
-            standing = await provider.lookup_refund(key)
+            standing = await provider.lookup_refund(request)
             # Absent may still be on its way there: it is asked again later, under the same key.
             return outcome if isinstance(standing, Absent) else standing
         return outcome

@@ -47,7 +47,10 @@ class NewRefund:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """One refund. `next_attempt_time` is set exactly while it is PENDING, and means what it does for a payment."""
+    """One refund. `next_attempt_time` is set exactly while it is PENDING, and means what it does for a payment.
+
+    `charge_reference` is the provider's reference of the charge.
+    """
 
     id: UUID
     payment_id: UUID
@@ -55,6 +58,7 @@ class Refund:
     currency: str
     provider: str
     provider_key: str
+    charge_reference: str
     status: RefundStatus
     provider_reference: str
     failure_reason: str
@@ -87,6 +91,7 @@ class Refund:
             currency=payment.currency,
             provider=payment.provider,
             provider_key=f"refund-{refund_id}",
+            charge_reference=payment.provider_reference,
             status=RefundStatus.PENDING,
             provider_reference="",
             failure_reason="",

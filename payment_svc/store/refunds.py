@@ -25,6 +25,7 @@ refunds = sa.Table(
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("provider", sa.String, nullable=False),
     sa.Column("provider_key", sa.String, nullable=False),
+    sa.Column("charge_reference", sa.String, nullable=False, comment="the provider's reference of the charge"),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("provider_reference", sa.String, nullable=False),
     sa.Column("failure_reason", sa.String, nullable=False),

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import customer_svc.store
 import order_svc.store
-import payment_svc.providers.sandbox
+import payment_svc.providers.sandbox.tables
 import payment_svc.store
 import product_svc.store
 from mesh.db import migrations, schema
@@ -26,7 +26,7 @@ from tests.services import eventually
 TABLES = {
     "customer_svc": [customer_svc.store.metadata],
     "order_svc": [order_svc.store.metadata],
-    "payment_svc": [payment_svc.store.metadata, payment_svc.providers.sandbox.metadata],
+    "payment_svc": [payment_svc.store.metadata, payment_svc.providers.sandbox.tables.metadata],
     "product_svc": [product_svc.store.metadata],
 }
 

@@ -22,7 +22,7 @@ from mesh.db import housekeeping, idempotency, inbox, migrations, schema
 from mesh.db.database import SESSION, Statement
 from mesh.db.rows import Versions
 from payment_svc.domain import PaymentStatus
-from payment_svc.providers import sandbox
+from payment_svc.providers.sandbox import tables as sandbox
 from payment_svc.store.payments import listing as listing_payments
 from product_svc.store.lists import Conditions, listing, ranking
 from stack.servers import Servers

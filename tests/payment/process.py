@@ -33,18 +33,7 @@ from mesh.rpc.replies import Change
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.domain import NewRefund, Payment, Refund
-from payment_svc.providers import (
-    Approved,
-    Bounded,
-    Charge,
-    Declined,
-    ProviderUnavailable,
-    Refunded,
-    RefundRequest,
-    Refused,
-    Unknown,
-    Voided,
-)
+from payment_svc.providers import Bounded, Charge, Outcome, RefundOutcome, RefundRequest, Refused
 from payment_svc.providers.sandbox import Sandbox
 from payment_svc.refunder import RefundAnswer, Refunder
 from payment_svc.store import APPEND_HISTORY, PaymentStore, RefundStore
@@ -338,7 +327,7 @@ def sum_of(ledger: Sequence[tuple[str, Decimal]]) -> Decimal:
 class Deaf(Sandbox):
     """Requests for charges do not reach it, and nobody says so."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
+    async def charge(self, charge: Charge) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError(charge)
 
@@ -346,7 +335,7 @@ class Deaf(Sandbox):
 class DeafToRefunds(Sandbox):
     """Requests for refunds do not reach it, and nobody says so."""
 
-    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> RefundOutcome:
         await asyncio.Event().wait()
         raise AssertionError(refund)
 
@@ -359,7 +348,7 @@ class RefusesFirst(Sandbox):
         self.told = asyncio.Event()
         self._asked = 0
 
-    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> RefundOutcome:
         self._asked += 1
         if self._asked > 1:
             return await super().refund(refund)
@@ -370,7 +359,7 @@ class RefusesFirst(Sandbox):
 class Dumb(Sandbox):
     """It gives money back, and its answer is lost."""
 
-    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> RefundOutcome:
         await super().refund(refund)
         await asyncio.Event().wait()
         raise AssertionError(refund)
@@ -379,7 +368,7 @@ class Dumb(Sandbox):
 class Broken(Sandbox):
     """It charges, and fails on the way back."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
+    async def charge(self, charge: Charge) -> Outcome:
         await super().charge(charge)
         raise ConnectionResetError("in the middle of the answer")
 
@@ -387,7 +376,7 @@ class Broken(Sandbox):
 class Stingy(Sandbox):
     """It gives nothing back."""
 
-    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> RefundOutcome:
         return Refused(f"no {refund.amount} for you")
 
 
@@ -398,7 +387,7 @@ class Late(Sandbox):
         super().__init__(*arguments, **{**more, "slow_seconds": 0})
         self.told = asyncio.Event()
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
+    async def charge(self, charge: Charge) -> Outcome:
         outcome = await super().charge(charge)
         if charge.token == "tok_slow":
             await self.told.wait()
@@ -408,7 +397,7 @@ class Late(Sandbox):
 class LateRefusal(Late):
     """It declines `tok_slow`."""
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
+    async def charge(self, charge: Charge) -> Outcome:
         outcome = await super().charge(replace(charge, token="tok_declined"))
         await self.told.wait()
         return outcome

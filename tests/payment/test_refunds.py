@@ -142,7 +142,7 @@ async def test_database_refuses_refunds_that_together_exceed_the_payment(house: 
     await process.refund(payment, 12)
     add = (
         "INSERT INTO refunds SELECT i, p.id, {}, p.currency, p.provider, 'refund-' || i, 'PENDING', '', '', '', "
-        "'test', 0, now(), now(), NULL, '' FROM payments p, gen_random_uuid() i WHERE p.id = $1"
+        "'test', 0, now(), now(), NULL, '', '' FROM payments p, gen_random_uuid() i WHERE p.id = $1"
     )
     with pytest.raises(asyncpg.CheckViolationError, match="exceed"):
         await house.connection.execute(add.format(1), payment.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import uuid4
 
@@ -15,8 +16,11 @@ from payment_svc.providers import (
     Absent,
     Approved,
     Charge,
+    ChargeRef,
     Declined,
+    MovementType,
     ProviderUnavailable,
+    Record,
     Refunded,
     RefundRequest,
     Refused,
@@ -46,14 +50,18 @@ def charge(token: str = "tok_visa") -> Charge:
     return Charge(f"key-{uuid4()}", token, AMOUNT, "EUR", uuid4())
 
 
+def ref(asked: Charge) -> ChargeRef:
+    return ChargeRef(asked.key, asked.amount, asked.currency, asked.order_id, datetime.now(UTC))
+
+
 @pytest.mark.parametrize("token", ["tok_visa", "tok_slow", "tok_declined", "tok_insufficient_funds", "tok_of_nobody"])
 async def test_a_key_gets_its_first_outcome_for_ever(sandbox: Sandbox, database: Database, token: str) -> None:
     asked = charge(token)
-    assert await sandbox.lookup(asked.key) == Absent()
+    assert await sandbox.lookup(ref(asked)) == Absent()
     first = await sandbox.charge(asked)
     assert isinstance(first, Approved if token in {"tok_visa", "tok_slow"} else Declined)
     again = await asyncio.gather(*(sandbox.charge(asked) for _ in range(5)))
-    assert {*again, await sandbox.lookup(asked.key)} == {first}
+    assert {*again, await sandbox.lookup(ref(asked))} == {first}
     # So it is for another process.
     assert await Sandbox(database, slow_seconds=0).charge(asked) == first
 
@@ -67,7 +75,7 @@ async def test_a_declined_token_says_why(sandbox: Sandbox) -> None:
 async def test_a_flaky_token_is_unavailable_the_first_time_and_nothing_is_charged(sandbox: Sandbox) -> None:
     asked = charge("tok_flaky")
     assert isinstance(await sandbox.charge(asked), ProviderUnavailable)
-    assert await sandbox.lookup(asked.key) == Absent()
+    assert await sandbox.lookup(ref(asked)) == Absent()
     assert isinstance(await sandbox.charge(asked), Approved)
 
 
@@ -76,7 +84,7 @@ async def test_a_silent_token_is_charged_and_never_answered(sandbox: Sandbox) ->
     charging = asyncio.create_task(sandbox.charge(asked))
 
     async def charged() -> bool:
-        return isinstance(await sandbox.lookup(asked.key), Approved)
+        return isinstance(await sandbox.lookup(ref(asked)), Approved)
 
     await eventually(charged)
     assert not charging.done()
@@ -85,25 +93,25 @@ async def test_a_silent_token_is_charged_and_never_answered(sandbox: Sandbox) ->
 
 async def test_a_voided_key_is_never_charged(sandbox: Sandbox) -> None:
     asked = charge()
-    assert await sandbox.void(asked.key) == Voided()
+    assert await sandbox.void(ref(asked)) == Voided()
     assert await sandbox.charge(asked) == Voided()
-    assert await sandbox.lookup(asked.key) == Voided()
+    assert await sandbox.lookup(ref(asked)) == Voided()
 
 
 async def test_a_charge_cannot_be_voided_and_a_declined_one_is_as_good_as_voided(sandbox: Sandbox) -> None:
     approved, declined = charge(), charge("tok_declined")
     standing = await sandbox.charge(approved)
     await sandbox.charge(declined)
-    assert await sandbox.void(approved.key) == standing
-    assert await sandbox.void(declined.key) == Voided()
+    assert await sandbox.void(ref(approved)) == standing
+    assert await sandbox.void(ref(declined)) == Voided()
 
 
 async def test_of_a_charge_and_a_void_at_once_one_wins_and_both_hear_it(database: Database) -> None:
     one, other = Sandbox(database), Sandbox(database)
     charges = [charge() for _ in range(60)]
     pairs = await asyncio.gather(
-        *(asyncio.gather(one.charge(each), other.void(each.key)) for each in charges[:30]),
-        *(asyncio.gather(one.void(each.key), other.charge(each)) for each in charges[30:]),
+        *(asyncio.gather(one.charge(each), other.void(ref(each))) for each in charges[:30]),
+        *(asyncio.gather(one.void(ref(each)), other.charge(each)) for each in charges[30:]),
     )
     for charged, voided in pairs:
         assert charged == voided
@@ -112,7 +120,7 @@ async def test_of_a_charge_and_a_void_at_once_one_wins_and_both_hear_it(database
 async def test_a_refund_is_made_once_for_its_key(sandbox: Sandbox, database: Database) -> None:
     asked = charge()
     await sandbox.charge(asked)
-    refund = RefundRequest(f"refund-{asked.key}", asked.key, AMOUNT, "EUR")
+    refund = RefundRequest(f"refund-{asked.key}", asked.key, "", AMOUNT, "EUR")
     results = await asyncio.gather(*(provider.refund(refund) for provider in (sandbox, sandbox, Sandbox(database))))
     assert len(set(results)) == 1
     assert isinstance(results[0], Refunded)
@@ -122,31 +130,49 @@ async def test_a_refund_is_made_once_for_its_key(sandbox: Sandbox, database: Dat
 async def test_refunds_never_exceed_the_charge(sandbox: Sandbox) -> None:
     asked = charge()
     await sandbox.charge(asked)
-    parts = [RefundRequest(f"part-{number}-{asked.key}", asked.key, Decimal(5), "EUR") for number in range(3)]
+    parts = [RefundRequest(f"part-{number}-{asked.key}", asked.key, "", Decimal(5), "EUR") for number in range(3)]
     results = await asyncio.gather(*(sandbox.refund(part) for part in parts))
     assert sorted(type(result).__name__ for result in results) == ["Refunded", "Refunded", "Refused"]
     assert Refused("exceeds_charge") in results
-    unknown = RefundRequest(f"refund-{uuid4()}", f"key-{uuid4()}", Decimal(1), "EUR")
+    unknown = RefundRequest(f"refund-{uuid4()}", f"key-{uuid4()}", "", Decimal(1), "EUR")
     assert await sandbox.refund(unknown) == Refused("no_charge")
-    voided = f"key-{uuid4()}"
-    await sandbox.void(voided)
-    assert await sandbox.refund(RefundRequest(f"refund-{voided}", voided, Decimal(1), "EUR")) == Refused("no_charge")
+    voided = charge()
+    await sandbox.void(ref(voided))
+    late = RefundRequest(f"refund-{voided.key}", voided.key, "", Decimal(1), "EUR")
+    assert await sandbox.refund(late) == Refused("no_charge")
 
 
 async def test_refused_refund_stands_under_its_key(sandbox: Sandbox) -> None:
     failing, small = charge("tok_refund_fails"), charge()
     for asked in (failing, small):
         assert isinstance(await sandbox.charge(asked), Approved)
-    refused = RefundRequest(f"refund-{uuid4()}", failing.key, Decimal(1), "EUR")
-    assert await sandbox.lookup_refund(refused.key) == Absent()
-    assert await sandbox.refund(refused) == await sandbox.lookup_refund(refused.key) == Refused("refund_refused")
-    excess = RefundRequest(f"refund-{uuid4()}", small.key, AMOUNT + 1, "EUR")
+    refused = RefundRequest(f"refund-{uuid4()}", failing.key, "", Decimal(1), "EUR")
+    assert await sandbox.lookup_refund(refused) == Absent()
+    assert await sandbox.refund(refused) == await sandbox.lookup_refund(refused) == Refused("refund_refused")
+    excess = RefundRequest(f"refund-{uuid4()}", small.key, "", AMOUNT + 1, "EUR")
     assert await sandbox.refund(excess) == Refused("exceeds_charge")
     # The key of a refused refund is never used for another.
-    again = RefundRequest(excess.key, small.key, AMOUNT, "EUR")
-    assert await sandbox.refund(again) == await sandbox.lookup_refund(excess.key) == Refused("exceeds_charge")
-    made = RefundRequest(f"refund-{uuid4()}", small.key, AMOUNT, "EUR")
-    assert await sandbox.refund(made) == await sandbox.lookup_refund(made.key)
+    again = RefundRequest(excess.key, small.key, "", AMOUNT, "EUR")
+    assert await sandbox.refund(again) == await sandbox.lookup_refund(excess) == Refused("exceeds_charge")
+    made = RefundRequest(f"refund-{uuid4()}", small.key, "", AMOUNT, "EUR")
+    assert await sandbox.refund(made) == await sandbox.lookup_refund(made)
+
+
+async def test_record_of_a_charge_has_the_capture_and_its_refunds(sandbox: Sandbox) -> None:
+    asked, declined = charge(), charge("tok_declined")
+    assert await sandbox.record(ref(asked)) == Absent()
+    standing = await sandbox.charge(asked)
+    await sandbox.charge(declined)
+    parts = [RefundRequest(f"part-{number}-{asked.key}", asked.key, "", Decimal(4), "EUR") for number in range(4)]
+    made = [refund for part in parts if isinstance(refund := await sandbox.refund(part), Refunded)]
+    record, nothing = await asyncio.gather(sandbox.record(ref(asked)), sandbox.record(ref(declined)))
+    assert isinstance(record, Record)
+    assert record.standing == standing
+    assert {each.reference for each in record.movements if each.key} == {refund.reference for refund in made}
+    assert {each.key for each in record.movements} == {"", *(part.key for part in parts[:3])}
+    totals = [record.total(each) for each in MovementType]
+    assert totals == [AMOUNT, Decimal(12), Decimal(0), Decimal(0)]
+    assert nothing == Record(Declined("card_declined"), [])
 
 
 async def test_every_request_for_a_charge_is_on_record(sandbox: Sandbox, database: Database) -> None:

@@ -21,7 +21,7 @@ from mesh.rpc.server import Server
 from payment_svc.charger import ProviderAnswer
 from payment_svc.domain import Payment
 from payment_svc.peers import CustomerPeer
-from payment_svc.providers import Approved, Charge, Declined, ProviderUnavailable, Unknown, Voided
+from payment_svc.providers import Charge, Outcome, ProviderUnavailable, Voided
 from payment_svc.providers.sandbox import Sandbox
 from tests.payment.process import Broken, Deaf, House, Late, Wallets, method_of, order, tell, with_token
 from tests.runtime.served import settings
@@ -171,7 +171,7 @@ async def test_every_attempt_under_a_key_has_the_same_token(house: House) -> Non
     class Forgotten(Sandbox):
         """It forgets that it was asked: the charge is asked for again, under the same key."""
 
-        async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
+        async def charge(self, charge: Charge) -> Outcome:
             self.seen.append((charge.key, charge.token))
             return ProviderUnavailable("not now") if len(self.seen) < 4 else await super().charge(charge)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import cast
+from uuid import uuid4
 
-from payment_svc.providers import Absent, Bounded
-from payment_svc.providers.protocol import Provider
+from payment_svc.providers import Absent, Bounded, ChargeRef, Provider
 
 
 class Silent:
@@ -17,16 +19,20 @@ class Silent:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def lookup(self, key: str) -> Absent:
-        self.asked.append(key)
+    async def lookup(self, charge: ChargeRef) -> Absent:
+        self.asked.append(charge.key)
         await asyncio.Event().wait()
         return Absent()
+
+
+def ref(key: str) -> ChargeRef:
+    return ChargeRef(key, Decimal(1), "EUR", uuid4(), datetime.now(UTC))
 
 
 async def test_call_that_is_cancelled_while_it_waits_for_its_turn_never_reaches_the_provider() -> None:
     provider = Silent()
     bounded = Bounded(cast("Provider", provider), at_a_time=1, timeout=60)
-    calls = [asyncio.create_task(bounded.lookup(key)) for key in ("first", "second")]
+    calls = [asyncio.create_task(bounded.lookup(ref(key))) for key in ("first", "second")]
     await asyncio.sleep(0)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

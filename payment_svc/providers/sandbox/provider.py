@@ -8,111 +8,52 @@ key: the first to write it, a charge or a void, decides for good what the key st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
-
 from mesh.batch.group_commit import GroupCommit
-from mesh.db.database import BulkInsert, Database, Row, Statement, Transaction, unnested
+from mesh.db.database import Database, Row, Transaction
 from mesh.ids import new_id
-from payment_svc.providers import (
+from mesh.rpc.validation.money import MINOR_UNITS
+from payment_svc.providers.minor_units import MinorUnits
+from payment_svc.providers.protocol import (
     Absent,
     Approved,
     Charge,
+    ChargeRef,
     Declined,
+    Inconclusive,
+    Movement,
+    MovementType,
+    Outcome,
     ProviderUnavailable,
+    Record,
     Refunded,
+    RefundOutcome,
     RefundRequest,
     Refused,
-    Unknown,
     Voided,
+    Webhook,
+    WebhookSignatureInvalid,
+)
+from payment_svc.providers.sandbox.settings import SandboxSettings
+from payment_svc.providers.sandbox.tables import (
+    ADD_REFUNDS,
+    CHARGES,
+    DECIDE,
+    LOCK_CHARGES,
+    LOG_ATTEMPTS,
+    REFUNDS,
+    REFUNDS_OF_CHARGES,
+    TRIED,
+    WRITE_REFUNDED,
+    Status,
 )
 
-metadata = sa.MetaData(schema="sandbox")
-_TIME = pg.TIMESTAMP(timezone=True)
-_AMOUNT = sa.Numeric(28, 9)
-_now = sa.func.clock_timestamp()
-
-charges = sa.Table(
-    "charges",
-    metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("reference", sa.String, nullable=False, unique=True),
-    sa.Column("reason", sa.String, nullable=False),
-    sa.Column("token", sa.String, comment="null for a key that was voided before a charge came"),
-    sa.Column("amount", _AMOUNT),
-    sa.Column("currency", sa.String(3)),
-    sa.Column("order_id", sa.Uuid, comment="what the caller said it was for"),
-    sa.Column("refunded_amount", _AMOUNT, nullable=False, server_default="0"),
-    sa.Column("create_time", _TIME, nullable=False, server_default=_now),
-    sa.CheckConstraint("status IN ('APPROVED', 'DECLINED', 'VOIDED')", name="status_known"),
-    sa.CheckConstraint("status = 'VOIDED' OR amount > 0", name="amount_positive"),
-    sa.CheckConstraint("0 <= refunded_amount", name="refunded_not_negative"),
-    sa.CheckConstraint(
-        "refunded_amount <= CASE status WHEN 'APPROVED' THEN amount ELSE 0 END", name="refunded_within_amount"
-    ),
-    comment="What stands under each key. Two approved charges of one order would be a double charge.",
-)
-
-refunds = sa.Table(
-    "refunds",
-    metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("charge_key", sa.String, sa.ForeignKey(charges.c.key), nullable=False),
-    sa.Column("reference", sa.String, nullable=False, unique=True),
-    sa.Column("amount", _AMOUNT, nullable=False),
-    sa.Column("create_time", _TIME, nullable=False, server_default=_now),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
-    sa.CheckConstraint("amount > 0", name="amount_positive"),
-    sa.CheckConstraint("status IN ('SUCCEEDED', 'REFUSED')", name="status_known"),
-)
-
-attempts = sa.Table(
-    "attempts",
-    metadata,
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-    sa.Column("key", sa.String, nullable=False, index=True),
-    sa.Column("token", sa.String, nullable=False),
-    sa.Column("amount", _AMOUNT, nullable=False),
-    sa.Column("order_id", sa.Uuid, nullable=False),
-    sa.Column("create_time", _TIME, nullable=False, server_default=_now),
-    comment="Every request for a charge that has reached the provider, whatever came of it.",
-)
-
-_keys = sa.bindparam("keys", type_=sa.ARRAY(sa.String))
-_DECIDE = BulkInsert(
-    charges.c.key, charges.c.status, charges.c.reference, charges.c.reason, charges.c.token, charges.c.amount,
-    charges.c.currency, charges.c.order_id,
-    returning=[charges.c.key], skip_existing=True,
-)  # fmt: skip
-_LOG_ATTEMPTS = BulkInsert(attempts.c.key, attempts.c.token, attempts.c.amount, attempts.c.order_id)
-_TRIED = Statement(sa.select(attempts.c.key).where(attempts.c.key == sa.any_(_keys)).distinct())
-_CHARGES = Statement(sa.select(charges).where(charges.c.key == sa.any_(_keys)))
-_LOCK_CHARGES = Statement(
-    sa.select(charges).where(charges.c.key == sa.any_(_keys)).order_by(charges.c.key).with_for_update()
-)
-_REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)), name="read sandbox refunds")
-_ADD_REFUNDS = BulkInsert(
-    refunds.c.key,
-    refunds.c.charge_key,
-    refunds.c.reference,
-    refunds.c.amount,
-    refunds.c.status,
-    refunds.c.reason,
-    name="add sandbox refunds",
-)
-_refunded = unnested({"keys": ("key", sa.String), "totals": ("total", _AMOUNT)})
-_WRITE_REFUNDED = Statement(
-    sa.update(charges).where(charges.c.key == _refunded.c.key).values(refunded_amount=_refunded.c.total)
-)
-
+NAME = "sandbox"
 REFUSALS = {"tok_declined": "card_declined", "tok_insufficient_funds": "insufficient_funds"}
 """The tokens that are declined, and why."""
 SLOW, SILENT, FLAKY = "tok_slow", "tok_timeout", "tok_flaky"
@@ -127,12 +68,6 @@ _Standing = Approved | Declined | Voided
 """What a key can stand for."""
 
 
-class _Status(StrEnum):
-    APPROVED = "APPROVED"
-    DECLINED = "DECLINED"
-    VOIDED = "VOIDED"
-
-
 @dataclass(frozen=True, slots=True)
 class _Request:
     """What a key shall stand for unless it stands for something already."""
@@ -143,15 +78,15 @@ class _Request:
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """The row that it would have, in the order of `_DECIDE`."""
+        """The row that it would have, in the order of `DECIDE`."""
         charge = self.charge
         reference = f"ch_{new_id().hex}"
         if charge is None:
-            return self.key, _Status.VOIDED, reference, "", None, None, None, None
+            return self.key, Status.VOIDED, reference, "", None, None, None, None
         approved = charge.token in APPROVED
         return (
             self.key,
-            _Status.APPROVED if approved else _Status.DECLINED,
+            Status.APPROVED if approved else Status.DECLINED,
             reference,
             "" if approved else REFUSALS.get(charge.token, "token_unknown"),
             charge.token,
@@ -162,7 +97,13 @@ class _Request:
 
 
 class Sandbox:
-    """The provider `sandbox`. `slow_seconds` is how long it takes to answer for `tok_slow`."""
+    """The provider `sandbox`, with its record in `database`, which it starts and stops.
+
+    `slow_seconds` is how long it takes to answer for `tok_slow`.
+    """
+
+    minor_units = MinorUnits(MINOR_UNITS)
+    """It takes every currency of ISO 4217."""
 
     def __init__(self, database: Database, *, slow_seconds: float = 2.0) -> None:
         self._database = database
@@ -173,8 +114,28 @@ class Sandbox:
             "sandbox look-ups of refunds", self._look_up_refunds
         )
         self._lookups = GroupCommit[str, _Standing | Absent]("sandbox look-ups", self._look_up)
+        self._records = GroupCommit[str, Record | Absent]("sandbox records", self._read_records)
 
-    async def charge(self, charge: Charge) -> Approved | Declined | Voided | ProviderUnavailable | Unknown:
+    @classmethod
+    def of(cls, settings: SandboxSettings) -> Sandbox:
+        """The sandbox that the settings describe."""
+        url = settings.database_url.get_secret_value()
+        database = Database(url, max_connections=settings.sandbox_connections)
+        return cls(database, slow_seconds=settings.sandbox_slow_seconds)
+
+    async def start(self) -> None:
+        """Connect to its record."""
+        await self._database.start()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._database.stop()
+
+    async def probe(self) -> None:
+        """As the protocol says. Raises Unavailable."""
+        await self._database.check()
+
+    async def charge(self, charge: Charge) -> Outcome:
         """As the protocol says; the token tells how it goes."""
         standing = await self._decisions.submit(_Request(charge.key, charge))
         if charge.token == SLOW:
@@ -184,32 +145,40 @@ class Sandbox:
             await asyncio.Event().wait()
         return standing
 
-    async def lookup(self, key: str) -> Approved | Declined | Voided | Absent | ProviderUnavailable | Unknown:
+    async def lookup(self, charge: ChargeRef) -> Outcome | Absent:
         """As the protocol says."""
-        return await self._lookups.submit(key)
+        return await self._lookups.submit(charge.key)
 
-    async def void(self, key: str) -> Approved | Voided | ProviderUnavailable | Unknown:
+    async def void(self, charge: ChargeRef) -> Approved | Voided | Inconclusive:
         """As the protocol says. A declined charge counts as voided: no money will be taken under its key."""
-        standing = await self._decisions.submit(_Request(key, None))
+        standing = await self._decisions.submit(_Request(charge.key, None))
         return Voided() if isinstance(standing, Declined) else standing
 
-    async def refund(self, refund: RefundRequest) -> Refunded | Refused | ProviderUnavailable | Unknown:
+    async def refund(self, refund: RefundRequest) -> RefundOutcome:
         """As the protocol says. A refusal stands under the key like a refund, unless there is no charge."""
         return await self._refunds.submit(refund)
 
-    async def lookup_refund(self, key: str) -> Refunded | Refused | Absent | ProviderUnavailable | Unknown:
+    async def lookup_refund(self, refund: RefundRequest) -> RefundOutcome | Absent:
         """As the protocol says."""
-        return await self._refund_lookups.submit(key)
+        return await self._refund_lookups.submit(refund.key)
+
+    async def record(self, charge: ChargeRef) -> Record | Absent | Inconclusive:
+        """As the protocol says."""
+        return await self._records.submit(charge.key)
+
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Webhook:  # noqa: ARG002
+        """As the protocol says. The sandbox sends none, so none has a signature of it."""
+        raise WebhookSignatureInvalid(NAME)
 
     async def _decide(self, batch: Sequence[_Request]) -> list[_Standing | ProviderUnavailable]:
         """What stands under each key from now on: the request, or what was there before."""
         asked = [request.charge for request in batch if request.charge is not None]
         async with self._database.transaction() as transaction:
             unready = await self._unready(transaction, asked)
-            transaction.add(_LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
+            transaction.add(LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
             # Of two requests with one key, the first one counts.
             rows = {request.key: request.row for request in reversed(batch) if request.key not in unready}
-            transaction.add(_DECIDE, (rows[key] for key in sorted(rows)))
+            transaction.add(DECIDE, (rows[key] for key in sorted(rows)))
         standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in transaction.returned}
         if known := rows.keys() - standing.keys():
             # What stands under a key stands for good.
@@ -222,7 +191,7 @@ class Sandbox:
         flaky = {charge.key for charge in asked if charge.token == FLAKY}
         if not flaky:
             return flaky
-        return flaky - {row["key"] for row in await transaction.fetch(_TRIED, keys=sorted(flaky))}
+        return flaky - {row["key"] for row in await transaction.fetch(TRIED, keys=sorted(flaky))}
 
     async def _look_up(self, batch: Sequence[str]) -> list[_Standing | Absent]:
         async with self._database.reading() as reading:
@@ -231,23 +200,30 @@ class Sandbox:
 
     async def _look_up_refunds(self, batch: Sequence[str]) -> list[Refunded | Refused | Absent]:
         async with self._database.reading() as reading:
-            standing = {row["key"]: _refund(row) for row in await reading.fetch(_REFUNDS, keys=list(batch))}
+            standing = {row["key"]: _refund(row) for row in await reading.fetch(REFUNDS, keys=list(batch))}
         return [standing.get(key) or Absent() for key in batch]
+
+    async def _read_records(self, batch: Sequence[str]) -> list[Record | Absent]:
+        keys = sorted(set(batch))
+        async with self._database.reading() as reading:
+            found = {row["key"]: row for row in await reading.fetch(CHARGES, keys=keys)}
+            refunds: dict[str, list[Row]] = {}
+            for row in await reading.fetch(REFUNDS_OF_CHARGES, keys=keys):
+                refunds.setdefault(row["charge_key"], []).append(row)
+        return [_record(found[key], refunds.get(key, ())) if key in found else Absent() for key in batch]
 
     async def _refund_batch(self, batch: Sequence[RefundRequest]) -> list[Refunded | Refused]:
         async with self._database.transaction() as transaction:
-            locked = await transaction.fetch(_LOCK_CHARGES, keys=sorted({refund.charge_key for refund in batch}))
+            locked = await transaction.fetch(LOCK_CHARGES, keys=sorted({refund.charge_key for refund in batch}))
             left: dict[str, Decimal] = {
-                row["key"]: row["amount"] - row["refunded_amount"]
-                for row in locked
-                if row["status"] == _Status.APPROVED
+                row["key"]: row["amount"] - row["refunded_amount"] for row in locked if row["status"] == Status.APPROVED
             }
             refusing = {row["key"] for row in locked if row["token"] == REFUND_FAILS}
             totals: dict[str, Decimal] = {}
             before = {row["key"]: row["refunded_amount"] for row in locked}
             known: dict[str, Refunded | Refused] = {
                 row["key"]: _refund(row)
-                for row in await transaction.fetch(_REFUNDS, keys=[refund.key for refund in batch])
+                for row in await transaction.fetch(REFUNDS, keys=[refund.key for refund in batch])
             }
             added: list[tuple[Any, ...]] = []
             for refund in batch:
@@ -267,9 +243,9 @@ class Sandbox:
                 added.append((refund.key, key, reference, amount, "SUCCEEDED", ""))
                 left[key] -= amount
                 totals[key] = totals.get(key, before[key]) + amount
-            transaction.add(_ADD_REFUNDS, added)
+            transaction.add(ADD_REFUNDS, added)
             if totals:
-                transaction.write(_WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
+                transaction.write(WRITE_REFUNDED, keys=list(totals), totals=list(totals.values()))
         return [known[refund.key] for refund in batch]
 
 
@@ -278,15 +254,27 @@ def _refund(row: Row) -> Refunded | Refused:
 
 
 async def _charges(reading: Transaction, keys: list[str]) -> dict[str, _Standing]:
-    rows: list[Row] = await reading.fetch(_CHARGES, keys=keys)
+    rows: list[Row] = await reading.fetch(CHARGES, keys=keys)
     return {row["key"]: _standing(row["status"], row["reference"], row["reason"]) for row in rows}
 
 
 def _standing(status: str, reference: str, reason: str) -> _Standing:
-    match _Status(status):
-        case _Status.APPROVED:
+    match Status(status):
+        case Status.APPROVED:
             return Approved(reference)
-        case _Status.DECLINED:
+        case Status.DECLINED:
             return Declined(reason)
-        case _Status.VOIDED:
+        case Status.VOIDED:
             return Voided()
+
+
+def _record(charge: Row, refunds: Sequence[Row]) -> Record:
+    standing = _standing(charge["status"], charge["reference"], charge["reason"])
+    movements = [
+        Movement(MovementType.REFUND, row["reference"], row["amount"], row["create_time"], row["key"])
+        for row in refunds
+    ]
+    if isinstance(standing, Approved):
+        capture = Movement(MovementType.CAPTURE, charge["reference"], charge["amount"], charge["create_time"])
+        movements.insert(0, capture)
+    return Record(standing, movements)

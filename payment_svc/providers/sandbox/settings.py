@@ -1,0 +1,16 @@
+"""The settings of the sandbox."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mesh.settings import DatabaseSettings
+
+
+class SandboxSettings(DatabaseSettings):
+    """The settings of the sandbox. Its record is in the database of the service."""
+
+    sandbox_connections: int = Field(default=4, ge=2)
+    """The most database connections of the sandbox provider, beside the service's own."""
+    sandbox_slow_seconds: float = Field(default=2.0, ge=0)
+    """How long the sandbox provider takes to answer for `tok_slow`."""
