@@ -126,7 +126,7 @@ class HoldDecision(StrEnum):
 
 
 HOLD_DECISIONS: Mapping[Status, HoldDecision] = {
-    # A draft may be placed at any time, and would adopt the hold of an attempt that failed. Cancelling it releases it.
+    # A draft may be placed at any time, and would use the hold of an attempt that failed. Cancelling it releases it.
     Status.DRAFT: HoldDecision.KEEP,
     Status.PLACING: HoldDecision.KEEP,
     Status.PENDING: HoldDecision.KEEP,

@@ -70,12 +70,13 @@ class Placing:
     hold_key: bytes = b""
 
     def __post_init__(self) -> None:
+        # Without an idempotency key, no other call adopts the hold.
+        self.hold_key = self.change.key.digest if self.change.key else os.urandom(32)
         if self.draft is not None:
-            # Every attempt to place a draft adopts the hold of the one before.
-            self.order_id, self.hold_key = self.draft.id, sha256(b"draft" + self.draft.id.bytes).digest()
-        else:
-            # Without an idempotency key, no other call adopts the hold.
-            self.hold_key = self.change.key.digest if self.change.key else os.urandom(32)
+            # A hold of a call with another key gets this key and the current prices, because it has the same order id.
+            # The key may have been used for another draft, and then has a hold.
+            self.order_id = self.draft.id
+            self.hold_key = sha256(self.draft.id.bytes + self.hold_key).digest()
 
 
 @dataclass(slots=True)

@@ -124,6 +124,15 @@ class Reservation(NamedTuple):
         Total.of(hold.lines).require(self.expected_total)
         return hold
 
+    def renew(self, hold: Hold, offers: Mapping[UUID, Offer]) -> Hold:
+        """The hold of another attempt to place the same order, with the key of this one and at these offers.
+
+        It has the same stock. Raises HoldKeyReused when it has other lines, and what `hold` raises.
+        """
+        if {line.product_id: line.quantity for line in hold.lines} != self.quantities:
+            raise HoldKeyReused
+        return self.hold(offers)
+
     def hold(self, offers: Mapping[UUID, Offer]) -> Hold:
         """The hold at these offers, by product; of stock that is not checked here.
 
@@ -149,10 +158,15 @@ class Shelf:
     def __init__(
         self, offers: Iterable[Offer], *, available: Mapping[UUID, int] | None = None, holds: Iterable[Hold] = ()
     ) -> None:
-        """`holds` are the existing holds under the keys of the reservations to come."""
+        """`holds` are the existing holds under the keys, or of the orders, of the reservations to come."""
         self.holds: list[Hold] = []
         """The new holds, in order."""
+        self.renewed: list[Hold] = []
+        """Existing holds with another key and other prices, in order."""
         self._by_key = {hold.key: hold for hold in holds}
+        self._by_order = {hold.order_id: hold for hold in self._by_key.values()}
+        self._current: set[UUID] = set()
+        """The orders whose holds have the prices of this moment."""
         self._offers = {offer.product_id: offer for offer in offers}
         self._available = available
         self._reserved: Counter[UUID] = Counter()
@@ -160,10 +174,20 @@ class Shelf:
     def reserve(self, reservation: Reservation) -> Hold:
         """Make a hold with all lines, or none; return the existing one if the key has a hold.
 
-        Raises what `Reservation.adopt` and `Reservation.hold` raise, or StockInsufficient.
+        A hold that the order has under another key gets this key and the current prices, and keeps its stock.
+
+        Raises what `Reservation.adopt`, `renew` and `hold` raise, or StockInsufficient.
         """
         if existing := self._by_key.get(reservation.key):
             return reservation.adopt(existing)
+        if other := self._by_order.get(reservation.order_id):
+            if other.order_id in self._current:
+                return reservation.adopt(other)
+            renewed = reservation.renew(other, self._offers)
+            self.renewed.append(renewed)
+            del self._by_key[other.key]
+            self._keep(renewed)
+            return renewed
         hold = reservation.hold(self._offers)
         if self._available is not None:
             for product_id, quantity in reservation.quantities.items():
@@ -171,9 +195,13 @@ class Shelf:
                 if quantity > available:
                     raise StockInsufficient(product_id, quantity, available)
         self._reserved.update(reservation.quantities)
-        self._by_key[hold.key] = hold
         self.holds.append(hold)
+        self._keep(hold)
         return hold
+
+    def _keep(self, hold: Hold) -> None:
+        self._by_key[hold.key] = self._by_order[hold.order_id] = hold
+        self._current.add(hold.order_id)
 
     @property
     def reserved(self) -> list[tuple[Offer, int]]:

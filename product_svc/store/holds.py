@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -43,7 +44,11 @@ ADD_HOLD_LINES = BulkInsert(hold_lines.c.order_id, *_lines.columns, refusals={"h
 HOLDS = _holds.by(holds.c.order_id)
 LIVE_HOLDS = Statement(
     sa.select(*_holds.columns).where(
-        holds.c.key == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(sa.LargeBinary))), IS_HELD
+        sa.or_(
+            holds.c.key == sa.any_(sa.bindparam("keys", type_=sa.ARRAY(sa.LargeBinary))),
+            holds.c.order_id == sa.any_(_ids),
+        ),
+        IS_HELD,
     ),
     name="read live holds",
 )
@@ -105,6 +110,29 @@ WRITE_HOLDS = Statement(
     ),
     refusals=stale_write(holds.c.state),
 )
+_renewed = unnested(
+    {
+        "order_ids": ("order_id", sa.Uuid),
+        "keys": ("key", sa.LargeBinary),
+        "expire_times": ("expire_time", TIME),
+    }
+)
+RENEW_HOLDS = Statement(
+    sa.update(holds)
+    .where(holds.c.order_id == _renewed.c.order_id)
+    .values(key=_renewed.c.key, expire_time=_renewed.c.expire_time),
+    name="renew holds",
+)
+_repriced = unnested(
+    {"order_ids": ("order_id", sa.Uuid)}
+    | {f"new_{column.name}": (column.name, column.type) for column in _lines.columns}
+)
+REPRICE_LINES = Statement(
+    sa.update(hold_lines)
+    .where(hold_lines.c.order_id == _repriced.c.order_id, hold_lines.c.product_id == _repriced.c.product_id)
+    .values({name: _repriced.c[name] for name in ("sku", "name", "unit_price", "currency")}),
+    name="reprice hold lines",
+)
 
 EXPIRED_HOLDS = Statement(
     sa.select(holds.c.order_id)
@@ -155,7 +183,8 @@ class HoldStore:
             return Shelf(await self._offers_of(work, wanted))
         rows = await work.transaction.fetch(LOCK_OFFERS, ids=sorted(wanted))
         # After the lock: a hold whose release has just been waited for does not exist any more.
-        existing = await _read(work.transaction, LIVE_HOLDS, keys=[reservation.key for reservation in reservations])
+        keys, order_ids = [each.key for each in reservations], [each.order_id for each in reservations]
+        existing = await _read(work.transaction, LIVE_HOLDS, keys=keys, ids=order_ids)
         return Shelf(
             [_offers.read(row) for row in rows],
             available={row["product_id"]: row["available"] for row in rows},
@@ -174,11 +203,13 @@ class HoldStore:
         return offers
 
     def add(self, work: UnitOfWork, shelf: Shelf, now: datetime) -> None:
-        """Write the new holds of a shelf and reserve their stock.
+        """Write the new holds of a shelf and reserve their stock; and the renewed ones, whose stock is locked.
 
         The unit of work fails with HoldKeyTaken when one of the keys has a hold, with StaleWrite when an offer is
         outdated, and by the check on the table when there is not enough stock.
         """
+        if shelf.renewed:
+            self._renew(work, shelf.renewed)
         if not shelf.holds:
             return
         work.transaction.add(ADD_HOLDS, map(_holds.values, shelf.holds))
@@ -197,6 +228,23 @@ class HoldStore:
         # After a pessimistic attempt the next one reads the offers, and with them the available quantity.
         offers = [] if work.pessimistic else [offer for offer, _ in reserved]
         work.transaction.on_commit(partial(self._remember, shelf.holds, offers))
+
+    def _renew(self, work: UnitOfWork, renewed: Sequence[Hold]) -> None:
+        # In primary-key order, as everywhere.
+        in_order = sorted(renewed, key=attrgetter("order_id"))
+        lines = [(hold.order_id, line) for hold in in_order for line in sorted(hold.lines)]
+        work.transaction.write(
+            RENEW_HOLDS,
+            order_ids=[hold.order_id for hold in in_order],
+            keys=[hold.key for hold in in_order],
+            expire_times=[hold.expire_time for hold in in_order],
+        )
+        work.transaction.write(
+            REPRICE_LINES,
+            order_ids=[order_id for order_id, _ in lines],
+            **{f"new_{name}": [getattr(line, name) for _, line in lines] for name in HoldLine._fields},
+        )
+        work.transaction.on_commit(partial(self._remember, renewed, []))
 
     def _remember(self, made: Sequence[Hold], offers: Sequence[Offer]) -> None:
         self._recent_holds.put({hold.order_id: hold for hold in made})

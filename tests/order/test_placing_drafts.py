@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from google.type.money_pb2 import Money
 
 from commerce.order.v1 import order_pb2
 from mesh.errors import Aborted, FailedPrecondition, NotFound, Unavailable
+from order_svc.peers import StockPeer
 from tests.mesh.house import Buyer, House, all_of
 from tests.order.drafts import DRAFT, Stub, add, contents, create, kind, place, set_price, update
 from tests.services import new_key, refused
@@ -129,6 +132,30 @@ async def test_changed_total_is_refused_with_both_amounts_and_nothing_is_held_or
     for order_id in (draft.id, unasked.id):
         assert (await mesh.decided(buyer, order_id)).status == order_pb2.ORDER_STATUS_CONFIRMED
         assert (await mesh.payment(buyer, order_id)).amount.units == 15
+
+
+@pytest.mark.parametrize("call", ["a retry", "another call"])
+async def test_draft_whose_hold_had_a_lost_reply_is_placed_at_the_prices_of_its_call(
+    mesh: House, buyer: Buyer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    product, key = await mesh.product(2, units=10), new_key()
+    draft = await create(buyer, {product: 2})
+    reserve = StockPeer.reserve
+
+    async def without_a_reply(*arguments: Any) -> Any:
+        await reserve(*arguments)
+        raise Unavailable("the reply is lost")
+
+    monkeypatch.setattr(StockPeer, "reserve", without_a_reply)
+    assert isinstance(await refused(place(buyer, draft.id, key=key)), Unavailable)
+    monkeypatch.undo()
+    assert (await mesh.stock(product)).reserved == 2, "the control"
+    await set_price(mesh, product, 15)
+    placed = await place(buyer, draft.id, key=key if call == "a retry" else new_key())
+    assert placed.total_amount.units == (20 if call == "a retry" else 30)
+    assert (await mesh.decided(buyer, draft.id)).status == order_pb2.ORDER_STATUS_CONFIRMED
+    assert (await mesh.payment(buyer, draft.id)).amount.units == placed.total_amount.units
+    assert (await mesh.unreserved(product)).on_hand == 0
 
 
 async def test_new_order_or_draft_is_refused_unless_its_total_is_the_expected_one(mesh: House, buyer: Buyer) -> None:

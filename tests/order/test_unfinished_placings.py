@@ -32,6 +32,14 @@ def change_of(customer: UUID) -> Change[Order]:
     return Change(call, lambda order: order_pb2.PlaceOrderResponse(order=wire.order(order)))
 
 
+def keyed(customer: UUID, order_id: UUID, key: str) -> Change[Order]:
+    """A placing of a draft with an idempotency key."""
+    caller = Caller(Kind.CUSTOMER, str(customer))
+    request = order_pb2.PlaceOrderRequest(order_id=str(order_id))
+    call = Call("PlaceOrder", caller=caller, key=IdempotencyKey.of(key, caller, "PlaceOrder", request))
+    return Change(call, lambda order: order_pb2.PlaceOrderResponse(order=wire.order(order)))
+
+
 async def draft_of(process: OrderProcess, customer: UUID) -> Order:
     """A draft with one item."""
     return (await process.drafts.create_draft(change_of(customer), OrderRequest({uuid4(): 2}))).value
@@ -124,15 +132,9 @@ async def test_draft_whose_hold_is_not_used_is_not_edited(database: Database) ->
     process = process_of(database, stock)
     used, draft = await draft_of(process, customer), await draft_of(process, customer)
 
-    def change(order_id: UUID) -> Change[Order]:
-        caller = Caller(Kind.CUSTOMER, str(customer))
-        request = order_pb2.PlaceOrderRequest(order_id=str(order_id))
-        call = Call("PlaceOrder", caller=caller, key=IdempotencyKey.of(key, caller, "PlaceOrder", request))
-        return Change(call, lambda order: order_pb2.PlaceOrderResponse(order=wire.order(order)))
-
-    await process_of(database).placement.place_draft(change(used.id), used.id, OrderRequest({}), etag="")
+    await process_of(database).placement.place_draft(keyed(customer, used.id, key), used.id, OrderRequest({}), etag="")
     with pytest.raises(IdempotencyKeyReused):
-        await process.placement.place_draft(change(draft.id), draft.id, OrderRequest({}), etag="")
+        await process.placement.place_draft(keyed(customer, draft.id, key), draft.id, OrderRequest({}), etag="")
     assert stock.asked == [1]
     assert (await read(process, draft.id)).status is Status.PLACING
     placed = await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="1")
@@ -158,20 +160,31 @@ async def stock_insufficient() -> Reserved:
     return [FailedPrecondition("nothing left", reason="STOCK_INSUFFICIENT")]
 
 
-async def test_every_attempt_to_place_a_draft_asks_for_the_same_hold(database: Database) -> None:
-    stock, customer = Stock(), uuid4()
+async def test_retries_of_a_placing_ask_for_its_hold_and_other_calls_for_one_of_their_own(database: Database) -> None:
+    stock, customer, key = Stock(), uuid4(), new_key()
     process = process_of(database, stock)
-    keys, reserve = list[tuple[UUID, bytes]](), stock.reserve
+    drafts = [await draft_of(process, customer) for _ in range(2)]
+    asked, reserve = list[tuple[UUID, bytes]](), stock.reserve
 
     async def noted(wanted: Sequence[HoldRequest], *arguments: Any) -> Reserved:
-        keys.extend((each.order_id, each.key) for each in wanted)
-        return await reserve(wanted, *arguments)
+        asked.extend((each.order_id, each.key) for each in wanted)
+        await reserve(wanted, *arguments)
+        raise Unavailable("no answer")
 
     stock.reserve = noted  # type: ignore[assignment, method-assign]
-    draft = await unfinished(process, stock, customer)
-    await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="")
-    assert keys == [keys[0]] * 2
-    assert keys[0][0] == draft.id
+    for draft, change in (
+        (drafts[0], keyed(customer, drafts[0].id, key)),
+        (drafts[0], keyed(customer, drafts[0].id, key)),
+        (drafts[0], keyed(customer, drafts[0].id, new_key())),
+        (drafts[0], change_of(customer)),
+        (drafts[1], keyed(customer, drafts[1].id, key)),
+    ):
+        with pytest.raises(Unavailable):
+            await process.placement.place_draft(change, draft.id, OrderRequest({}), etag="")
+    assert [order_id for order_id, _ in asked] == [drafts[0].id] * 4 + [drafts[1].id]
+    first, retry, *others = (hold_key for _, hold_key in asked)
+    assert first == retry
+    assert len({first, *others}) == 4
 
 
 async def test_hold_of_a_draft_is_kept_until_the_draft_is_cancelled(database: Database) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,11 +19,19 @@ from product_svc.domain import (
     HoldMissing,
     HoldResolved,
     HoldState,
+    PriceChanged,
     StockInsufficient,
+    Total,
 )
 from product_svc.store.stock import STOCKS
 from tests.product.process import Warehouse, held, reservation
 from tests.services import TEST_TIMEOUT_S, eventually
+
+
+def prices(results: Sequence[Hold | Exception]) -> list[Decimal]:
+    """The unit prices of a hold."""
+    (hold,) = map(held, results)
+    return [line.unit_price for line in hold.lines]
 
 
 async def test_hold_reserves_stock_and_contains_the_offers(here: Warehouse) -> None:
@@ -104,6 +114,47 @@ async def test_order_whose_hold_is_resolved_gets_no_other_and_the_next_to_it_is_
         assert isinstance(late[0], HoldResolved)
         held(other[0])
     assert await here.stock(product) == (9, 2)
+
+
+async def test_hold_is_renewed_at_the_current_prices_under_another_key_and_adopted_under_its_own(
+    here: Warehouse, there: Warehouse
+) -> None:
+    product, order_id = await here.product(4), uuid4()
+    first, second = (reservation({product: 4}, order_id=order_id) for _ in range(2))
+    assert prices(await here.reserve(first)) == [Decimal("12.5")]
+
+    async def sell_at(price: int) -> None:
+        await here.admin.execute("UPDATE products SET price = $2, version = version + 1 WHERE id = $1", product, price)
+
+    await sell_at(15)
+    assert prices(await there.reserve(first)) == [Decimal("12.5")], "a retry"
+    refused = (await there.reserve(second._replace(expected_total=Total(Decimal(50), "EUR"))))[0]
+    assert isinstance(refused, PriceChanged)
+    other_lines = (await there.reserve(reservation({product: 3}, order_id=order_id)))[0]
+    assert isinstance(other_lines, HoldKeyReused)
+    assert prices(await here.reserve(first)) == [Decimal("12.5")], "a refusal changes nothing"
+    beside = reservation({await here.product(1): 1})
+    renewed, other = map(held, await there.reserve(second, beside))
+    assert (renewed.order_id, renewed.key, renewed.lines[0].unit_price) == (order_id, second.key, Decimal(15))
+    assert (other.order_id, await here.stock(product)) == (beside.order_id, (4, 4))
+    await sell_at(16)
+    assert prices(await here.reserve(second)) == [Decimal(15)], "a retry"
+    assert await here.commit(order_id) == {order_id: HoldState.COMMITTED}
+    assert await here.stock(product) == (0, 0)
+    await here.require_balance(product)
+
+
+async def test_concurrent_attempts_to_place_one_order_share_one_hold(here: Warehouse, there: Warehouse) -> None:
+    product = await here.product(20)
+    for _ in range(20):
+        order_id = uuid4()
+        attempts = [reservation({product: 1}, order_id=order_id) for _ in range(6)]
+        results = await asyncio.gather(
+            *(process.reserve(*attempts[place::3]) for place, process in enumerate((here, there, here)))
+        )
+        assert {held(result).order_id for each in results for result in each} == {order_id}
+    assert await here.stock(product) == (20, 20)
+    await here.require_balance(product)
 
 
 async def test_a_hundred_buyers_of_a_stock_of_ten_get_ten_holds(here: Warehouse, there: Warehouse) -> None:

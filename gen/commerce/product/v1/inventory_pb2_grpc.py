@@ -135,13 +135,15 @@ class InventoryServiceServicer:
 
         A hold is identified by its `hold_key`, so an idempotency key is ignored. A repeated reservation with the same
         key returns the existing hold with the order id of the first attempt. If that hold was committed or released in
-        the meantime, a new hold is made.
+        the meantime, a new hold is made. If the order has a hold with another key and the same lines, that hold gets the
+        new key and the current prices.
 
         Errors: only those of `commerce.errors.v1`. Each result has its own outcome. Errors of a result: `NOT_FOUND` /
         `PRODUCT_NOT_FOUND`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, or `VALIDATION_FAILED` when the total is larger
         than 999,999,999,999,999 units; `FAILED_PRECONDITION` / `PRODUCT_ARCHIVED`, `PRICE_CHANGED`, `STOCK_INSUFFICIENT`;
-        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key has a hold with other lines; `ABORTED` / `HOLD_LOST` when the
-        order had a hold that was committed or released. `BadRequest` of a result names fields of its `Reservation`.
+        `ALREADY_EXISTS` / `IDEMPOTENCY_KEY_REUSED` when the key or the order has a hold with other lines; `ABORTED` /
+        `HOLD_LOST` when the order had a hold that was committed or released. `BadRequest` of a result names fields of its
+        `Reservation`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
