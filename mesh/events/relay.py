@@ -11,6 +11,7 @@ Published rows are not marked: the relay stores its position after each batch (`
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _LOCK = 0x0B0C_5EED
 """The advisory lock of the active relay. It is local to the database, so every service uses the same number."""
 
-_SESSION = (
+SESSION_SETTINGS = (
     SESSION
     | outbox.BY_INDEX
     | {
@@ -47,8 +48,8 @@ _SESSION = (
 """The settings of the relay's session. It is never idle for long, since it polls."""
 LINGER_S = 0.1
 """The default linger in seconds (ADR-0012)."""
-_MAINTENANCE, _MAINTENANCE_AGAIN = timedelta(hours=1), timedelta(minutes=1)
-"""The interval between the maintenance runs of partitions, and the one after a failed run."""
+_MAINTENANCE = timedelta(hours=1)
+"""The interval between the maintenance runs of partitions."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +69,14 @@ class Relay:
         linger: float = LINGER_S,
         batch: int = 512,
         poll: float = 1.0,
+        repair: float = 60.0,
+        session: Mapping[str, str] = SESSION_SETTINGS,
     ) -> None:
+        """A relay of the events of `service`.
+
+        An idle relay looks for events every `poll` seconds. `repair` is the pause in seconds after a failed maintenance
+        of partitions. `session` are the settings of its database session.
+        """
         self.published = 0
         """The number of events that this process has published."""
         self.active = False
@@ -79,6 +87,8 @@ class Relay:
         self._linger = linger
         self._batch = batch
         self._poll = poll
+        self._repair = timedelta(seconds=repair)
+        self._session = dict(session)
         self._woken = asyncio.Event()
         self._background = tasks.Background(f"relay {service}", self._run)
         self._calls: set[asyncio.Task[None]] = set()
@@ -123,7 +133,9 @@ class Relay:
     async def _lead(self) -> None:
         """Take the lock and publish until the relay stops. Returns at once if another process holds the lock."""
         await self._bus.connected()
-        connection = await asyncpg.connect(self._database.url, timeout=5, command_timeout=15, server_settings=_SESSION)
+        connection = await asyncpg.connect(
+            self._database.url, timeout=5, command_timeout=15, server_settings=self._session
+        )
         try:
             if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
                 return
@@ -163,7 +175,7 @@ class Relay:
             await outbox.maintain_partitions(connection, await connection.fetchval(READ_CLOCK))
         except asyncpg.PostgresError as error:
             log.warning("partitions not maintained", relay=self._service, error=repr(error))
-            return _MAINTENANCE_AGAIN
+            return self._repair
         return _MAINTENANCE
 
     async def _read(self, connection: asyncpg.Connection) -> list[Row]:

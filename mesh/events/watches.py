@@ -51,6 +51,7 @@ class Watches(Generic[State]):
         bus: Bus,
         version: Callable[[State], object],
         is_announced: Callable[[State], bool],
+        read_again: float = READ_AGAIN_S,
     ) -> None:
         """Watch the aggregates whose ids are in the subjects of the events of an area.
 
@@ -60,6 +61,7 @@ class Watches(Generic[State]):
             bus: Where the events are.
             version: Two states with the same version are the same state.
             is_announced: Whether every change of this state publishes an event.
+            read_again: Seconds after which a state is read again in any case.
         """
         self.reads = GroupCommit(f"{area} watches", read, max_waiting=sys.maxsize, linger=0.005)
         """The batches of reads. Their number is bounded by that of the open streams."""
@@ -67,6 +69,7 @@ class Watches(Generic[State]):
         self.is_announced = is_announced
         self._topic = f"commerce.{area}.>"
         self._bus = bus
+        self._read_again_after = read_again
         self._watches: dict[str, set[Watch[State]]] = {}
         self._listening: asyncio.Task[None] | None = None
         self.is_subscribed = False
@@ -127,7 +130,7 @@ class Watches(Generic[State]):
         now = asyncio.get_running_loop().time()
         may_have_missed = not connection or connection != self._heard_on or now >= self._read_again
         if may_have_missed:
-            self._heard_on, self._read_again = connection, now + READ_AGAIN_S
+            self._heard_on, self._read_again = connection, now + self._read_again_after
         await self._wake(all_of_them=may_have_missed)
 
     async def _subscribe(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,25 @@ if TYPE_CHECKING:
     from mesh.rpc.chain import Context
     from mesh.rpc.foreign import Guarded
 
-STREAM_SECONDS = 10.0
-"""The duration after which a stream ends with DEADLINE_EXCEEDED."""
-MAX_STREAMS = 64
-"""The maximum number of concurrent streams. Further streams are rejected as OVERLOADED."""
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of the streams of reflection."""
+
+    seconds: float = 10.0
+    """The duration after which a stream ends with DEADLINE_EXCEEDED."""
+    streams: int = 64
+    """The maximum number of concurrent streams. Further streams are rejected as OVERLOADED."""
 
 
-def enable(server: Guarded) -> None:
+DEFAULT_LIMITS = Limits()
+
+
+def enable(server: Guarded, limits: Limits = DEFAULT_LIMITS) -> None:
     """Let `server` describe all public services of the mesh, and reflection itself."""
     names = [*public_services(), reflection.SERVICE_NAME]
-    servicer = reflection.aio.ReflectionServicer(names, pool=_Pool(descriptor_pool.Default()))
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Bounded(servicer), server)  # type: ignore[no-untyped-call]
+    servicer = reflection.aio.ReflectionServicer(names, pool=Pool(descriptor_pool.Default()))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Bounded(servicer, limits), server)  # type: ignore[no-untyped-call]
 
 
 def public_services() -> list[str]:
@@ -65,19 +74,20 @@ def load_contracts() -> list[str]:
 class _Bounded:
     """The servicer of the library, with bounds."""
 
-    def __init__(self, servicer: Any) -> None:
+    def __init__(self, servicer: Any, limits: Limits) -> None:
         self._servicer = servicer
+        self._limits = limits
         self._streams = 0
 
     async def ServerReflectionInfo(  # noqa: N802  # the method's name in the contract
         self, requests: AsyncIterable[ServerReflectionRequest], context: Context
     ) -> AsyncIterator[ServerReflectionResponse]:
         """Raises ResourceExhausted and DeadlineExceeded."""
-        if self._streams >= MAX_STREAMS:
+        if self._streams >= self._limits.streams:
             raise ResourceExhausted(f"{self._streams} streams of reflection are open", retry_after=1.0)
         self._streams += 1
         try:
-            async for reply in self._servicer.ServerReflectionInfo(_received(requests, STREAM_SECONDS), context):
+            async for reply in self._servicer.ServerReflectionInfo(_received(requests, self._limits.seconds), context):
                 yield reply
         finally:
             self._streams -= 1
@@ -100,7 +110,7 @@ async def _received(
         yield request
 
 
-class _Pool:
+class Pool:
     """The descriptor pool, extended to find a method by its full name, which `grpcurl describe` requires."""
 
     def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:

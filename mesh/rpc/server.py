@@ -60,11 +60,15 @@ class Server:
         *,
         checks: Sequence[Check],
         revoked: Collection[str] = (),
+        checks_timeout: float = CHECKS_TIMEOUT_S,
+        reflection_limits: reflection.Limits = reflection.DEFAULT_LIMITS,
     ) -> None:
         """`servicers` are listed by the full name of their service, such as `commerce.order.v1.OrderService`.
 
         Access tokens of the sessions and subjects whose ids are in `revoked` are refused, and their streams
         end within seconds.
+
+        After `checks_timeout` seconds, a check counts as failed.
 
         Raises AccessUndeclared, KeyScopeUndeclared, MethodUnknown or ShapeMismatch if a contract is incomplete or does
         not match its servicer.
@@ -75,6 +79,8 @@ class Server:
         """The port on which it listens, available after `start`."""
         self._settings = settings
         self._checks = checks
+        self._checks_timeout = checks_timeout
+        self._reflection_limits = reflection_limits
         self._in_flight = InFlight(settings.max_in_flight)
         self.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
         """The open streams."""
@@ -104,7 +110,7 @@ class Server:
         guarded = foreign.Guarded(server)
         self.health.add_to(guarded)
         if self._settings.reflection:
-            reflection.enable(guarded)
+            reflection.enable(guarded, self._reflection_limits)
         credentials = grpc.ssl_server_credentials(
             [(self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())],
             root_certificates=self._settings.tls_ca.read_bytes(),
@@ -162,7 +168,7 @@ class Server:
 
     async def _check(self) -> None:
         try:
-            async with asyncio.timeout(CHECKS_TIMEOUT_S):
+            async with asyncio.timeout(self._checks_timeout):
                 for check in self._checks:
                     await check()
         except Exception as error:  # noqa: BLE001  # after any error of a check the service is not ready

@@ -48,7 +48,7 @@ _ORDER = "INSERT INTO orders VALUES ($1, $2, 'PENDING', $3, $4)"
 _LINES = """
 INSERT INTO order_items SELECT $1, * FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::numeric[])
 """
-_OUTBOX = "INSERT INTO outbox (event_id, type, aggregate_id, payload) VALUES ($1, 'commerce.bench.placed', $2, $3)"
+ADD_EVENT = "INSERT INTO outbox (event_id, type, aggregate_id, payload) VALUES ($1, 'commerce.bench.placed', $2, $3)"
 _PAYLOAD = bytes(735)
 """As long as the event of an order of three lines."""
 _PRICE = Decimal("9.99")
@@ -94,7 +94,7 @@ async def _place(connection: asyncpg.Connection, begin: float, end: float) -> in
         async with connection.transaction():
             await connection.execute(_ORDER, order, customer, 3 * _PRICE, datetime.now(UTC))
             await connection.execute(_LINES, order, ids, products, ["A product"] * 3, [1] * 3, [_PRICE] * 3)
-            await connection.execute(_OUTBOX, new_id(), order, _PAYLOAD)
+            await connection.execute(ADD_EVENT, new_id(), order, _PAYLOAD)
         done += now >= begin
     return done
 

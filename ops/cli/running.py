@@ -18,18 +18,18 @@ from stack.state import RunRecord, State
 _STOP_WITHIN = 300.0
 """Seconds: more than all graces of what is stopped one after the other (see `Program`), which are 235 together."""
 
-_SAID_WITHIN = 30.0
+SAID_WITHIN_S = 30.0
 """Seconds that a mesh has, from the lock of its folder, to say who it is. First it ends what a killed one has left."""
 
 
-def stop(state: State) -> None:
+def stop(state: State, *, said_within: float = SAID_WITHIN_S) -> None:
     """Stop the mesh of this state and return when it has ended; fine if none is running.
 
     Raises:
         StackError: it is still stopping after five minutes.
     """
     console = Console(highlight=False)
-    run = _running_or_cleared(state)
+    run = _running_or_cleared(state, said_within)
     if not isinstance(run, RunRecord):
         console.print(f"ended what a killed mesh had left: {', '.join(run)}" if run else "no mesh is running")
         return
@@ -43,7 +43,7 @@ def stop(state: State) -> None:
     console.print("stopped; the data stay")
 
 
-def _running_or_cleared(state: State) -> RunRecord | list[str]:
+def _running_or_cleared(state: State, said_within: float) -> RunRecord | list[str]:
     """Return the running mesh, or, if none is, the names of what a killed one had left and was ended."""
     begun = monotonic()
     while True:
@@ -51,7 +51,7 @@ def _running_or_cleared(state: State) -> RunRecord | list[str]:
             return state.running()
         with contextlib.suppress(AlreadyRunning), state.locked():
             return asyncio.run(state.clear_remains())
-        if monotonic() - begun > _SAID_WITHIN:
+        if monotonic() - begun > said_within:
             raise StackError(f"Something else than a running mesh is at work in {state.folder}, as `mesh migrate` is.")
         sleep(0.05)
 

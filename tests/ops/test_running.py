@@ -63,9 +63,6 @@ def test_a_mesh_that_begins_to_start_is_waited_for_and_stopped(
 
 
 @pytest.mark.usefixtures("starting")
-def test_what_holds_the_folder_and_is_no_mesh_is_not_waited_for_for_ever(
-    state: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(running, "_SAID_WITHIN", 0.1)
+def test_what_holds_the_folder_and_is_no_mesh_is_not_waited_for_for_ever(state: State) -> None:
     with pytest.raises(StackError, match="Something else than a running mesh is at work"):
-        running.stop(state)
+        running.stop(state, said_within=0.1)

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -167,11 +168,12 @@ async def process(
     relaying: bool = False,
     linger: float = LINGER_S,
     poll: float = 0.05,
+    **more: Any,
 ) -> AsyncIterator[Process]:
-    """A process with its own pool and its own connection to NATS. Its relay runs if it is `relaying`."""
+    """A process with its own pool and its own connection to NATS. Its relay runs if it is `relaying`, with `more`."""
     database = Database(scratch.url, max_connections=4)
     bus = Bus(servers.nats.url, name=area)
-    relay = Relay(area, database, bus, linger=linger, poll=poll)
+    relay = Relay(area, database, bus, linger=linger, poll=poll, **more)
     async with AsyncExitStack() as parts:
         running: list[Part] = [database, bus, *([relay] if relaying else [])]
         for part in running:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -51,11 +52,17 @@ def settings(keys: Keys, name: str = "product", **more: Any) -> ServiceSettings:
 
 @asynccontextmanager
 async def serving(
-    keys: Keys, behaviour: Behaviour, *, name: str = "product", checks: tuple[Check, ...] = (), **more: Any
+    keys: Keys,
+    behaviour: Behaviour,
+    *,
+    name: str = "product",
+    checks: tuple[Check, ...] = (),
+    limits: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
 ) -> AsyncIterator[Server]:
-    server = Server(
-        settings(keys, name, **more), {"commerce.product.v1.ProductService": Products(behaviour)}, checks=checks
-    )
+    """A server of products that behaves as told, with these `limits` and `more` settings."""
+    servicers = {"commerce.product.v1.ProductService": Products(behaviour)}
+    server = Server(settings(keys, name, **more), servicers, checks=checks, **limits)
     await server.start()
     try:
         yield server

@@ -100,7 +100,7 @@ async def test_fault_of_reflection_becomes_internal_without_its_text(
     def fail(_: object, __: str) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(reflection._Pool, "FindFileContainingSymbol", fail)
+    monkeypatch.setattr(reflection.Pool, "FindFileContainingSymbol", fail)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="commerce.order.v1.OrderService")
     async with serving(keys, found) as server, channel_to(server, keys) as channel:
         failure = await failure_of(channel.stream_stream(REFLECTION)(iter([request.SerializeToString()])))

@@ -22,9 +22,9 @@ from nats.js.errors import NotFoundError
 
 from mesh.db import outbox
 from mesh.db.outbox import RETENTION, maintain_partitions
-from mesh.events import relay
 from mesh.events.bus import Message
 from mesh.events.cloudevents import stream_of_area
+from mesh.events.relay import SESSION_SETTINGS
 from mesh.observe.trace import Trace
 from stack.servers import Servers
 from tests.runtime.process import Lingers, Scratch, event, kept_plan, new_area, process
@@ -382,10 +382,7 @@ async def test_partitions_are_created_ahead_and_old_ones_dropped_if_all_is_publi
     assert await scratch.count(f"mesh.{named(now)}") == 1
 
 
-async def test_table_too_busy_for_a_new_partition_delays_no_event(
-    scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relay, "_MAINTENANCE_AGAIN", timedelta(0))
+async def test_table_too_busy_for_a_new_partition_delays_no_event(scratch: Scratch, servers: Servers) -> None:
     for partition in await _partitions(scratch):
         await scratch.admin.execute(f"DROP TABLE mesh.{partition}")
     area = new_area()
@@ -393,7 +390,10 @@ async def test_table_too_busy_for_a_new_partition_delays_no_event(
     await busy.start()
     await scratch.admin.execute("LOCK mesh.outbox IN ROW EXCLUSIVE MODE")
     try:
-        async with process(scratch, servers, area=area, relaying=True) as here, reader(servers) as client:
+        async with (
+            process(scratch, servers, area=area, relaying=True, repair=0) as here,
+            reader(servers) as client,
+        ):
             async with here.units.begin() as work:
                 work.publish(event(area, uuid4(), 1))
             await published(client, area, 1)
@@ -406,17 +406,20 @@ async def test_table_too_busy_for_a_new_partition_delays_no_event(
 async def test_paused_relay_loses_its_lock_to_another(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(relay._SESSION, "idle_session_timeout", "500ms")
+    short = SESSION_SETTINGS | {"idle_session_timeout": "500ms"}
     area, goes_on = new_area(), asyncio.Event()
 
     async def paused(messages: list[Message]) -> list[bool]:
         await goes_on.wait()
         return [False] * len(messages)
 
-    async with process(scratch, servers, area=area, relaying=True) as first, reader(servers) as client:
+    async with (
+        process(scratch, servers, area=area, relaying=True, session=short) as first,
+        reader(servers) as client,
+    ):
         await eventually(_is(lambda: first.relay.active))
         monkeypatch.setattr(first.bus, "publish", paused)
-        async with process(scratch, servers, area=area, relaying=True) as second:
+        async with process(scratch, servers, area=area, relaying=True, session=short) as second:
             async with first.units.begin() as work:
                 work.publish(event(area, uuid4(), 1))
             await published(client, area, 1)
@@ -428,13 +431,13 @@ async def test_paused_relay_loses_its_lock_to_another(
 async def test_relay_that_cannot_unsubscribe_still_releases_its_lock(
     scratch: Scratch, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(relay._SESSION, "idle_session_timeout", "0")  # so nothing else releases it
+    endless = SESSION_SETTINGS | {"idle_session_timeout": "0"}  # so nothing else releases it
     area = new_area()
 
     async def fail(*_: object) -> None:
         raise OSError("gone")
 
-    async with process(scratch, servers, area=area, relaying=True) as first:
+    async with process(scratch, servers, area=area, relaying=True, session=endless) as first:
         await eventually(_is(lambda: first.relay.active))
         monkeypatch.setattr(first.bus, "off_signal", fail)
         await first.relay.stop()
@@ -445,7 +448,7 @@ async def test_relay_that_cannot_unsubscribe_still_releases_its_lock(
 async def test_plan_made_for_an_empty_outbox_uses_the_index(scratch: Scratch) -> None:
     await maintain_partitions(scratch.admin, datetime.now(UTC))
     await scratch.admin.execute("VACUUM (ANALYZE) mesh.outbox")
-    connection = await asyncpg.connect(scratch.url, server_settings=relay._SESSION)
+    connection = await asyncpg.connect(scratch.url, server_settings=SESSION_SETTINGS)
     try:
         plan = await kept_plan(connection, outbox.UNPUBLISHED)
     finally:

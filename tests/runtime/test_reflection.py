@@ -10,7 +10,8 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from mesh.rpc import reflection, status
+from mesh.rpc import status
+from mesh.rpc.reflection import Limits
 from tests.runtime.served import client_of, found, serving
 from tests.services import TEST_TIMEOUT_S, Client, Keys
 
@@ -52,18 +53,28 @@ async def test_reflection_is_not_served_when_it_is_off(keys: Keys) -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_idle_stream_of_reflection_ends(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflection, "STREAM_SECONDS", 1.0)
-    async with asyncio.timeout(TEST_TIMEOUT_S), serving(keys, found) as server, client_of(server, keys) as client:
+def limited(**limits: Any) -> dict[str, Any]:
+    return {"reflection_limits": Limits(**limits)}
+
+
+async def test_idle_stream_of_reflection_ends(keys: Keys) -> None:
+    async with (
+        asyncio.timeout(TEST_TIMEOUT_S),
+        serving(keys, found, limits=limited(seconds=1)) as server,
+        client_of(server, keys) as client,
+    ):
         stream = Stream(client)
         assert (await stream.reply()).list_services_response.service
         error = status.from_rpc_error(await stream.error(), "tested")
     assert (error.code.name, error.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
 
 
-async def test_more_streams_of_reflection_than_allowed_are_refused(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflection, "MAX_STREAMS", 2)
-    async with asyncio.timeout(TEST_TIMEOUT_S), serving(keys, found) as server, client_of(server, keys) as client:
+async def test_more_streams_of_reflection_than_allowed_are_refused(keys: Keys) -> None:
+    async with (
+        asyncio.timeout(TEST_TIMEOUT_S),
+        serving(keys, found, limits=limited(streams=2)) as server,
+        client_of(server, keys) as client,
+    ):
         streams = [Stream(client) for _ in range(2)]
         for stream in streams:
             await stream.reply()

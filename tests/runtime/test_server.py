@@ -15,7 +15,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from commerce.product.v1 import product_pb2, product_pb2_grpc
 from mesh.db.idempotency import Replay
 from mesh.errors import MeshError, NotFound, Unavailable
-from mesh.rpc import server as server_module
 from mesh.rpc.access import AccessUndeclared
 from mesh.rpc.call import Call
 from mesh.rpc.clients import Peer
@@ -305,15 +304,15 @@ async def test_health_reports_not_serving_while_a_check_fails(keys: Keys) -> Non
             await eventually(lambda: says(serving_))
 
 
-async def test_check_that_hangs_counts_as_failed(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CHECKS_TIMEOUT_S", 0.1)
+async def test_check_that_hangs_counts_as_failed(keys: Keys) -> None:
     gate = asyncio.Event()
     gate.set()
 
     async def check() -> None:
         await gate.wait()
 
-    async with serving(keys, found, checks=(check,)) as server, client_of(server, keys) as client:
+    limits = {"checks_timeout": 0.1}
+    async with serving(keys, found, checks=(check,), limits=limits) as server, client_of(server, keys) as client:
         stub: Any = health_pb2_grpc.HealthStub(client.channel)
 
         async def says(state: int) -> bool:

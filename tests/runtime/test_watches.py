@@ -15,7 +15,6 @@ import pytest
 from nats.aio.client import Client
 
 from mesh.errors import NotFound, Unavailable
-from mesh.events import watches as module
 from mesh.events.bus import Bus
 from mesh.events.watches import Watch, Watches
 from stack.servers import Servers
@@ -25,22 +24,21 @@ from tests.services import TEST_TIMEOUT_S, eventually
 State = tuple[UUID, int]
 
 
-@pytest.fixture(autouse=True)
-def _lost_events_stay_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the read that covers all losses."""
-    monkeypatch.setattr(module, "READ_AGAIN_S", 3600.0)
-
-
 class Rows:
     """Rows whose versions the test sets, and the watches of them."""
 
-    def __init__(self, bus: Bus, *, is_announced: bool = True) -> None:
+    def __init__(self, bus: Bus, *, is_announced: bool = True, read_again: float = 3600.0) -> None:
         self.versions: dict[UUID, int] = {}
         self.failures: list[Exception] = []
         """Raised by the next reads."""
         self.area = new_area()
         self.watches: Watches[State] = Watches(
-            self.area, self._read, bus=bus, version=itemgetter(1), is_announced=lambda _: is_announced
+            self.area,
+            self._read,
+            bus=bus,
+            version=itemgetter(1),
+            is_announced=lambda _: is_announced,
+            read_again=read_again,
         )
 
     async def _read(self, keys: Sequence[UUID]) -> list[State | Exception]:
@@ -238,15 +236,13 @@ async def test_change_that_publishes_no_event_is_found_at_the_next_tick(servers:
             assert await next_of(watch) == 2
 
 
-async def test_change_whose_event_was_lost_is_found_by_the_read_again(
-    rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "READ_AGAIN_S", 0.0)
-    key = rows.add()
-    with rows.watches.of(key) as watch:
-        assert await next_of(watch) == 1
-        rows.versions[key] = 2
-        assert await next_of(watch) == 2
+async def test_change_whose_event_was_lost_is_found_by_the_read_again(servers: Servers) -> None:
+    async with connected(servers) as bus, rows_on(bus, read_again=0.0) as rows:
+        key = rows.add()
+        with rows.watches.of(key) as watch:
+            assert await next_of(watch) == 1
+            rows.versions[key] = 2
+            assert await next_of(watch) == 2
 
 
 async def test_watch_retries_transient_errors_after_its_first_state_and_ends_with_others(

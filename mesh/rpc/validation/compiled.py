@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 Check = Callable[[Any], object]
 """Of a message or a value: what counts as true when it keeps its rules."""
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNIQUE_BY = re.compile(r"this\.map\((\w+), \1\.(\w+)\)\.unique\(\)")
 _FLAG_OR_SIZE = re.compile(r"this\.(\w+) \|\| this\.(\w+)\.size\(\) >= (\d+)")
-_CHARACTERS = re.compile(r"!rule \|\| (!?)this\.matches\(r'(\[\^?(?:\\x\{[0-9A-F]+\}-?)*\])'\)")
-_CODE_POINT = re.compile(r"\\x\{([0-9A-F]+)\}")
+CHARACTERS = re.compile(r"!rule \|\| (!?)this\.matches\(r'(\[\^?(?:\\x\{[0-9A-F]+\}-?)*\])'\)")
+CODE_POINT = re.compile(r"\\x\{([0-9A-F]+)\}")
 _COUNTS = {"int32", "int64", "uint32", "uint64"}
 
 
@@ -168,7 +168,7 @@ def _of_value(field: FieldDescriptor, kind: str, rules: Message) -> list[Check]:
         # As in Python, a string is as long as it has characters.
         checks = _lengths(rules, "min_len", "max_len")
         if _set(rules, "uuid"):
-            checks.append(_UUID.fullmatch)
+            checks.append(UUID_TEXT.fullmatch)
         return checks + [_characters(rule, value) for rule, value in predefined]
     if kind == "bytes":
         _only(rules, {"min_len", "max_len"})
@@ -189,10 +189,10 @@ def _of_value(field: FieldDescriptor, kind: str, rules: Message) -> list[Check]:
 def _characters(rule: FieldDescriptor, value: object) -> Check:
     """A predefined rule whose expression says that a text contains, or does not contain, a character of a set."""
     expressions = [each.expression for each in rule.GetOptions().Extensions[validate_pb2.predefined].cel]
-    shape = _CHARACTERS.fullmatch(expressions[0]) if value is True and len(expressions) == 1 else None
+    shape = CHARACTERS.fullmatch(expressions[0]) if value is True and len(expressions) == 1 else None
     if shape is None:
         raise _NotUnderstood(rule.full_name)
-    search = re.compile(_CODE_POINT.sub(lambda point: re.escape(chr(int(point[1], 16))), shape[2])).search
+    search = re.compile(CODE_POINT.sub(lambda point: re.escape(chr(int(point[1], 16))), shape[2])).search
     return (lambda text: search(text) is None) if shape[1] else search
 
 

@@ -213,9 +213,9 @@ RULES = [validation_pb2.no_nul, validation_pb2.not_blank, validation_pb2.single_
 def compiled_class(rule: Any) -> str:
     """The set of characters of a rule, in Python's notation."""
     [cel] = rule.GetOptions().Extensions[validate_pb2.predefined].cel
-    shape = compiled._CHARACTERS.fullmatch(cel.expression)
+    shape = compiled.CHARACTERS.fullmatch(cel.expression)
     assert shape is not None
-    return compiled._CODE_POINT.sub(lambda point: re.escape(chr(int(point[1], 16))), shape[2])
+    return compiled.CODE_POINT.sub(lambda point: re.escape(chr(int(point[1], 16))), shape[2])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

@@ -95,7 +95,7 @@ class Work:
         self.steps = 0
         self.judged = 0
         self._folder = str(Path(validation.__file__).parent)
-        really, pattern = protovalidate.collect_violations, compiled._UUID
+        really, pattern = protovalidate.collect_violations, compiled.UUID_TEXT
 
         def collect_violations(message: Message) -> Sequence[protovalidate.Violation]:
             self.judged += values_in(message)
@@ -109,7 +109,7 @@ class Work:
                 return pattern.fullmatch(text)
 
         monkeypatch.setattr(protovalidate, "collect_violations", collect_violations)
-        monkeypatch.setattr(compiled, "_UUID", Counted())
+        monkeypatch.setattr(compiled, "UUID_TEXT", Counted())
 
     def of(self, check: Callable[[Message], Sequence[Violation]], message: Message) -> Sequence[Violation]:
         """The result of `check` for the message. Its work is counted."""
