@@ -18,11 +18,11 @@ from gateway.filters import RATE_OF_ADDRESS, RATE_OF_CLIENT
 from stack.errors import StackError
 from stack.passwords import keep_passwords
 from stack.pki import access_token, make_signing_key
-from stack.servers import DATABASES, EmbeddedPostgres, Postgres
+from stack.servers import AUDITORS, DATABASES, EmbeddedPostgres, Postgres
 from stack.servers.postgres import SUPERUSER
 from stack.state import RunRecord, State
 
-_PASSWORDS = (SUPERUSER, "nats", *DATABASES)
+_PASSWORDS = (SUPERUSER, "nats", *DATABASES, *AUDITORS)
 _TOKEN_LIFETIME = timedelta(hours=12)
 
 
@@ -90,6 +90,10 @@ class RunningMesh:
     def url_for(self, database: str) -> str:
         """The URL of a database, as superuser."""
         return urlunsplit(urlsplit(self.postgres.superuser_url)._replace(path=f"/{database}"))
+
+    def audit_url(self, database: str) -> str:
+        """The URL of a database, as the role that may read it and change nothing."""
+        return self.postgres.audit_url_of(database)
 
     async def connect(self, database: str) -> asyncpg.Connection:
         """A connection to a database of the mesh, as superuser."""

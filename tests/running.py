@@ -143,7 +143,7 @@ class RunningMesh:
         mesh = ops.running_mesh.RunningMesh.find(self.state, {})
         async with Activity.of(mesh) as activity:
             assert await activity.wait() == []
-        return await Audit(mesh).violations()
+        return (await Audit(mesh, margin=timedelta()).run()).violations
 
     async def sql(self, role: str, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """What the database of a service holds."""

@@ -12,9 +12,7 @@ import nats
 from nats.js import JetStreamContext
 
 from mesh.db.outbox import BY_INDEX
-from mesh.events.bus import DEAD_LETTERS
-from ops.audit.audit import Mesh
-from stack.servers import DATABASES
+from ops.audit.reading import DATABASES, OLDEST_UNPUBLISHED, Mesh
 
 TIMEOUT_S = 60.0
 """How long a mesh that is not at rest may make no progress."""
@@ -26,15 +24,7 @@ SELECT (SELECT count(*) FROM orders WHERE status = 'PENDING') +
     (SELECT count(*) FROM orders WHERE status = 'CANCELLING')
 """
 _UNPUBLISHED = "SELECT count(*) FROM mesh.unpublished"
-# The view mesh.unpublished would read all rows behind the position; this reads the first.
-_OLDEST = """
-SELECT extract(epoch FROM clock_timestamp() - min(create_time))::float8
-FROM mesh.outbox_position, LATERAL (
-    (SELECT create_time FROM mesh.outbox WHERE seq > through ORDER BY seq LIMIT 1)
-    UNION ALL
-    (SELECT create_time FROM unnest(gaps) AS gap JOIN mesh.outbox ON seq >= lower(gap) AND seq < upper(gap))
-) AS waiting
-"""
+_LAG = f"SELECT extract(epoch FROM clock_timestamp() - ({OLDEST_UNPUBLISHED}))::float8"
 
 
 class Activity:
@@ -54,18 +44,14 @@ class Activity:
             databases = {}
             by_index = "; ".join(f"SET {name} = {value}" for name, value in BY_INDEX.items())
             for database in sorted(DATABASES.values()):
-                databases[database] = await mesh.connect(database)
+                databases[database] = await asyncpg.connect(mesh.audit_url(database))
                 stack.push_async_callback(databases[database].close)
                 await databases[database].execute(by_index)
             yield cls(databases, client.jetstream())
 
     async def outbox_lag(self) -> dict[str, float]:
         """The age in seconds of the oldest unpublished event, by database; 0 where all are published."""
-        return {name: float(await each.fetchval(_OLDEST) or 0.0) for name, each in self._databases.items()}
-
-    async def dead_letters(self) -> int:
-        """How many events have become dead letters so far."""
-        return (await self._last_messages()).get(DEAD_LETTERS, 0)
+        return {name: float(await each.fetchval(_LAG) or 0.0) for name, each in self._databases.items()}
 
     async def under_way(self) -> list[str]:
         """What is under way now; nothing in a mesh at rest."""

@@ -7,13 +7,14 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 import asyncpg
 
-from ops.audit import Activity, Audit, Scope
+from ops.audit import Activity, Audit
+from ops.audit.reading import first_id
 from ops.bench import calibration, machine, processes
 from ops.bench.database import Counters, DatabaseCost
 from ops.bench.driver import Action, Driver, Plan, Tally
@@ -133,8 +134,7 @@ class _Load:
         described = await machine.described(postgres)
         if under_way := await activity.wait():
             raise StackError(f"The mesh is not at rest before the load: {'; '.join(under_way)}.")
-        scope = Scope(self._shop.customers, _first_id(time.time()), list(self._shop.stock))
-        dead_letters = await activity.dead_letters()
+        since = datetime.now(UTC)
         before = await _Moment.now(self._mesh, postgres)
         tally = await self._drive(driver, activity)
         ended = time.monotonic()
@@ -145,10 +145,9 @@ class _Load:
         violations = await activity.wait()
         after = await _Moment.now(self._mesh, postgres)
         self._watcher.tell("auditing")
-        orders = await self._orders(scope)
-        violations += [*accepted_and_there(tally, orders.keys()), *await Audit(self._mesh, scope).violations()]
-        if dead_letters := await activity.dead_letters() - dead_letters:
-            violations.append(f"{dead_letters} events became dead letters")
+        orders = await self._orders(since)
+        audited = await Audit(self._mesh, since=since, margin=timedelta()).run()
+        violations += [*accepted_and_there(tally, orders.keys()), *audited.violations]
         refusals = sum(count for (_, what), count in tally.failures.items() if SOLD_OUT in what)
         if self._is_hot:
             violations += await self._sold_out(refusals)
@@ -234,10 +233,10 @@ class _Load:
             return self._begin, tally.first_last_reason or self._begin + self._terms.seconds * HOT_ENDS_WITHIN
         return self._begin + WARM_UP_S, self._begin + WARM_UP_S + self._terms.seconds
 
-    async def _orders(self, scope: Scope) -> dict[UUID, Order]:
+    async def _orders(self, since: datetime) -> dict[UUID, Order]:
         connection = await self._mesh.connect("orders")
         try:
-            rows = await connection.fetch(_ORDERS, scope.since, scope.customers)
+            rows = await connection.fetch(_ORDERS, first_id(since), self._shop.customers)
         finally:
             await connection.close()
         return {row["id"]: Order(row["status"], row["order_date"], row["update_time"]) for row in rows}
@@ -299,11 +298,6 @@ def accepted_and_there(tally: Tally, orders: Collection[UUID]) -> list[str]:
     if len(more) > tally.unknown:
         violations.append(f"{len(more)} orders exist that no reply has named, such as {min(more)}")
     return violations
-
-
-def _first_id(now: float) -> UUID:
-    """The least UUIDv7 of this moment: ids that are made later are greater."""
-    return UUID(int=int(now * 1000) << 80 | 0x7 << 76 | 0x8 << 60)
 
 
 def _time_of_day(monotonic: float) -> datetime:

@@ -18,11 +18,21 @@ from stack.errors import StartFailed
 from stack.passwords import keep_passwords
 from stack.ports import free_ports
 from stack.servers.nats import EmbeddedNats, Nats
-from stack.servers.postgres import DATABASES, SUPERUSER, EmbeddedPostgres, Postgres
+from stack.servers.postgres import AUDITORS, DATABASES, SUPERUSER, EmbeddedPostgres, Postgres
 from stack.servers.redis import EmbeddedRedis, Redis
 from stack.supervisor import Supervisor, together
 
-__all__ = ["DATABASES", "EmbeddedNats", "EmbeddedPostgres", "EmbeddedRedis", "Nats", "Postgres", "Redis", "Servers"]
+__all__ = [
+    "AUDITORS",
+    "DATABASES",
+    "EmbeddedNats",
+    "EmbeddedPostgres",
+    "EmbeddedRedis",
+    "Nats",
+    "Postgres",
+    "Redis",
+    "Servers",
+]
 
 ALL = frozenset({"postgres", "nats", "redis"})
 
@@ -52,7 +62,7 @@ class Servers:
         A mesh that is not durable is for tests: it trusts the operating system to stay up.
         """
         given = given or {}
-        passwords = keep_passwords(folder / "secrets" / "passwords.json", [SUPERUSER, "nats", *DATABASES])
+        passwords = keep_passwords(folder / "secrets" / "passwords.json", [SUPERUSER, "nats", *DATABASES, *AUDITORS])
         postgres, nats, redis = (given.get(f"MESH_{name}_URL") for name in ("POSTGRES", "NATS", "REDIS"))
         return cls(
             postgres=Postgres(postgres, passwords)

@@ -28,6 +28,11 @@ DATABASES: Final[Mapping[str, str]] = {
 }
 """The role of each service, and the one database that it may open."""
 
+AUDITORS: Final[Mapping[str, str]] = {
+    f"{service.removesuffix('_svc')}_audit": database for service, database in DATABASES.items()
+}
+"""The roles that `mesh audit` has: each may read all of one database, and change nothing."""
+
 SUPERUSER: Final = "postgres"
 
 _DISCREET: Final[Mapping[str, str]] = {
@@ -95,7 +100,11 @@ class Postgres:
 
     def url_for(self, role: str) -> str:
         """Return the libpq URL with which this role opens its database; KeyError for an unknown role."""
-        return with_login(self.superuser_url, role, self._passwords[role], DATABASES[role])
+        return with_login(self.superuser_url, role, self._passwords[role], {**DATABASES, **AUDITORS}[role])
+
+    def audit_url_of(self, database: str) -> str:
+        """Return the URL with which the auditor's role opens a database of a service."""
+        return self.url_for(next(role for role, its in AUDITORS.items() if its == database))
 
     async def prepare(self) -> Program | None:
         """Return what is to be run after making it ready to run; None for a server that is there already."""
@@ -140,6 +149,15 @@ class Postgres:
                 statements.append(f"CREATE DATABASE {database} OWNER {role}")
             statements.append(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
             statements.append(f"GRANT CONNECT ON DATABASE {database} TO {role}")
+        for role, database in AUDITORS.items():
+            verifier = _verifier(self._passwords[role])
+            statements += [
+                f"{'ALTER' if role in roles else 'CREATE'} ROLE {role} LOGIN PASSWORD '{verifier}'",
+                f"ALTER ROLE {role} SET default_transaction_read_only = on",
+                f"GRANT CONNECT ON DATABASE {database} TO {role}",
+                # It reads all tables of the databases that it may open, and these only.
+                f"GRANT pg_read_all_data TO {role}",
+            ]
         return statements
 
 

@@ -162,8 +162,12 @@ class House:
         """For an audit."""
         return self.servers.nats.url
 
+    def audit_url(self, database: str) -> str:
+        """The URL of a database, for an audit."""
+        return self.servers.postgres.audit_url_of(database)
+
     async def connect(self, database: str) -> asyncpg.Connection:
-        """A superuser's connection to a database, for an audit."""
+        """A superuser's connection to a database."""
         return await asyncpg.connect(self.servers.postgres.superuser_url_of(database))
 
     async def sql(self, role: str, query: str, *arguments: Any) -> list[asyncpg.Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -9,7 +10,7 @@ from google.type.money_pb2 import Money
 
 from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
-from ops.audit import Audit, Check, Scope
+from ops.audit import Audit, Check
 from tests.mesh.house import Buyer, House, all_of
 from tests.services import eventually, new_key, refused
 
@@ -104,14 +105,17 @@ async def test_cancelled_free_order_ends_cancelled_with_its_payment_voided(mesh:
 
 async def test_the_invariants_hold_over_free_and_paid_orders(mesh: House) -> None:
     buyer = await mesh.buyer("tok_visa")
+    since = datetime.now(UTC)
     free, paid = await mesh.product(50, units=0), await mesh.product(50, units=7)
     placed = await all_of(*(mesh.order(buyer, {product: 1}) for product in (free, paid) * 10))
     orders = [await mesh.decided(buyer, order.id) for order in placed]
     assert {order.status for order in orders} == {order_pb2.ORDER_STATUS_CONFIRMED}
-    audit = Audit(mesh, Scope(customers=[UUID(buyer.id)]))
+    audit = Audit(mesh, since=since, margin=timedelta(), names=("charges", "amounts", "applied"))
 
     async def checked() -> dict[str, Check] | None:
-        checks = await audit.run()
-        return None if any(check.violations for check in checks) else {check.name: check for check in checks}
+        report = await audit.run()
+        return {check.name: check for check in report.checks} if report.ok else None
 
-    assert (await eventually(checked))["charges"].checked == 20
+    checks = await eventually(checked)
+    assert (checks["charges"].checked, checks["amounts"].checked) == (10, 20)
+    assert checks["applied"].checked >= 60

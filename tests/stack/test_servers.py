@@ -18,7 +18,7 @@ import redis.asyncio
 
 from stack.errors import BinaryMissing, StartFailed
 from stack.process import launched
-from stack.servers import DATABASES, Nats, Postgres, Redis, Servers, postgres, short_folder
+from stack.servers import AUDITORS, DATABASES, Nats, Postgres, Redis, Servers, postgres, short_folder
 from stack.servers.binaries import postgres_folder, redis_server
 from stack.supervisor import Supervisor
 from stack.system_user import SystemUser
@@ -51,6 +51,30 @@ async def test_a_role_can_open_no_database_of_another(running: Servers, role: st
 async def test_a_role_can_open_no_database_of_the_server(running: Servers, database: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await asyncpg.connect(running.postgres.url_for("order_svc").replace("/orders?", f"/{database}?"))
+
+
+@pytest.mark.parametrize(("role", "database"), list(AUDITORS.items()))
+async def test_role_of_the_auditor_reads_one_database_and_writes_nothing(
+    running: Servers, role: str, database: str
+) -> None:
+    owner = await asyncpg.connect(running.postgres.url_for(f"{role.removesuffix('_audit')}_svc"))
+    try:
+        await owner.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 7 AS number")
+    finally:
+        await owner.close()
+    own = running.postgres.audit_url_of(database)
+    assert await ask(own, "SELECT current_user || ' ' || number FROM kept") == f"{role} 7"
+    auditor = await asyncpg.connect(own, server_settings={"default_transaction_read_only": "off"})
+    try:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await auditor.execute("DELETE FROM kept")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await auditor.execute("CREATE TABLE mine (number int)")
+    finally:
+        await auditor.close()
+    for other in {*AUDITORS.values(), "postgres"} - {database}:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await asyncpg.connect(own.replace(f"/{database}?", f"/{other}?"))
 
 
 async def test_a_role_needs_its_password(running: Servers) -> None:
