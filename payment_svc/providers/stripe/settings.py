@@ -1,0 +1,31 @@
+"""The settings of the provider `stripe`. They are read whether or not it is switched on, so Stripe's SDK is not."""
+
+from __future__ import annotations
+
+from pydantic import AnyHttpUrl, Field, SecretStr
+
+from mesh.settings import DatabaseSettings, SettingsInvalid
+
+
+class StripeSettings(DatabaseSettings):
+    """The settings of the provider `stripe`."""
+
+    stripe_secret_key: SecretStr = SecretStr("")
+    """The secret API key of the Stripe account, `sk_…` or, restricted, `rk_…`. Required with provider `stripe`."""
+    stripe_webhook_secret: SecretStr = SecretStr("")
+    """The secret that signs the webhooks of the endpoint at Stripe, `whsec_…`. Required with provider `stripe`."""
+    stripe_webhook_tolerance_seconds: float = Field(default=300.0, gt=0)
+    """The age at which a signature of a webhook is no longer accepted. Stripe signs each attempt anew."""
+    stripe_api_url: AnyHttpUrl = AnyHttpUrl("https://api.stripe.com")
+    """Where Stripe's API is."""
+    stripe_timeout: float = Field(default=20.0, gt=0)
+    """Seconds after which a request to Stripe is given up, if the call is not given up before."""
+
+    def require_secrets(self) -> None:
+        """Raise SettingsInvalid unless both secrets are there."""
+        secrets = {
+            "MESH_STRIPE_SECRET_KEY": self.stripe_secret_key,
+            "MESH_STRIPE_WEBHOOK_SECRET": self.stripe_webhook_secret,
+        }
+        if missing := [name for name, secret in secrets.items() if not secret.get_secret_value().strip()]:
+            raise SettingsInvalid("\n".join(f"{name}: required with the provider stripe" for name in missing))
