@@ -87,7 +87,7 @@ def await_migrations(name: str, seconds: float) -> None:
 
 
 async def _migrated(name: str, url: str, seconds: float) -> None:
-    """Look at least once. Raises TimeoutError with what was seen last."""
+    """Wait until the database is migrated; it is read at least once. Raises TimeoutError with the last reason."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:

@@ -61,7 +61,7 @@ def tail(path: Path, lines: int, *, since: int = 0) -> list[str]:
 
 
 def _end(file: BinaryIO, lines: int, begin: int, end: int) -> bytes:
-    """Read backwards from `end` until so many whole lines are there, or all from `begin` is."""
+    """Read backwards from `end` until `lines` whole lines are read, or `begin` is reached."""
     parts: list[bytes] = []
     ends = 0
     while end > begin and ends <= lines:

@@ -58,7 +58,7 @@ class Activity:
         return (await self._read())[0]
 
     async def wait(self, timeout_s: float = TIMEOUT_S) -> list[str]:
-        """Wait until the mesh is at rest. What is under way although nothing has moved for the timeout is returned."""
+        """Wait until the mesh is at rest. Returns what is still under way when nothing has changed for `timeout_s`."""
         seen: object = None
         since = time.monotonic()
         while True:

@@ -28,7 +28,7 @@ class Nats:
         return f"nats://{urlsplit(self.url).netloc.rpartition('@')[2]}"
 
     async def prepare(self) -> Program | None:
-        """Return what is to be run after making it ready to run; None for a server that is there already."""
+        """Prepare the server and return the program to run; None for one that is there already."""
         return None
 
     async def probe(self) -> None:

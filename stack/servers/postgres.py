@@ -107,7 +107,7 @@ class Postgres:
         return self.url_for(next(role for role, its in AUDITORS.items() if its == database))
 
     async def prepare(self) -> Program | None:
-        """Return what is to be run after making it ready to run; None for a server that is there already."""
+        """Prepare the server and return the program to run; None for one that is there already."""
         return None
 
     async def probe(self) -> None:

@@ -25,7 +25,7 @@ class Redis:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
     async def prepare(self) -> Program | None:
-        """Return what is to be run after making it ready to run; None for a server that is there already."""
+        """Prepare the server and return the program to run; None for one that is there already."""
         return None
 
     async def probe(self) -> None:
@@ -43,7 +43,7 @@ class EmbeddedRedis(Redis):
         super().__init__(f"unix://{self._socket}")
 
     async def prepare(self) -> Program:
-        """Make its folder. Raises BinaryMissing if it is not installed."""
+        """Make its folder and return the program. Raises BinaryMissing if it is not installed."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Program(
             name=self.name,
