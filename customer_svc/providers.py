@@ -16,6 +16,7 @@ _SANDBOX_CARDS = {
     "tok_slow": ("mastercard", "4444"),
     "tok_timeout": ("mastercard", "8210"),
     "tok_flaky": ("amex", "0005"),
+    "tok_dispute": ("visa", "0259"),
 }
 _SANDBOX_YEARS = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from pydantic import Field
 
@@ -23,14 +24,17 @@ from mesh.settings import ServiceSettings, Target, secret_bytes
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.consumers import order_events
-from payment_svc.domain import Payment, Refund
+from payment_svc.domain import Payment, Refund, WalkName
 from payment_svc.peers import CustomerPeer
 from payment_svc.providers import Bounded
 from payment_svc.providers.catalog import PROVIDERS, Names, ProviderSettings
 from payment_svc.refunder import RefundAnswer, Refunder
 from payment_svc.rpc import PaymentService
-from payment_svc.store import APPEND_HISTORY, PaymentStore, RefundStore
-from payment_svc.usecases import Orders, Outcomes, Payments, RefundOutcomes, Refunds
+from payment_svc.store import APPEND_HISTORY, PaymentStore, ReconciliationStore, RefundStore, WebhookStore
+from payment_svc.usecases import Orders, Outcomes, Payments, Reconciliation, RefundOutcomes, Refunds, Webhooks
+
+WEBHOOK_PURGE_S = 3600.0
+"""How often old webhooks are deleted."""
 
 
 class Settings(ServiceSettings, ProviderSettings):
@@ -50,6 +54,12 @@ class Settings(ServiceSettings, ProviderSettings):
     """Seconds that a process keeps a payment to itself; after that it counts as dead. Several provider time-outs."""
     payment_sweep_seconds: float = Field(default=0.5, gt=0)
     """How often payments are looked for whose retry is due, or whose process has died."""
+    reconciliation_seconds: float = Field(default=1.0, gt=0)
+    """How often a portion of payments is compared with the records of their providers."""
+    reconciliation_recent_seconds: float = Field(default=600.0, gt=0)
+    """How often the payments of the last day are compared, all of them if there is enough time."""
+    reconciliation_all_seconds: float = Field(default=86_400.0, gt=0)
+    """How often all payments are compared that are not final, if there is enough time."""
 
 
 def build(settings: Settings) -> Service:
@@ -87,6 +97,21 @@ def build(settings: Settings) -> Service:
         most=settings.payment_queue,
         timeout=settings.provider_timeout,
     )
+    reconciliation = Reconciliation(
+        units,
+        store,
+        refund_store,
+        ReconciliationStore(),
+        charger,
+        refunder,
+        providers=providers,
+        rounds={
+            WalkName.RECENT: timedelta(seconds=settings.reconciliation_recent_seconds),
+            WalkName.ALL: timedelta(seconds=settings.reconciliation_all_seconds),
+        },
+        timeout=settings.provider_timeout,
+    )
+    webhooks = Webhooks(units, WebhookStore(), store, refund_store, reconciliation, providers=providers, lease=lease)
     payments = Payments(units, store, charger, pages, providers=providers.keys(), lease=lease)
     orders = Orders(units, store, refund_store, charger, refunder, providers=providers.keys(), lease=lease)
 
@@ -103,13 +128,22 @@ def build(settings: Settings) -> Service:
             refunder,
             Periodic("payment sweep", settings.payment_sweep_seconds, payments.sweep),
             Periodic("refund sweep", settings.payment_sweep_seconds, refunds.sweep),
+            *(
+                Periodic(f"webhooks of {name}", settings.payment_sweep_seconds, partial(webhooks.apply, name))
+                for name in providers
+            ),
+            *(
+                Periodic(f"reconciliation {name}", settings.reconciliation_seconds, partial(reconciliation.sweep, name))
+                for name in WalkName
+            ),
+            Periodic("purge of webhooks", WEBHOOK_PURGE_S, webhooks.purge),
             Consumer(
                 "payment", "order", order_events(orders), bus=bus, units=units, max_attempts=settings.event_attempts
             ),
             revocations,
             Server(
                 settings,
-                {"commerce.payment.v1.PaymentService": PaymentService(payments, refunds)},
+                {"commerce.payment.v1.PaymentService": PaymentService(payments, refunds, webhooks)},
                 checks=[database.check],
                 revoked=revocations.ids,
             ),

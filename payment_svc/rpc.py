@@ -10,15 +10,16 @@ from mesh.rpc.replies import Change, Reply
 from mesh.rpc.wire import uuid_or_none
 from payment_svc import wire
 from payment_svc.domain import Payment, Refund
-from payment_svc.usecases import Payments, Refunds
+from payment_svc.usecases import Payments, Refunds, Webhooks
 
 
 class PaymentService:
     """`commerce.payment.v1.PaymentService`."""
 
-    def __init__(self, payments: Payments, refunds: Refunds) -> None:
+    def __init__(self, payments: Payments, refunds: Refunds, webhooks: Webhooks) -> None:
         self._payments = payments
         self._refunds = refunds
+        self._webhooks = webhooks
 
     async def ProcessPayment(self, request: payment.ProcessPaymentRequest, call: Call) -> Reply[Payment]:
         change: Change[Payment] = Change(
@@ -80,6 +81,10 @@ class PaymentService:
         return payment.ListPaymentEntriesResponse(
             entries=[wire.entry(each, of.currency) for each in found], next_page_token=token
         )
+
+    async def ReceiveWebhook(self, request: payment.ReceiveWebhookRequest, call: Call) -> Reply[None]:
+        change: Change[None] = Change(call, lambda _: payment.ReceiveWebhookResponse())
+        return await self._webhooks.receive_webhook(change, request.provider, request.payload.data)
 
     async def GetPaymentTimeline(
         self, request: payment.GetPaymentTimelineRequest, call: Call

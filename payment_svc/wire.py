@@ -13,6 +13,7 @@ from mesh.events.cloudevents import Event, type_of
 from mesh.ids import parse_id
 from mesh.rpc import wire
 from payment_svc.domain import (
+    DifferenceFound,
     Entry,
     EntryType,
     NewPayment,
@@ -22,6 +23,7 @@ from payment_svc.domain import (
     Payment,
     PaymentCaptured,
     PaymentDeclined,
+    PaymentDisputed,
     PaymentRefunded,
     PaymentStatus,
     PaymentVoided,
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.db.history import Step
+
+Fact = PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefunded | PaymentDisputed | DifferenceFound
+"""What can happen to a payment."""
 
 STATUSES = {
     PaymentStatus.PENDING: payment_pb2.PAYMENT_STATUS_PENDING,
@@ -53,6 +58,9 @@ ENTRY_TYPES = {
     EntryType.CAPTURE: payment_pb2.PAYMENT_ENTRY_TYPE_CAPTURE,
     EntryType.REFUND: payment_pb2.PAYMENT_ENTRY_TYPE_REFUND,
     EntryType.VOID: payment_pb2.PAYMENT_ENTRY_TYPE_VOID,
+    EntryType.FEE: payment_pb2.PAYMENT_ENTRY_TYPE_FEE,
+    EntryType.DISPUTE: payment_pb2.PAYMENT_ENTRY_TYPE_DISPUTE,
+    EntryType.DIFFERENCE: payment_pb2.PAYMENT_ENTRY_TYPE_DIFFERENCE,
 }
 
 
@@ -108,6 +116,8 @@ def payment(value: Payment) -> payment_pb2.Payment:
     wire.put_time(message.create_time, value.create_time)
     if value.process_time:
         wire.put_time(message.process_time, value.process_time)
+    if value.dispute_time:
+        wire.put_time(message.dispute_time, value.dispute_time)
     return message
 
 
@@ -159,15 +169,30 @@ def entry(value: Entry, currency: str) -> payment_pb2.PaymentEntry:
     return message
 
 
-def event(fact: PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefunded) -> Event:
+def event(fact: Fact) -> Event:
     """The event of what has happened to a payment."""
     value, message = fact.payment, payment(fact.payment)
-    if isinstance(fact, PaymentRefunded):
-        payload: Message = events_pb2.PaymentRefunded(
-            payment=message, amount=wire.money(fact.amount, value.currency), refund_id=str(fact.refund_id or "")
-        )
-        return Event.of(value.id, value.version, payload)
-    return Event.of(value.id, value.version, _EVENTS[type(fact)](payment=message))
+    payload: Message
+    match fact:
+        case PaymentRefunded(_, amount, refund_id):
+            payload = events_pb2.PaymentRefunded(
+                payment=message, amount=wire.money(amount, value.currency), refund_id=str(refund_id or "")
+            )
+        case PaymentDisputed(_, amount, reference):
+            payload = events_pb2.PaymentDisputed(
+                payment=message, amount=wire.money(amount, value.currency), provider_reference=reference
+            )
+        case DifferenceFound(_, finding):
+            payload = events_pb2.PaymentDifferenceFound(
+                payment=message,
+                type=ENTRY_TYPES[finding.type],
+                provider_reference=finding.reference,
+                booked_amount=wire.money(finding.booked, value.currency),
+                recorded_amount=wire.money(finding.recorded, value.currency),
+            )
+        case _:
+            payload = _EVENTS[type(fact)](payment=message)
+    return Event.of(value.id, value.version, payload)
 
 
 def timeline_event(step: Step) -> order_pb2.TimelineEvent:
@@ -188,6 +213,7 @@ _SUMMARIES = {
     type_of(events_pb2.PaymentDeclined): "The payment was declined.",
     type_of(events_pb2.PaymentVoided): "The payment was voided.",
     type_of(events_pb2.PaymentRefunded): "The payment was refunded.",
+    type_of(events_pb2.PaymentDisputed): "The payment was disputed.",
 }
 
 _EVENTS: dict[type, Callable[..., Message]] = {

@@ -80,12 +80,15 @@ class LocalMesh:
         credentials = pki.issue(self._state.pki, [*services.NAMES, "gateway", "operator"])
         signing_key = pki.make_signing_key(self._state.pki)
         servers = Servers.under(self._state.folder, self._sockets, self._supervisor, given=self._environment)
+        kept = keep_passwords(self._state.passwords, ["pages", "sandbox webhooks"])
         parts = Services(
             ports=Services.choose_ports(self._options.workers),
             servers=servers,
             credentials=credentials,
             signing_key=signing_key,
-            page_secret=keep_passwords(self._state.passwords, ["pages"])["pages"],
+            page_secret=kept["pages"],
+            webhook_secret=kept["sandbox webhooks"],
+            edge_url=self._options.edge_url,
             environment=self._environment,
         )
         edge = Edge(

@@ -33,6 +33,10 @@ class Services:
     """Of each service, and of `operator`, who asks them whether they are ready."""
     signing_key: SigningKey
     page_secret: str
+    webhook_secret: str
+    """It signs the webhooks of the sandbox provider."""
+    edge_url: str
+    """Where the sandbox provider sends them."""
     environment: Mapping[str, str]
     """What the person has set: it reaches the services, and may hold settings of theirs (MESH_PAYMENT_DEADLINE)."""
 
@@ -82,7 +86,7 @@ class Services:
             # glibc: the 19 MiB that a password's hash takes go back to the system, and are not kept for the next one.
             settings["MALLOC_MMAP_THRESHOLD_"] = str(4 * 1024 * 1024)
         inherited = {key: value for key, value in self.environment.items() if key not in _WITHHELD}
-        return {**_DEFAULTS, **self._customer_defaults(), **inherited, **settings}
+        return {**_DEFAULTS, **self._customer_defaults(), **self._payment_defaults(), **inherited, **settings}
 
     def _customer_defaults(self) -> dict[str, str]:
         # All workers together hash passwords on one core.
@@ -91,6 +95,12 @@ class Services:
             # Without limits at the edge, as for load tests from one machine, there is none behind it either.
             defaults["MESH_SIGN_IN_RATE_PER_ADDRESS"] = "0"
         return defaults
+
+    def _payment_defaults(self) -> dict[str, str]:
+        return {
+            "MESH_SANDBOX_WEBHOOK_SECRET": self.webhook_secret,
+            "MESH_SANDBOX_WEBHOOK_URL": f"{self.edge_url}/v1/paymentWebhooks/sandbox",
+        }
 
 
 _DEFAULTS = {

@@ -2,7 +2,8 @@
 
 Table of contents:
 
-    databases   what must be true within one database: on-hand, reserved, amounts, charges, refunds, deadlines
+    databases   what must be true within one database: on-hand, reserved, amounts, reconciliation, charges, refunds,
+                deadlines
     orders      what three services know of an order: captures, sales, holds
     events      what outboxes, streams and inboxes tell: outbox, streams, applied
     replies     stored replies and their effects: replies
@@ -29,6 +30,7 @@ NAMES = (
     "holds",
     "captures",
     "amounts",
+    "reconciliation",
     "charges",
     "refunds",
     "deadlines",

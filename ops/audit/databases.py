@@ -128,6 +128,16 @@ AMOUNTS = Invariant(
     " {provider_refunded}",
 )
 
+# The payment service asks the providers; it resolves a finding when both agree again.
+RECONCILIATION = Invariant(
+    "reconciliation",
+    "the payment service has found no difference to the records of the providers that is still there",
+    "payment",
+    AMOUNTS.count,
+    "SELECT payment_id, lower(type) AS type, reference, booked, recorded FROM findings WHERE resolve_time IS NULL",
+    "payment {payment_id}: the {type} {reference} is of {booked} in the books and of {recorded} at the provider",
+)
+
 CHARGES = Invariant(
     "charges",
     "the provider has charged each order once at most, and only for payments that exist",
@@ -196,4 +206,4 @@ DEADLINES = Invariant(
     "order {id} is {status}, beyond its deadline, since {since:%Y-%m-%d %H:%M:%S}",
 )
 
-INVARIANTS = (ON_HAND, RESERVED, AMOUNTS, CHARGES, REFUNDS, DEADLINES)
+INVARIANTS = (ON_HAND, RESERVED, AMOUNTS, RECONCILIATION, CHARGES, REFUNDS, DEADLINES)

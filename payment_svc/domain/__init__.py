@@ -1,4 +1,4 @@
-"""Payments, their refunds and the ledger: the facts, and the only ways in which they change."""
+"""Payments, refunds, the ledger, webhooks and reconciliation: the facts, and the only ways in which they change."""
 
 from payment_svc.domain.errors import (
     AmountInvalid,
@@ -27,6 +27,18 @@ from payment_svc.domain.payments import (
     PaymentDeclined,
     PaymentVoided,
 )
+from payment_svc.domain.reconciliation import (
+    Books,
+    Comparison,
+    DifferenceFound,
+    Finding,
+    PaymentDisputed,
+    Recorded,
+    Walk,
+    WalkName,
+    compare,
+    entries_of,
+)
 from payment_svc.domain.refunds import (
     ORDER_CANCELLED,
     NewRefund,
@@ -37,6 +49,7 @@ from payment_svc.domain.refunds import (
     left,
 )
 from payment_svc.domain.statuses import CHARGED, HOLDING, UNCHARGED, PaymentStatus
+from payment_svc.domain.webhooks import WEBHOOKS_KEPT, Webhook, WebhookStatus
 
 __all__ = [
     "CHARGED",
@@ -47,12 +60,17 @@ __all__ = [
     "PAYMENT_METHOD_NOT_FOUND",
     "PROVIDER_UNKNOWN",
     "UNCHARGED",
+    "WEBHOOKS_KEPT",
     "AmountInvalid",
+    "Books",
+    "Comparison",
     "CurrencyMismatch",
+    "DifferenceFound",
     "Due",
     "Entry",
     "EntryType",
     "EtagMismatch",
+    "Finding",
     "NewPayment",
     "NewRefund",
     "OrderCancelling",
@@ -60,6 +78,7 @@ __all__ = [
     "Payment",
     "PaymentCaptured",
     "PaymentDeclined",
+    "PaymentDisputed",
     "PaymentNotFound",
     "PaymentRefunded",
     "PaymentStateRefused",
@@ -67,11 +86,18 @@ __all__ = [
     "PaymentVoided",
     "ProviderContradiction",
     "ProviderNotFound",
+    "Recorded",
     "Refund",
     "RefundContradiction",
     "RefundExceedsPayment",
     "RefundNotFound",
     "RefundStatus",
+    "Walk",
+    "WalkName",
+    "Webhook",
+    "WebhookStatus",
     "amount_of",
+    "compare",
+    "entries_of",
     "left",
 ]

@@ -10,11 +10,18 @@ from uuid import UUID
 
 
 class EntryType(StrEnum):
-    """What sort of row of the ledger it is. The sum is captures less refunds; no money moves with a void."""
+    """What sort of row of the ledger it is. The amounts of a payment are the sums of captures and refunds only."""
 
     CAPTURE = "CAPTURE"
     REFUND = "REFUND"
     VOID = "VOID"
+    """The charge was voided. No money moved."""
+    FEE = "FEE"
+    """The provider has kept it."""
+    DISPUTE = "DISPUTE"
+    """The customer disputes it at the bank."""
+    DIFFERENCE = "DIFFERENCE"
+    """The books and the provider's record differ by it. No money is booked."""
 
 
 @dataclass(frozen=True, slots=True)

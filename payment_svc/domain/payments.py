@@ -101,6 +101,7 @@ class Payment:
     next_attempt_time: datetime | None
     create_time: datetime
     process_time: datetime | None
+    dispute_time: datetime | None
     traceparent: str
     version: int
 
@@ -130,6 +131,7 @@ class Payment:
             next_attempt_time=until,
             create_time=now,
             process_time=None,
+            dispute_time=None,
             traceparent=traceparent,
             version=1,
         )
@@ -224,6 +226,14 @@ class Payment:
         refunded = self.refunded_amount + amount
         status = PaymentStatus.REFUNDED if refunded == self.amount else PaymentStatus.PARTIALLY_REFUNDED
         return self._moved(now, now, status=status, refunded_amount=refunded)
+
+    def dispute(self, time: datetime, now: datetime) -> Payment:
+        """The customer has disputed it at the bank at `time`. Nothing else moves: the bank decides."""
+        return self._moved(now, now, dispute_time=self.dispute_time or time)
+
+    def add_to_ledger(self, now: datetime) -> Payment:
+        """It has got entries that do not change its amounts. Others see that there is something new."""
+        return self._moved(now, now)
 
     def postpone(self, now: datetime) -> Payment:
         """Nothing was learnt from the provider: ask again after a pause that grows with the attempts."""

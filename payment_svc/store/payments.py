@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from operator import attrgetter
@@ -46,6 +46,7 @@ payments = sa.Table(
     sa.Column("next_attempt_time", TIME, comment="when the sweep may take it; null when nothing is due"),
     sa.Column("create_time", TIME, nullable=False),
     sa.Column("process_time", TIME),
+    sa.Column("dispute_time", TIME, comment="when the customer disputed it at the bank for the first time"),
     sa.Column("traceparent", sa.String, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     # The last word on money: whatever the code does, these do not let it.
@@ -91,12 +92,15 @@ entries = sa.Table(
     sa.Column("actor", sa.String, nullable=False),
     sa.Column("trace_id", sa.String, nullable=False, comment="empty in entries made before it was recorded"),
     sa.CheckConstraint("amount > 0", name="amount_positive"),
-    sa.CheckConstraint("type IN ('CAPTURE', 'REFUND', 'VOID')", name="type_known"),
+    sa.CheckConstraint("type IN ('CAPTURE', 'REFUND', 'VOID', 'FEE', 'DISPUTE', 'DIFFERENCE')", name="type_known"),
     # One movement of the provider's is in the ledger once.
     sa.UniqueConstraint("payment_id", "type", "provider_reference", name="movement_once"),
     comment="The ledger. Rows are only ever added.",
 )
-sa.Index("payment_entries_capture", entries.c.payment_id, unique=True, postgresql_where=sa.text("type = 'CAPTURE'"))
+_captured = sa.text("type = 'CAPTURE'")
+sa.Index("payment_entries_capture", entries.c.payment_id, unique=True, postgresql_where=_captured)
+# For webhooks that name a charge by the provider's reference only.
+sa.Index("payment_entries_captured_reference", entries.c.provider_reference, postgresql_where=_captured)
 
 payment_history = history("payment_history", metadata)
 
@@ -125,7 +129,7 @@ NEW_VERSIONS = Versions(
     PAYMENTS,
     [
         "token", "status", "refunded_amount", "provider_reference", "failure_reason", "cancel_requested", "attempts",
-        "next_attempt_time", "process_time", "traceparent",
+        "next_attempt_time", "process_time", "dispute_time", "traceparent",
     ],
 )  # fmt: skip
 # What another process has locked is being worked on: it is passed over, so this waits for nobody. As a table expression
@@ -144,6 +148,13 @@ LEASE_OVERDUE = Statement(
     .values(next_attempt_time=sa.func.now() + sa.bindparam("lease", type_=sa.Interval))
     .returning(*payments.c),
     name="lease overdue payments",
+)
+READ_ENTRIES = ENTRIES.by(entries.c.payment_id)
+READ_CAPTURED = Statement(
+    sa.select(entries.c.provider_reference, entries.c.payment_id).where(
+        _captured, entries.c.provider_reference == sa.any_(sa.bindparam("references", type_=sa.ARRAY(sa.String)))
+    ),
+    name="read captured references",
 )
 LIST_ENTRIES = Statement(
     sa.select(entries)
@@ -231,6 +242,23 @@ class PaymentStore:
     async def read_of_orders(self, reading: Transaction, order_ids: Sequence[UUID]) -> list[Payment]:
         """The payments of these orders as they are now; orders without one are left out."""
         return [PAYMENTS.read(row) for row in await reading.fetch(READ_PAYMENTS_OF_ORDERS, ids=list(order_ids))]
+
+    async def read_all(self, reading: Transaction, payment_ids: Collection[UUID]) -> list[Payment]:
+        """These payments as they are now; ids without one are left out."""
+        if not payment_ids:
+            return []
+        return [PAYMENTS.read(row) for row in await reading.fetch(READ_PAYMENTS, ids=sorted(payment_ids))]
+
+    async def captured(self, reading: Transaction, references: Collection[str]) -> dict[str, UUID]:
+        """The payments that were captured under these references of providers, by reference."""
+        if not references:
+            return {}
+        rows = await reading.fetch(READ_CAPTURED, references=sorted(references))
+        return {row["provider_reference"]: row["payment_id"] for row in rows}
+
+    async def entries_of(self, reading: Transaction, payment_ids: Collection[UUID]) -> list[Entry]:
+        """All entries of these payments."""
+        return [ENTRIES.read(row) for row in await reading.fetch(READ_ENTRIES, keys=sorted(payment_ids))]
 
     async def history(self, reading: Transaction, order_id: UUID) -> list[Step]:
         """The events of the payment of an order, oldest first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from uuid import UUID
 
@@ -105,9 +105,15 @@ class RefundStore:
             raise RefundNotFound(refund_id)
         return REFUNDS.read(row)
 
-    async def pending(self, work: UnitOfWork, payment_ids: Iterable[UUID]) -> list[Refund]:
+    async def read_all(self, reading: Transaction, refund_ids: Collection[UUID]) -> list[Refund]:
+        """These refunds as they are now; ids without one are left out."""
+        if not refund_ids:
+            return []
+        return [REFUNDS.read(row) for row in await reading.fetch(READ_REFUNDS, ids=sorted(refund_ids))]
+
+    async def pending(self, reading: Transaction, payment_ids: Iterable[UUID]) -> list[Refund]:
         """The refunds of these payments that have no outcome yet."""
-        rows = await work.transaction.fetch(READ_PENDING_REFUNDS, ids=sorted(set(payment_ids)))
+        rows = await reading.fetch(READ_PENDING_REFUNDS, ids=sorted(set(payment_ids)))
         return [REFUNDS.read(row) for row in rows]
 
     async def list_refunds(

@@ -108,7 +108,7 @@ class Orders:
         cancelled = [payment.request_cancel(traces[payment.order_id], now, now + self._lease) for payment in locked]
         # An order that is cancelled again has its refund. If the provider has refused that, it is up to staff.
         held = [each for before, each in zip(locked, cancelled, strict=True) if each is not before and each.refundable]
-        pending = await self._refunds.pending(work, [payment.id for payment in held]) if held else []
+        pending = await self._refunds.pending(work.transaction, [payment.id for payment in held]) if held else []
         refunds = refunds_of_cancelled(held, pending, until=now + self._lease, now=now)
         self._payments.save(work, zip(locked, cancelled, strict=True))
         self._refunds.add(work, refunds)

@@ -68,7 +68,7 @@ class Refunds:
             async with self._units.once(change) as work:
                 now = self._units.now()
                 payment = await self._payments.load(work, wanted.payment_id)
-                pending = await self._refunds.pending(work, [payment.id])
+                pending = await self._refunds.pending(work.transaction, [payment.id])
                 refund = Refund.begin(
                     new_id(),
                     payment,
@@ -171,7 +171,7 @@ class RefundOutcomes:
         """
         cancelled = {payment.id: payment for payment in payments if payment.cancel_requested}
         if cancelled:
-            pending = await self._refunds.pending(work, cancelled)
+            pending = await self._refunds.pending(work.transaction, cancelled)
             self._refunds.add(work, refunds_of_cancelled(cancelled.values(), pending, until=now, now=now))
 
 

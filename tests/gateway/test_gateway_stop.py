@@ -38,6 +38,8 @@ def program(
         credentials=credentials,
         signing_key=signing_key,
         page_secret="",
+        webhook_secret="",
+        edge_url="",
         environment={},
     )
     [port] = free_ports(1)

@@ -82,7 +82,7 @@ async def test_past_without_a_breach_is_clean_and_each_check_says_what_it_has_se
     assert [check.name for check in report.checks] == list(NAMES)
     assert {check.name: check.checked for check in report.checks} == {
         **dict.fromkeys(("on-hand", "reserved"), ORDERS + LINES - 1),
-        **dict.fromkeys(("sales", "captures", "amounts", "charges", "replies"), ORDERS),
+        **dict.fromkeys(("sales", "captures", "amounts", "reconciliation", "charges", "replies"), ORDERS),
         **dict.fromkeys(("holds", "refunds", "deadlines"), 0),
         "outbox": 3 * ORDERS + ORDERS // 10,
         "streams": 3 * ORDERS + ORDERS // 10,
@@ -190,6 +190,13 @@ PLANTS: Sequence[tuple[str, str, str, str, str]] = [
         "UPDATE payment_entries SET amount = amount + 1 WHERE payment_id = '{payment}'",
         "UPDATE payment_entries SET amount = amount - 1 WHERE payment_id = '{payment}'",
         "payment {payment} of order {order} (CAPTURED) has captured 30 and refunded 0, its ledger says 31 and 0",
+    ),
+    (
+        "reconciliation",
+        "payment",
+        "INSERT INTO findings VALUES ('{payment}', 'REFUND', 're_other', 0, 5.5, now(), NULL)",
+        "DELETE FROM findings",
+        "payment {payment}: the refund re_other is of 0 in the books and of 5.5 at the provider",
     ),
     (
         "charges",

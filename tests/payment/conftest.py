@@ -12,7 +12,7 @@ from mesh.db.database import Database
 from mesh.events.bus import Bus
 from payment_svc.app import Settings, build
 from stack.servers import Servers
-from tests.payment.process import House
+from tests.payment.process import WEBHOOK_SECRET, House
 from tests.payment.served import CUSTOMER, METHODS, Wire
 from tests.services import Client, Keys, empty_bus, running, settings_for
 
@@ -62,6 +62,7 @@ async def customers(servers: Servers, keys: Keys) -> AsyncIterator[str]:
 async def wire(servers: Servers, keys: Keys, customers: str) -> AsyncIterator[Wire]:
     """The payment service, with its clients."""
     more = {"customer_target": (customers,), "provider_timeout": 2.0, "sandbox_slow_seconds": 1.6}
+    more["sandbox_webhook_secret"] = WEBHOOK_SECRET
     settings = settings_for(Settings, "payment", servers, keys, **more)
     bus = Bus(servers.nats.url, name="order")
     await bus.start()

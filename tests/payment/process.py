@@ -12,6 +12,7 @@ from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import asyncpg
+import orjson
 from google.type.money_pb2 import Money
 
 from commerce.order.v1 import events_pb2 as order_events
@@ -32,15 +33,17 @@ from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
-from payment_svc.domain import NewRefund, Payment, Refund
+from payment_svc.domain import NewRefund, Payment, Refund, WalkName
 from payment_svc.providers import Bounded, Charge, Outcome, RefundOutcome, RefundRequest, Refused
 from payment_svc.providers.sandbox import Sandbox
+from payment_svc.providers.sandbox.signatures import sign
 from payment_svc.refunder import RefundAnswer, Refunder
-from payment_svc.store import APPEND_HISTORY, PaymentStore, RefundStore
-from payment_svc.usecases import Orders, Outcomes, Payments, RefundOutcomes, Refunds
+from payment_svc.store import APPEND_HISTORY, PaymentStore, ReconciliationStore, RefundStore, WebhookStore
+from payment_svc.usecases import Orders, Outcomes, Payments, Reconciliation, RefundOutcomes, Refunds, Webhooks
 from tests.services import eventually
 
 Record = Callable[[ProviderAnswer], Awaitable[Payment]]
+WEBHOOK_SECRET = "secret of the tests"
 LEASE = timedelta(milliseconds=300)
 SLOW = 0.5
 TIMEOUT = 10.0
@@ -55,6 +58,7 @@ TOKENS = (
     "tok_timeout",
     "tok_flaky",
     "tok_refund_fails",
+    "tok_dispute",
 )
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
 PAYLOADS: dict[str, Any] = {
@@ -62,7 +66,13 @@ PAYLOADS: dict[str, Any] = {
     "declined": events_pb2.PaymentDeclined,
     "voided": events_pb2.PaymentVoided,
     "refunded": events_pb2.PaymentRefunded,
+    "disputed": events_pb2.PaymentDisputed,
+    "difference_found": events_pb2.PaymentDifferenceFound,
 }
+
+
+def _nothing(_: None) -> payment_pb2.ReceiveWebhookResponse:
+    return payment_pb2.ReceiveWebhookResponse()
 
 
 def method_of(token: str) -> UUID:
@@ -107,6 +117,8 @@ class Process:
     payments: Payments
     orders: Orders
     refunds: Refunds
+    webhooks: Webhooks
+    reconciliation: Reconciliation
     charger: Charger
     refunder: Refunder
     record: Recorder
@@ -150,6 +162,15 @@ class Process:
         wanted = NewRefund(payment.id, None if amount is None else Decimal(amount), payment.currency, "broken")
         return (await self.refunds.refund_payment(change, wanted, wire.refund_id)).value[1]
 
+    async def webhook(
+        self, event_id: str, told: dict[str, Any], *, kind: str = "charge.changed", secret: str = WEBHOOK_SECRET
+    ) -> None:
+        """The sandbox sends a webhook."""
+        body = orjson.dumps({"type": kind, "data": told})
+        headers = sign(secret, event_id, body, now=self.units.now())
+        change: Change[None] = Change(Call("ReceiveWebhook", metadata=headers), _nothing)
+        await self.webhooks.receive_webhook(change, "sandbox", body)
+
     async def sweep(self) -> None:
         """Look for overdue payments and refunds."""
         await self.payments.sweep()
@@ -184,7 +205,7 @@ class House:
         await database.start()
         relay = Relay("payment", database, Bus("nats://127.0.0.1:1", name="none"))
         units, store = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY), PaymentStore()
-        sandbox = kind(self.sandbox_database, slow_seconds=SLOW)
+        sandbox = kind(self.sandbox_database, slow_seconds=SLOW, dispute_seconds=0, webhook_secret=WEBHOOK_SECRET)
         called = {"sandbox": Bounded(sandbox, at_a_time=at_a_time, timeout=timeout)}
         pages, refund_store = Pages(b"secret of the tests"), RefundStore()
         answers = RefundOutcomes(units, store, refund_store)
@@ -197,10 +218,34 @@ class House:
         charger = Charger(called, self.wallets.token_of, record, most=most, timeout=timeout)
         payments = Payments(units, store, charger, pages, providers=providers, lease=LEASE)
         orders = Orders(units, store, refund_store, charger, refunder, providers=providers, lease=LEASE)
+        reconciliation = Reconciliation(
+            units,
+            store,
+            refund_store,
+            ReconciliationStore(),
+            charger,
+            refunder,
+            providers=called,
+            rounds=dict.fromkeys(WalkName, timedelta(0)),
+            timeout=timeout,
+        )
+        webhooks = Webhooks(units, WebhookStore(), store, refund_store, reconciliation, providers=called, lease=LEASE)
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)
         self.stack.push_async_callback(refunder.abandon)
-        return Process(database, sandbox, units, payments, orders, refunds, charger, refunder, record)
+        return Process(
+            database,
+            sandbox,
+            units,
+            payments,
+            orders,
+            refunds,
+            webhooks,
+            reconciliation,
+            charger,
+            refunder,
+            record,
+        )
 
     async def row(self, order: order_events.OrderPlaced) -> asyncpg.Record:
         row = await self.connection.fetchrow("SELECT * FROM payments WHERE order_id = $1", UUID(order.order.id))

@@ -31,6 +31,7 @@ TOKENS = (
     "tok_timeout",
     "tok_flaky",
     "tok_refund_fails",
+    "tok_dispute",
     "tok_of_nobody",
 )
 METHODS = {token: str(new_id()) for token in TOKENS}
@@ -76,6 +77,8 @@ PAYLOADS: dict[str, Any] = {
     "commerce.payment.declined": events_pb2.PaymentDeclined,
     "commerce.payment.voided": events_pb2.PaymentVoided,
     "commerce.payment.refunded": events_pb2.PaymentRefunded,
+    "commerce.payment.disputed": events_pb2.PaymentDisputed,
+    "commerce.payment.difference_found": events_pb2.PaymentDifferenceFound,
 }
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from google.api.httpbody_pb2 import HttpBody
 from google.type.money_pb2 import Money
 
 from commerce.order.v1 import events_pb2 as order_events
@@ -234,9 +233,3 @@ async def test_reading_needs_a_token_and_an_id(wire: Wire) -> None:
         assert (error.code.name, error.reason) == ("UNAUTHENTICATED", "TOKEN_MISSING")
         error = await refused(wire.staff(method, request))
         assert error.reason == "VALIDATION_FAILED"
-
-
-async def test_what_is_not_there_yet_says_so(wire: Wire) -> None:
-    webhook = payment_pb2.ReceiveWebhookRequest(provider="sandbox", payload=HttpBody(data=b"{}"))
-    error = await refused(wire.staff(stub(wire.gateway).ReceiveWebhook, webhook))
-    assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "METHOD_UNIMPLEMENTED")

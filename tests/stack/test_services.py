@@ -21,6 +21,8 @@ def environments(folder: Path, workers: int, given: Mapping[str, str]) -> list[M
         credentials=pki.issue(folder / "tls", (*NAMES, "operator")),
         signing_key=pki.make_signing_key(folder / "jwt"),
         page_secret="",
+        webhook_secret="",
+        edge_url="",
         environment=given,
     )
     return [program.environment for program in services.programs("customer")]

@@ -117,6 +117,7 @@ commerce.product.stock_changed commerce.product.stock_low
 commerce.order.placed commerce.order.confirmed commerce.order.shipped
 commerce.order.delivered commerce.order.cancelling commerce.order.cancelled
 commerce.payment.captured commerce.payment.declined commerce.payment.voided commerce.payment.refunded
+commerce.payment.disputed commerce.payment.difference_found
 """
 
 

@@ -15,22 +15,11 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 ROOMS = (customer_rpc, order_rpc, product_rpc, payment_rpc)
 
 
-def test_the_readme_lists_exactly_the_methods_that_are_not_there_yet() -> None:
-    listed = {
-        f"{service}.{method}"
-        for service, methods in re.findall(
-            r"^- (\w+Service): ([^-]+?)(?= \(and|\n- |\n\n)", README.split("## Not there yet")[1], re.MULTILINE
-        )
-        for method in re.split(r",\s+", methods.strip())
-    }
+def test_every_method_of_the_contracts_is_there_and_the_readme_lists_none_as_missing() -> None:
     pool = descriptor_pool.Default()
     services = [service for name in load_contracts() for service in pool.FindFileByName(name).services_by_name.values()]
     servicers = {name: servicer for room in ROOMS for name, servicer in vars(room).items() if name.endswith("Service")}
-    missing = {
-        f"{service.name}.{method.name}"
-        for service in services
-        for method in service.methods
-        if not hasattr(servicers[service.name], method.name)
-    }
-    assert listed == missing
-    assert {name.partition(".")[0] for name in missing} <= {"PaymentService"}
+    assert services
+    for service in services:
+        assert [each.name for each in service.methods if not hasattr(servicers[service.name], each.name)] == []
+    assert re.findall(r"\w+Service", README.split("## Not there yet")[1]) == []

@@ -8,11 +8,13 @@ key: the first to write it, a charge or a void, decides for good what the key st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from mesh.batch.group_commit import GroupCommit
 from mesh.db.database import Database, Row, Transaction
@@ -39,11 +41,16 @@ from payment_svc.providers.protocol import (
     Webhook,
     WebhookSignatureInvalid,
 )
+from payment_svc.providers.sandbox.sender import Sender
 from payment_svc.providers.sandbox.settings import SandboxSettings
+from payment_svc.providers.sandbox.signatures import ID, is_signed
 from payment_svc.providers.sandbox.tables import (
+    ADD_DISPUTES,
     ADD_REFUNDS,
+    ADD_WEBHOOKS,
     CHARGES,
     DECIDE,
+    DISPUTES_OF_CHARGES,
     LOCK_CHARGES,
     LOG_ATTEMPTS,
     REFUNDS,
@@ -60,7 +67,9 @@ SLOW, SILENT, FLAKY = "tok_slow", "tok_timeout", "tok_flaky"
 """The tokens that are charged in a way of their own."""
 REFUND_FAILS = "tok_refund_fails"
 """The token that is charged, and whose refunds are all refused."""
-APPROVED = frozenset({"tok_visa", SLOW, SILENT, FLAKY, REFUND_FAILS})
+DISPUTE = "tok_dispute"
+"""The token that is charged, and disputed some seconds later."""
+APPROVED = frozenset({"tok_visa", SLOW, SILENT, FLAKY, REFUND_FAILS, DISPUTE})
 """The tokens that are charged; any other is declined as unknown."""
 
 
@@ -96,18 +105,45 @@ class _Request:
         )
 
 
+class _Hints(BaseModel):
+    """What a webhook is about."""
+
+    charge_key: str = ""
+    refund_key: str = ""
+    reference: str = ""
+
+
+class _Told(BaseModel):
+    """The body of a webhook."""
+
+    type: str = ""
+    data: _Hints = _Hints()
+
+
 class Sandbox:
     """The provider `sandbox`, with its record in `database`, which it starts and stops.
 
-    `slow_seconds` is how long it takes to answer for `tok_slow`.
+    `slow_seconds` is how long it takes to answer for `tok_slow`, and `dispute_seconds` how long after its charge
+    a payment with `tok_dispute` is disputed. Its webhooks are signed with `webhook_secret` and sent to `webhook_url`.
     """
 
     minor_units = MinorUnits(MINOR_UNITS)
     """It takes every currency of ISO 4217."""
 
-    def __init__(self, database: Database, *, slow_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        slow_seconds: float = 2.0,
+        dispute_seconds: float = 3.0,
+        webhook_secret: str = "",
+        webhook_url: str = "",
+    ) -> None:
         self._database = database
         self._slow_seconds = slow_seconds
+        self._dispute_after = timedelta(seconds=dispute_seconds)
+        self._webhook_secret = webhook_secret
+        self._sender = Sender(database, url=webhook_url, secret=webhook_secret)
         self._decisions = GroupCommit[_Request, _Standing | ProviderUnavailable]("sandbox charges", self._decide)
         self._refunds = GroupCommit[RefundRequest, Refunded | Refused]("sandbox refunds", self._refund_batch)
         self._refund_lookups = GroupCommit[str, Refunded | Refused | Absent](
@@ -121,14 +157,22 @@ class Sandbox:
         """The sandbox that the settings describe."""
         url = settings.database_url.get_secret_value()
         database = Database(url, max_connections=settings.sandbox_connections)
-        return cls(database, slow_seconds=settings.sandbox_slow_seconds)
+        return cls(
+            database,
+            slow_seconds=settings.sandbox_slow_seconds,
+            dispute_seconds=settings.sandbox_dispute_seconds,
+            webhook_secret=settings.sandbox_webhook_secret.get_secret_value(),
+            webhook_url=settings.sandbox_webhook_url,
+        )
 
     async def start(self) -> None:
-        """Connect to its record."""
+        """Connect to its record, and begin to send webhooks."""
         await self._database.start()
+        await self._sender.start()
 
     async def stop(self) -> None:
         """Disconnect."""
+        await self._sender.stop()
         await self._database.stop()
 
     async def probe(self) -> None:
@@ -166,9 +210,19 @@ class Sandbox:
         """As the protocol says."""
         return await self._records.submit(charge.key)
 
-    def parse_webhook(self, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Webhook:  # noqa: ARG002
-        """As the protocol says. The sandbox sends none, so none has a signature of it."""
-        raise WebhookSignatureInvalid(NAME)
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Webhook:
+        """As the protocol says: `{"type": …, "data": {"charge_key": …, "refund_key": …, "reference": …}}`.
+
+        All of `data` is optional. A body of another form is of no known type.
+        """
+        if not is_signed(self._webhook_secret, headers, body, now=now):
+            raise WebhookSignatureInvalid(NAME)
+        try:
+            told = _Told.model_validate_json(body)
+        except ValidationError:
+            told = _Told()
+        data = told.data
+        return Webhook(headers[ID], told.type, data.charge_key, data.refund_key, data.reference)
 
     async def _decide(self, batch: Sequence[_Request]) -> list[_Standing | ProviderUnavailable]:
         """What stands under each key from now on: the request, or what was there before."""
@@ -178,6 +232,7 @@ class Sandbox:
             transaction.add(LOG_ATTEMPTS, ((c.key, c.token, c.amount, c.order_id) for c in asked))
             # Of two requests with one key, the first one counts.
             rows = {request.key: request.row for request in reversed(batch) if request.key not in unready}
+            self._dispute(transaction, [charge for charge in asked if charge.token == DISPUTE])
             transaction.add(DECIDE, (rows[key] for key in sorted(rows)))
         standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in transaction.returned}
         if known := rows.keys() - standing.keys():
@@ -185,6 +240,14 @@ class Sandbox:
             async with self._database.reading() as reading:
                 standing |= await _charges(reading, list(known))
         return [standing.get(request.key) or ProviderUnavailable("try again") for request in batch]
+
+    def _dispute(self, transaction: Transaction, charges: Sequence[Charge]) -> None:
+        """Dispute these charges after a while, each once. The record shows the disputes of approved ones only."""
+        open_time = self._database.clock.now() + self._dispute_after
+        once = {charge.key: charge for charge in charges}
+        transaction.add(ADD_DISPUTES, ((key, f"dp_{key}", once[key].amount, open_time) for key in sorted(once)))
+        told = ((f"evt_dispute_{key}", "dispute.created", key, open_time) for key in sorted(once))
+        transaction.add(ADD_WEBHOOKS, told)
 
     async def _unready(self, transaction: Transaction, asked: Sequence[Charge]) -> set[str]:
         """The keys with `tok_flaky` for which no charge was asked before."""
@@ -207,10 +270,12 @@ class Sandbox:
         keys = sorted(set(batch))
         async with self._database.reading() as reading:
             found = {row["key"]: row for row in await reading.fetch(CHARGES, keys=keys)}
-            refunds: dict[str, list[Row]] = {}
-            for row in await reading.fetch(REFUNDS_OF_CHARGES, keys=keys):
-                refunds.setdefault(row["charge_key"], []).append(row)
-        return [_record(found[key], refunds.get(key, ())) if key in found else Absent() for key in batch]
+            refunds = _by_charge(await reading.fetch(REFUNDS_OF_CHARGES, keys=keys))
+            disputes = _by_charge(await reading.fetch(DISPUTES_OF_CHARGES, keys=keys))
+        return [
+            _record(found[key], refunds.get(key, ()), disputes.get(key, ())) if key in found else Absent()
+            for key in batch
+        ]
 
     async def _refund_batch(self, batch: Sequence[RefundRequest]) -> list[Refunded | Refused]:
         async with self._database.transaction() as transaction:
@@ -268,7 +333,14 @@ def _standing(status: str, reference: str, reason: str) -> _Standing:
             return Voided()
 
 
-def _record(charge: Row, refunds: Sequence[Row]) -> Record:
+def _by_charge(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    by_charge: dict[str, list[Row]] = {}
+    for row in rows:
+        by_charge.setdefault(row["charge_key"], []).append(row)
+    return by_charge
+
+
+def _record(charge: Row, refunds: Sequence[Row], disputes: Sequence[Row]) -> Record:
     standing = _standing(charge["status"], charge["reference"], charge["reason"])
     movements = [
         Movement(MovementType.REFUND, row["reference"], row["amount"], row["create_time"], row["key"])
@@ -277,4 +349,7 @@ def _record(charge: Row, refunds: Sequence[Row]) -> Record:
     if isinstance(standing, Approved):
         capture = Movement(MovementType.CAPTURE, charge["reference"], charge["amount"], charge["create_time"])
         movements.insert(0, capture)
+        movements += [
+            Movement(MovementType.DISPUTE, row["reference"], row["amount"], row["open_time"]) for row in disputes
+        ]
     return Record(standing, movements)

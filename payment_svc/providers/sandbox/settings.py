@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from mesh.settings import DatabaseSettings
 
@@ -14,3 +14,9 @@ class SandboxSettings(DatabaseSettings):
     """The most database connections of the sandbox provider, beside the service's own."""
     sandbox_slow_seconds: float = Field(default=2.0, ge=0)
     """How long the sandbox provider takes to answer for `tok_slow`."""
+    sandbox_dispute_seconds: float = Field(default=3.0, ge=0)
+    """How long after its charge a payment with `tok_dispute` is disputed."""
+    sandbox_webhook_secret: SecretStr = SecretStr("")
+    """The secret that signs the webhooks of the sandbox provider. Without it, all of them are refused."""
+    sandbox_webhook_url: str = ""
+    """Where the sandbox provider sends its webhooks, `https://…/v1/paymentWebhooks/sandbox`. Empty: it sends none."""

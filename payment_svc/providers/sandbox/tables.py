@@ -71,6 +71,28 @@ attempts = sa.Table(
     comment="Every request for a charge that has reached the provider, whatever came of it.",
 )
 
+disputes = sa.Table(
+    "disputes",
+    metadata,
+    sa.Column("charge_key", sa.String, primary_key=True),
+    sa.Column("reference", sa.String, nullable=False, unique=True),
+    sa.Column("amount", _AMOUNT, nullable=False),
+    sa.Column("open_time", _TIME, nullable=False, comment="nobody knows of it before"),
+    sa.CheckConstraint("amount > 0", name="amount_positive"),
+)
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("type", sa.String, nullable=False),
+    sa.Column("charge_key", sa.String, nullable=False),
+    sa.Column("send_time", _TIME, comment="when to send it next; null when it was accepted"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    comment="What the sandbox tells the service by webhook.",
+)
+sa.Index("webhooks_due", webhooks.c.send_time, postgresql_where=webhooks.c.send_time.is_not(None))
+
 _keys = sa.bindparam("keys", type_=sa.ARRAY(sa.String))
 DECIDE = BulkInsert(
     charges.c.key, charges.c.status, charges.c.reference, charges.c.reason, charges.c.token, charges.c.amount,
@@ -100,4 +122,51 @@ ADD_REFUNDS = BulkInsert(
 _refunded = unnested({"keys": ("key", sa.String), "totals": ("total", _AMOUNT)})
 WRITE_REFUNDED = Statement(
     sa.update(charges).where(charges.c.key == _refunded.c.key).values(refunded_amount=_refunded.c.total)
+)
+ADD_DISPUTES = BulkInsert(
+    disputes.c.charge_key,
+    disputes.c.reference,
+    disputes.c.amount,
+    disputes.c.open_time,
+    skip_existing=True,
+    name="add sandbox disputes",
+)
+DISPUTES_OF_CHARGES = Statement(
+    sa.select(disputes).where(disputes.c.charge_key == sa.any_(_keys), disputes.c.open_time <= sa.func.now()),
+    name="read sandbox disputes of charges",
+)
+ADD_WEBHOOKS = BulkInsert(
+    webhooks.c.id,
+    webhooks.c.type,
+    webhooks.c.charge_key,
+    webhooks.c.send_time,
+    skip_existing=True,
+    name="add sandbox webhooks",
+)
+_due = (
+    sa.select(webhooks.c.id)
+    .where(webhooks.c.send_time <= sa.func.now())
+    .order_by(webhooks.c.send_time)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+    .cte("due")
+)
+# The pause before the next attempt doubles, from one second to a minute.
+TAKE_DUE_WEBHOOKS = Statement(
+    sa.update(webhooks)
+    .where(webhooks.c.id == _due.c.id)
+    .values(
+        attempts=webhooks.c.attempts + 1,
+        send_time=sa.func.now()
+        + sa.literal_column("interval '1 second'")
+        * sa.func.least(sa.func.power(2, sa.func.least(webhooks.c.attempts, 10)), 60),
+    )
+    .returning(*webhooks.c),
+    name="take due sandbox webhooks",
+)
+SENT = Statement(
+    sa.update(webhooks)
+    .where(webhooks.c.id == sa.any_(sa.bindparam("ids", type_=sa.ARRAY(sa.String))))
+    .values(send_time=sa.null()),
+    name="write sent sandbox webhooks",
 )

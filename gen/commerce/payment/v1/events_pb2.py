@@ -27,7 +27,7 @@ from commerce.payment.v1 import payment_pb2 as commerce_dot_payment_dot_v1_dot_p
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\xae\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x11\n\trefund_id\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\xae\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x11\n\trefund_id\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.id\"\xb7\x01\n\x0fPaymentDisputed\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x1a\n\x12provider_reference\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.disputed\x12\x08PAYMENTS\x1a\npayment.id\"\xaf\x02\n\x16PaymentDifferenceFound\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.commerce.payment.v1.PaymentEntryType\x12\x1a\n\x12provider_reference\x18\x03 \x01(\t\x12)\n\rbooked_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12+\n\x0frecorded_amount\x18\x05 \x01(\x0b\x32\x12.google.type.Money:=\x8a\xb5\x18\x39\n!commerce.payment.difference_found\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTVOIDED']._serialized_options = b'\212\265\030/\n\027commerce.payment.voided\022\010PAYMENTS\032\npayment.id'
   _globals['_PAYMENTREFUNDED']._loaded_options = None
   _globals['_PAYMENTREFUNDED']._serialized_options = b'\212\265\0301\n\031commerce.payment.refunded\022\010PAYMENTS\032\npayment.id'
+  _globals['_PAYMENTDISPUTED']._loaded_options = None
+  _globals['_PAYMENTDISPUTED']._serialized_options = b'\212\265\0301\n\031commerce.payment.disputed\022\010PAYMENTS\032\npayment.id'
+  _globals['_PAYMENTDIFFERENCEFOUND']._loaded_options = None
+  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_options = b'\212\265\0309\n!commerce.payment.difference_found\022\010PAYMENTS\032\npayment.id'
   _globals['_PAYMENTCAPTURED']._serialized_start=149
   _globals['_PAYMENTCAPTURED']._serialized_end=268
   _globals['_PAYMENTDECLINED']._serialized_start=270
@@ -50,4 +54,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTVOIDED']._serialized_end=506
   _globals['_PAYMENTREFUNDED']._serialized_start=509
   _globals['_PAYMENTREFUNDED']._serialized_end=683
+  _globals['_PAYMENTDISPUTED']._serialized_start=686
+  _globals['_PAYMENTDISPUTED']._serialized_end=869
+  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_start=872
+  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_end=1175
 # @@protoc_insertion_point(module_scope)

@@ -123,3 +123,83 @@ class PaymentRefunded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PaymentRefunded: _TypeAlias = PaymentRefunded  # noqa: Y015
+
+@_typing.final
+class PaymentDisputed(_message.Message):
+    """PaymentDisputed is published when the customer disputes a payment at the bank. Nothing else changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
+    provider_reference: _builtins.str
+    """The provider's reference of the dispute."""
+    @_builtins.property
+    def payment(self) -> _payment_pb2.Payment:
+        """The payment after the change."""
+
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """The disputed amount."""
+
+    def __init__(
+        self,
+        *,
+        payment: _payment_pb2.Payment | None = ...,
+        amount: _money_pb2.Money | None = ...,
+        provider_reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "payment", b"payment", "provider_reference", b"provider_reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentDisputed: _TypeAlias = PaymentDisputed  # noqa: Y015
+
+@_typing.final
+class PaymentDifferenceFound(_message.Message):
+    """PaymentDifferenceFound is published when the provider's record of a capture or refund differs from the ledger, and
+    when the difference changes. Nothing is corrected: staff must look at it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
+    BOOKED_AMOUNT_FIELD_NUMBER: _builtins.int
+    RECORDED_AMOUNT_FIELD_NUMBER: _builtins.int
+    type: _payment_pb2.PaymentEntryType.ValueType
+    """The type of the movement that differs."""
+    provider_reference: _builtins.str
+    """The provider's reference of the movement."""
+    @_builtins.property
+    def payment(self) -> _payment_pb2.Payment:
+        """The payment."""
+
+    @_builtins.property
+    def booked_amount(self) -> _money_pb2.Money:
+        """The amount in the ledger. Zero if the movement is not there."""
+
+    @_builtins.property
+    def recorded_amount(self) -> _money_pb2.Money:
+        """The amount at the provider. Zero if the movement is not there."""
+
+    def __init__(
+        self,
+        *,
+        payment: _payment_pb2.Payment | None = ...,
+        type: _payment_pb2.PaymentEntryType.ValueType = ...,
+        provider_reference: _builtins.str = ...,
+        booked_amount: _money_pb2.Money | None = ...,
+        recorded_amount: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booked_amount", b"booked_amount", "payment", b"payment", "recorded_amount", b"recorded_amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_amount", b"booked_amount", "payment", b"payment", "provider_reference", b"provider_reference", "recorded_amount", b"recorded_amount", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentDifferenceFound: _TypeAlias = PaymentDifferenceFound  # noqa: Y015

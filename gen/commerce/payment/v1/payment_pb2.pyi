@@ -86,6 +86,14 @@ class _PaymentEntryTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Paym
     """Money was refunded to the customer."""
     PAYMENT_ENTRY_TYPE_VOID: _PaymentEntryType.ValueType  # 3
     """The charge was voided at the provider before it was captured. No money moved."""
+    PAYMENT_ENTRY_TYPE_FEE: _PaymentEntryType.ValueType  # 4
+    """The provider kept a fee. It does not change the amounts of the payment."""
+    PAYMENT_ENTRY_TYPE_DISPUTE: _PaymentEntryType.ValueType  # 5
+    """The customer disputed the payment at the bank. It does not change the amounts of the payment."""
+    PAYMENT_ENTRY_TYPE_DIFFERENCE: _PaymentEntryType.ValueType  # 6
+    """The provider's record of a capture or refund differs from the ledger by this amount. No money is booked: the note
+    has both amounts, and `mesh audit` reports the difference until it is gone.
+    """
 
 class PaymentEntryType(_PaymentEntryType, metaclass=_PaymentEntryTypeEnumTypeWrapper):
     """PaymentEntryType is the type of a ledger entry."""
@@ -98,6 +106,14 @@ PAYMENT_ENTRY_TYPE_REFUND: PaymentEntryType.ValueType  # 2
 """Money was refunded to the customer."""
 PAYMENT_ENTRY_TYPE_VOID: PaymentEntryType.ValueType  # 3
 """The charge was voided at the provider before it was captured. No money moved."""
+PAYMENT_ENTRY_TYPE_FEE: PaymentEntryType.ValueType  # 4
+"""The provider kept a fee. It does not change the amounts of the payment."""
+PAYMENT_ENTRY_TYPE_DISPUTE: PaymentEntryType.ValueType  # 5
+"""The customer disputed the payment at the bank. It does not change the amounts of the payment."""
+PAYMENT_ENTRY_TYPE_DIFFERENCE: PaymentEntryType.ValueType  # 6
+"""The provider's record of a capture or refund differs from the ledger by this amount. No money is booked: the note
+has both amounts, and `mesh audit` reports the difference until it is gone.
+"""
 Global___PaymentEntryType: _TypeAlias = PaymentEntryType  # noqa: Y015
 
 class _RefundStatus:
@@ -146,6 +162,7 @@ class Payment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PROCESS_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    DISPUTE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The payment's UUID."""
     order_id: _builtins.str
@@ -182,6 +199,12 @@ class Payment(_message.Message):
     def process_time(self) -> _timestamp_pb2.Timestamp:
         """When the outcome of the payment became known. Unset until then."""
 
+    @_builtins.property
+    def dispute_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer disputed the payment at the bank for the first time. Unset without a dispute. A dispute changes
+        neither the status nor the order.
+        """
+
     def __init__(
         self,
         *,
@@ -197,10 +220,11 @@ class Payment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         process_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        dispute_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "process_time", b"process_time", "refunded_amount", b"refunded_amount"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "dispute_time", b"dispute_time", "process_time", b"process_time", "refunded_amount", b"refunded_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "etag", b"etag", "failure_reason", b"failure_reason", "id", b"id", "order_id", b"order_id", "process_time", b"process_time", "provider", b"provider", "provider_reference", b"provider_reference", "refunded_amount", b"refunded_amount", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "dispute_time", b"dispute_time", "etag", b"etag", "failure_reason", b"failure_reason", "id", b"id", "order_id", b"order_id", "process_time", b"process_time", "provider", b"provider", "provider_reference", b"provider_reference", "refunded_amount", b"refunded_amount", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

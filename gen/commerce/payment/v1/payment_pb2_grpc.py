@@ -177,7 +177,9 @@ class PaymentServiceServicer:
 
     def ReceiveWebhook(self, request, context):
         """Receives a webhook of a payment provider. The signature, which is in the provider's own header, is verified
-        over the raw body. The webhook is stored before the response is sent, and it is applied once.
+        over the raw body. The webhook is stored before the response is sent, and it is applied once, however often the
+        provider sends it. It is a hint: the provider is asked before anything changes. Webhooks of unknown types are stored
+        and ignored. The body is not kept.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
         """

@@ -85,7 +85,9 @@ class PaymentServiceStub:
     """
     ReceiveWebhook: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ReceiveWebhookRequest, _payment_pb2.ReceiveWebhookResponse]
     """Receives a webhook of a payment provider. The signature, which is in the provider's own header, is verified
-    over the raw body. The webhook is stored before the response is sent, and it is applied once.
+    over the raw body. The webhook is stored before the response is sent, and it is applied once, however often the
+    provider sends it. It is a hint: the provider is asked before anything changes. Webhooks of unknown types are stored
+    and ignored. The body is not kept.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
     """
@@ -152,7 +154,9 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """
     ReceiveWebhook: _aio.UnaryUnaryMultiCallable[_payment_pb2.ReceiveWebhookRequest, _payment_pb2.ReceiveWebhookResponse]  # type: ignore[assignment]
     """Receives a webhook of a payment provider. The signature, which is in the provider's own header, is verified
-    over the raw body. The webhook is stored before the response is sent, and it is applied once.
+    over the raw body. The webhook is stored before the response is sent, and it is applied once, however often the
+    provider sends it. It is a hint: the provider is asked before anything changes. Webhooks of unknown types are stored
+    and ignored. The body is not kept.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
     """
@@ -270,7 +274,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_pb2.ReceiveWebhookResponse, _abc.Awaitable[_payment_pb2.ReceiveWebhookResponse]]:
         """Receives a webhook of a payment provider. The signature, which is in the provider's own header, is verified
-        over the raw body. The webhook is stored before the response is sent, and it is applied once.
+        over the raw body. The webhook is stored before the response is sent, and it is applied once, however often the
+        provider sends it. It is a hint: the provider is asked before anything changes. Webhooks of unknown types are stored
+        and ignored. The body is not kept.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
         """
