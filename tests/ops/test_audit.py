@@ -98,8 +98,9 @@ async def test_past_without_a_breach_is_clean_and_each_check_says_what_it_has_se
 REPLY = order_pb2.CreateOrderResponse(order=order_pb2.Order(id="{other}", etag="1")).SerializeToString()
 REFUND = """
 INSERT INTO refunds (id, payment_id, amount, currency, provider, provider_key, status, provider_reference,
-    failure_reason, reason, actor, attempts, next_attempt_time, create_time, traceparent)
-VALUES ('{other}', '{payment}', 31, 'EUR', 'sandbox', 'refund-{other}', 'PENDING', '', '', '', '', 0, now(), now(), '')
+    failure_reason, reason, actor, attempts, next_attempt_time, create_time, traceparent, charge_reference)
+VALUES ('{other}', '{payment}', 31, 'EUR', 'sandbox', 'refund-{other}', 'PENDING', '', '', '', '', 0, now(), now(), '',
+    '')
 """
 CHARGE = """
 INSERT INTO sandbox.charges (key, status, reference, reason, token, amount, currency, order_id)
