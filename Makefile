@@ -10,6 +10,9 @@ BIN := .venv/bin
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
+# Processes that run the tests side by side, each with servers of its own.
+WORKERS ?= 2
+
 # Options of a command, as in: make up ARGS="--edge-port 9090 --seed"
 ARGS ?=
 
@@ -24,7 +27,7 @@ up: setup ## Start the whole mesh on this machine; Ctrl-C stops it.
 	@$(BIN)/mesh up $(ARGS)
 
 test: lint types contracts manifests ## Run every check and every test.
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 faults: setup ## Kill every part in the middle of orders, and open streams ten thousand times; minutes.
 	$(BIN)/pytest tests/faults -m "slow or not slow"

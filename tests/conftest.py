@@ -1,6 +1,7 @@
 """Fixtures for all tests: the real servers, started once for each run in a temporary folder, and the keys."""
 
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +31,13 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    """Collect the garbage of each module, so that what its tests have not closed fails there and not later."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,10 @@ _CHECKS = """
     WHERE contype = 'c' AND connamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')
 """
 """What rows of no meaning would break."""
+_TABLES = """
+    SELECT oid::regclass AS name FROM pg_class
+    WHERE relkind = 'r' AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')
+"""
 ROOMS = ("customer_svc", "order_svc", "product_svc", "payment_svc")
 
 
@@ -44,6 +48,9 @@ async def room(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterato
         connection = await asyncpg.connect(url, server_settings=SESSION)
         for check in await connection.fetch(_CHECKS):
             await connection.execute(f"ALTER TABLE {check['table']} DROP CONSTRAINT {check['name']}")
+        for table in await connection.fetch(_TABLES):
+            # While the test is slow, PostgreSQL would take statistics of its own accord.
+            await connection.execute(f"ALTER TABLE {table['name']} SET (autovacuum_enabled = false)")
         yield request.param, connection
         await connection.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -117,9 +117,9 @@ async def test_every_service_refuses_the_tokens_of_an_ended_session_and_of_no_ot
 
 
 @pytest.fixture
-async def session_store(mesh: House) -> SessionStore:
+async def session_store(mesh: House) -> AsyncIterator[SessionStore]:
     hour = timedelta(hours=1)
-    return SessionStore(
+    store = SessionStore(
         mesh.servers.redis.url,
         lifetime=hour,
         token_lifetime=timedelta(minutes=15),
@@ -128,6 +128,9 @@ async def session_store(mesh: House) -> SessionStore:
         window=hour,
         rate=0,
     )
+    await store.start()
+    yield store
+    await store.stop()
 
 
 async def test_all_sessions_of_a_customer_end_with_their_tokens_and_those_of_no_other(
