@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import choices
 from signal import Signals
+from string import ascii_lowercase
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -180,6 +182,11 @@ def signal(servers: Servers, name: str, sent: Signals) -> None:
     identity = servers.supervisor[name].identity
     assert identity is not None
     os.kill(identity.pid, sent)
+
+
+def unknown_token() -> str:
+    """A provider token that no provider has made. It has no digits: many in a row would be refused as a card number."""
+    return "tok_" + "".join(choices(ascii_lowercase, k=32))
 
 
 def new_key() -> str:

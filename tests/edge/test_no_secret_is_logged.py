@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from tests.running import RunningMesh, mesh_command, reason_of, running_mesh
-from tests.services import eventually, new_key
+from tests.services import eventually, new_key, unknown_token
 
 LOGS = {"mesh", "postgres", "nats", "redis", "customer", "product", "payment", "order", "edge"}
 """The processes, and the supervisor itself."""
@@ -195,7 +195,7 @@ async def test_no_secret_and_nothing_about_a_person_is_logged_by_any_process(tmp
         "phone": f"+49{uuid4().int % 10**12:012}",
         "password": f"correct {uuid4()}",
         "wrong password": f"wrong {uuid4()}",
-        "provider token": f"tok_{uuid4().hex}",
+        "provider token": unknown_token(),
         "signature": f"v1,{uuid4()}",
         "idempotency key": f"key-{uuid4()}",
         "reason": f"I moved to {uuid4()}",

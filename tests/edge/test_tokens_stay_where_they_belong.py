@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from stack.servers import DATABASES
 from tests import leaks
 from tests.running import RunningMesh, Shopper, reason_of, running_mesh
-from tests.services import eventually, new_key
+from tests.services import eventually, new_key, unknown_token
 
 TOKENS = ("tok_visa", "tok_insufficient_funds", "tok_timeout", "tok_flaky", "tok_declined")
 KEEPERS = {
@@ -24,7 +24,7 @@ KEEPERS = {
 
 @pytest.mark.timeout(180)
 async def test_no_event_stored_reply_inbox_or_log_holds_a_token(tmp_path: Path) -> None:
-    state, planted, control = tmp_path / "state", f"tok_{uuid4().hex}", f"tok_{uuid4().hex}"
+    state, planted, control = tmp_path / "state", unknown_token(), unknown_token()
     async with running_mesh(state, environment={"MESH_LOG_LEVEL": "debug"}) as mesh:
         shopper = await mesh.shopper(*TOKENS)
         # One that is like nothing else, on the card that would be declined anyway.
