@@ -86,12 +86,13 @@ end
 """
 )
 
+# ARGV: the digest of the token that was sent, and the arguments of `end_family`.
 _CLOSE = (
     _END_FAMILY
     + """
-local customer = redis.call('HGET', KEYS[1], 'customer_id')
-if customer then
-  end_family(ARGV[1], customer, ARGV[2])
+local customer, good, used = unpack(redis.call('HMGET', KEYS[1], 'customer_id', 'token_sha256', 'used_sha256'))
+if customer and (ARGV[1] == used or string.find(good, ARGV[1], 1, true)) then
+  end_family(ARGV[2], customer, ARGV[3])
 end
 """
 )
@@ -265,11 +266,16 @@ class SessionStore:
         return OpenSession(family, UUID(customer_id), f"{family}.{successor}")
 
     async def close(self, refresh_token: str) -> None:
-        """Revoke the family of a refresh token and its access tokens; an unknown one changes nothing."""
-        family, _ = _parsed(refresh_token)
+        """Revoke the family of a refresh token and its access tokens.
+
+        The token is good, or the one that was used last. Any other one changes nothing.
+        """
+        family, secret = _parsed(refresh_token)
         if family is not None:
             with _answering():
-                await self._close(keys=[_session(family), STREAM], args=[str(family), self._revoked_for])
+                await self._close(
+                    keys=[_session(family), STREAM], args=[_sha256(secret), str(family), self._revoked_for]
+                )
 
     async def end_all(self, customer_id: UUID) -> None:
         """End all sessions of a customer, who is not to sign in any more, and revoke all their access tokens.

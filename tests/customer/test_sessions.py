@@ -541,6 +541,19 @@ async def test_an_unknown_refresh_token_is_refused_and_signs_out_without_effect(
     await sign_out(client, token)
 
 
+async def test_who_knows_only_the_id_of_a_session_or_an_old_refresh_token_signs_nobody_out(client: Client) -> None:
+    first = await sign_in(client, (await sign_up(client)).email)
+    second = await refresh(client, first.refresh_token)
+    third = await refresh(client, second.refresh_token)
+    family = third.refresh_token.partition(".")[0]
+    for token in (f"{family}.", f"{family}.{third.refresh_token[-5:]}", first.refresh_token):
+        await sign_out(client, token)
+    fourth = await refresh(client, third.refresh_token)
+    # The reply to the last refresh may be lost.
+    await sign_out(client, third.refresh_token)
+    assert await is_revoked(client, fourth.refresh_token)
+
+
 async def test_signing_out_revokes_the_family_and_may_be_repeated(client: Client) -> None:
     customer = await sign_up(client)
     first, other_device = await sign_in(client, customer.email), await sign_in(client, customer.email)

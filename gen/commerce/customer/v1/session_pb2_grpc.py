@@ -91,8 +91,8 @@ class SessionServiceServicer:
     def DeleteSession(self, request, context):
         """Signs a customer out: revokes all refresh tokens and access tokens of the same sign-in. A service usually refuses
         the access tokens within milliseconds, and after about a second if it had lost its connection to the session
-        store. Open streams end when their access token expires. Signing out with an unknown refresh token succeeds and
-        changes nothing.
+        store. Open streams end about a second later. Signing out with a refresh token that is unknown, or older than the one
+        that was used last, succeeds and changes nothing.
 
         Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """

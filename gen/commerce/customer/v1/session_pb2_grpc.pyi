@@ -58,8 +58,8 @@ class SessionServiceStub:
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
     """Signs a customer out: revokes all refresh tokens and access tokens of the same sign-in. A service usually refuses
     the access tokens within milliseconds, and after about a second if it had lost its connection to the session
-    store. Open streams end when their access token expires. Signing out with an unknown refresh token succeeds and
-    changes nothing.
+    store. Open streams end about a second later. Signing out with a refresh token that is unknown, or older than the one
+    that was used last, succeeds and changes nothing.
 
     Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
     """
@@ -94,8 +94,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Signs a customer out: revokes all refresh tokens and access tokens of the same sign-in. A service usually refuses
     the access tokens within milliseconds, and after about a second if it had lost its connection to the session
-    store. Open streams end when their access token expires. Signing out with an unknown refresh token succeeds and
-    changes nothing.
+    store. Open streams end about a second later. Signing out with a refresh token that is unknown, or older than the one
+    that was used last, succeeds and changes nothing.
 
     Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
     """
@@ -145,8 +145,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_pb2.DeleteSessionResponse, _abc.Awaitable[_session_pb2.DeleteSessionResponse]]:
         """Signs a customer out: revokes all refresh tokens and access tokens of the same sign-in. A service usually refuses
         the access tokens within milliseconds, and after about a second if it had lost its connection to the session
-        store. Open streams end when their access token expires. Signing out with an unknown refresh token succeeds and
-        changes nothing.
+        store. Open streams end about a second later. Signing out with a refresh token that is unknown, or older than the one
+        that was used last, succeeds and changes nothing.
 
         Errors: `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the session store does not answer.
         """
