@@ -236,6 +236,14 @@ class CustomerErased(NamedTuple):
     time: datetime
 
 
+class BegunErasure(NamedTuple):
+    """The erasure of a customer that has begun."""
+
+    customer_id: UUID
+    email: str
+    begun: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """What a customer's password is checked against."""

@@ -45,7 +45,7 @@ local attempt, window = ARGV[1], tonumber(ARGV[2])
 if redis.call('ZSCORE', KEYS[1], attempt) then
   return 0
 end
-local counted = redis.call('EXISTS', KEYS[3]) == 1 and 1 or 2
+local counted = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[5]) or 0) > now and 1 or 2
 for each = 1, counted do
   redis.call('ZREMRANGEBYSCORE', KEYS[each], '-inf', now - window)
   if redis.call('ZCARD', KEYS[each]) >= tonumber(ARGV[2 + each]) then
@@ -55,6 +55,21 @@ end
 for each = 1, counted do
   redis.call('ZADD', KEYS[each], now, attempt)
   redis.call('PEXPIRE', KEYS[each], window)
+end
+return 0
+"""
+
+# The attempt has not failed. KEYS are those of `_BEGIN`. ARGV: the attempt, the client from which it signed in (empty
+# if it did not), and for how long that counts.
+_END = """
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[2] ~= '' then
+  local time = redis.call('TIME')
+  local now, lifetime = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[3])
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+  redis.call('ZADD', KEYS[3], now + lifetime, ARGV[2])
+  redis.call('PEXPIRE', KEYS[3], lifetime)
 end
 return 0
 """
@@ -162,9 +177,9 @@ class SessionStore:
     `session:<family>` is a hash for all refresh tokens that descend from one sign-in: the customer, the SHA-256 of each
     good token, and that of the token used last with the time of its first use. `sessions:<customer>` is a sorted set of
     the families of a customer, by the time when they expire. `sign-in:{<email>}` and `sign-in:{<email>}:<client>` are
-    sorted sets of attempts; `signed-in:{<email>}:<client>` marks one that succeeded. `rate:<kind>:<client>` is a bucket
-    of tokens. Email addresses and clients are digests. A client is a string that identifies where requests come from,
-    empty when that is unknown.
+    sorted sets of attempts; `signed-in:{<email>}` is one of the clients from which one has succeeded, by the time when
+    that stops to count. `rate:<kind>:<client>` is a bucket of tokens. Email addresses and clients are digests. A client
+    is a string that identifies where requests come from, empty when that is unknown.
     """
 
     def __init__(
@@ -203,6 +218,7 @@ class SessionStore:
         )
         self._redis = Redis.from_pool(pool)
         self._begin = self._redis.register_script(_BEGIN)
+        self._end = self._redis.register_script(_END)
         self._admit = self._redis.register_script(_ADMIT)
         self._refresh = self._redis.register_script(_REFRESH)
         self._close = self._redis.register_script(_CLOSE)
@@ -286,6 +302,15 @@ class SessionStore:
         with _answering():
             await self._end_all(keys=[_sessions_of(customer_id), STREAM], args=[str(customer_id), self._revoked_for])
 
+    async def forget_sign_ins(self, email: str) -> None:
+        """Delete what is kept of the sign-ins with an email address, whose customer is to be erased.
+
+        Of failures, those counted for each client stay until the end of their window.
+        """
+        attempts, signed_in = _sign_ins_of(email)
+        with _answering():
+            await self._redis.delete(attempts, signed_in)
+
     async def list_open(self, customer_id: UUID) -> list[SessionPeriod]:
         """The open sessions of a customer, the one that expires first before the others."""
         with _answering():
@@ -326,16 +351,13 @@ class SessionStore:
         It counts from the start, so that attempts side by side do not pass the limit together.
         Raises SignInLimited.
         """
-        # The braces keep the keys of one email address on one node of a cluster.
-        account, network = f"{{{_digest(email)}}}", _digest(client)
-        from_client, from_all = f"sign-in:{account}:{network}", f"sign-in:{account}"
-        known = f"signed-in:{account}:{network}"
-        attempt = str(new_id())
-        window_ms = round(self._window.total_seconds() * 1000)
+        attempts, signed_in = _sign_ins_of(email)
+        network = _digest(client)
+        keys, attempt = [f"{attempts}:{network}", attempts, signed_in], str(new_id())
+        window_ms, lifetime_ms = (round(each.total_seconds() * 1000) for each in (self._window, self._lifetime))
         with _answering():
             wait_ms = await self._begin(
-                keys=[from_client, from_all, known],
-                args=[attempt, window_ms, self._failures, self._failures_per_email],
+                keys=keys, args=[attempt, window_ms, self._failures, self._failures_per_email, network]
             )
         if wait_ms:
             raise SignInLimited(wait_ms / 1000)
@@ -349,12 +371,7 @@ class SessionStore:
         finally:
             if not has_failed:
                 with _answering():
-                    async with self._redis.pipeline(transaction=True) as pipeline:
-                        pipeline.zrem(from_client, attempt)
-                        pipeline.zrem(from_all, attempt)
-                        if has_succeeded and client:
-                            pipeline.set(known, 1, ex=self._lifetime)
-                        await pipeline.execute()
+                    await self._end(keys=keys, args=[attempt, network if has_succeeded and client else "", lifetime_ms])
 
 
 def _session(family: UUID) -> str:
@@ -363,6 +380,13 @@ def _session(family: UUID) -> str:
 
 def _sessions_of(customer_id: UUID) -> str:
     return f"sessions:{customer_id}"
+
+
+def _sign_ins_of(email: str) -> tuple[str, str]:
+    """The keys of the attempts with an email address, and of the clients that have signed in with it."""
+    # The braces keep the keys of one email address on one node of a cluster.
+    account = f"{{{_digest(email)}}}"
+    return f"sign-in:{account}", f"signed-in:{account}"
 
 
 def _parsed(refresh_token: str) -> tuple[UUID | None, str]:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from customer_svc.domain import Customer, CustomerNotFound
+from customer_svc.domain import BegunErasure, Customer, CustomerNotFound
 from customer_svc.store.customers import CUSTOMERS, addresses, customers, payment_methods
 from mesh.cache.versioned import VersionedCache
 from mesh.db.columns import TIME
@@ -28,7 +28,7 @@ UNMARK = Statement(
     name="call off erasure",
 )
 ERASING = Statement(
-    sa.select(customers.c.id, customers.c.erase_time)
+    sa.select(customers.c.id, customers.c.email, customers.c.erase_time)
     .where(
         customers.c.erase_time.is_not(None),
         customers.c.erase_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval),
@@ -76,9 +76,10 @@ class ErasureStore:
         """Call off the erasure of a customer that began at `time`, unless it has begun again since."""
         await work.transaction.execute(UNMARK, customer=customer_id, time=time)
 
-    async def list_begun(self, reading: Transaction, age: timedelta, *, most: int) -> list[tuple[UUID, datetime]]:
-        """Customers whose erasure began more than `age` ago, and when that was, the first ones first."""
-        return [(row["id"], row["erase_time"]) for row in await reading.fetch(ERASING, age=age, most=most)]
+    async def list_begun(self, reading: Transaction, age: timedelta, *, most: int) -> list[BegunErasure]:
+        """Erasures that began more than `age` ago, the first ones first."""
+        rows = await reading.fetch(ERASING, age=age, most=most)
+        return [BegunErasure(row["id"], row["email"], row["erase_time"]) for row in rows]
 
     async def delete(self, work: UnitOfWork, customer_id: UUID) -> None:
         """Delete a loaded customer and all that belongs to them."""

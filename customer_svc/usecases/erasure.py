@@ -9,13 +9,13 @@ Every step can run twice. The row of the customer is deleted last: until then, i
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 import structlog
 
-from customer_svc.domain import CustomerErased, CustomerHasOpenOrders
+from customer_svc.domain import BegunErasure, CustomerErased, CustomerHasOpenOrders, same_email
 from customer_svc.usecases.customers import whose
 from mesh.db import idempotency
 from mesh.errors import MeshError
@@ -66,9 +66,10 @@ class Erasure:
         await self._orders.erase_customer(customer_id, only_check=True, calls=[change.call])
         begun = self._units.now()
         async with self._units.begin() as work:
-            (await self._erasures.load(work, customer_id)).require_etag(etag)
+            customer = await self._erasures.load(work, customer_id)
+            customer.require_etag(etag)
             self._erasures.mark(work, customer_id, begun)
-        await self._erase_elsewhere(customer_id, begun, [change.call])
+        await self._erase_elsewhere(BegunErasure(customer_id, customer.email, begun), [change.call])
         async with self._units.once(change) as work:
             await self._erase_rows(work, customer_id, change.trace)
             return work.reply(None)
@@ -78,30 +79,32 @@ class Erasure:
         async with self._units.database.reading() as reading:
             unfinished = await self._erasures.list_begun(reading, age, most=most)
         finished = 0
-        for customer_id, begun in unfinished:
+        for erasure in unfinished:
             try:
-                await self._erase_elsewhere(customer_id, begun, [])
+                await self._erase_elsewhere(erasure, [])
                 async with self._units.begin() as work:
-                    await self._erase_rows(work, customer_id, Trace.new())
+                    await self._erase_rows(work, erasure.customer_id, Trace.new())
                 finished += 1
             except MeshError as error:
-                log.warning("erasure not finished", customer=str(customer_id), error=error.message)
+                log.warning("erasure not finished", customer=str(erasure.customer_id), error=error.message)
         return finished == most
 
-    async def _erase_elsewhere(self, customer_id: UUID, begun: datetime, calls: Sequence[Call]) -> None:
+    async def _erase_elsewhere(self, erasure: BegunErasure, calls: Sequence[Call]) -> None:
         """Erase all but the rows of this service. Raises CustomerHasOpenOrders and calls the erasure off then.
 
         Another call may have begun it again since: that one may have erased the orders already, and has to finish.
         """
+        customer_id = erasure.customer_id
         await self._erasures.forget(customer_id)
         try:
             await self._orders.erase_customer(customer_id, calls=calls)
         except CustomerHasOpenOrders:
             # One was placed between the check and the mark.
             async with self._units.begin() as work:
-                await self._erasures.unmark(work, customer_id, begun)
+                await self._erasures.unmark(work, customer_id, erasure.begun)
             raise
         await self._sessions.end_all(customer_id)
+        await self._sessions.forget_sign_ins(same_email(erasure.email))
         # None is added meanwhile: changes of a customer lock their row, and do not find one that is marked.
         await idempotency.erase(self._units.database, str(customer_id))
 

@@ -32,6 +32,11 @@ def peers_of(method: MethodDescriptor) -> frozenset[str]:
     return frozenset(method.GetOptions().Extensions[access_pb2.peers])
 
 
+def accepts_ended_subject(method: MethodDescriptor) -> bool:
+    """Whether a method accepts access tokens whose subject has ended."""
+    return bool(method.GetOptions().Extensions[access_pb2.accepts_ended_subject])
+
+
 def require(
     rule: access_pb2.Access.ValueType, *, peer: str, caller: Caller, peers: frozenset[str] = frozenset()
 ) -> None:

@@ -133,7 +133,7 @@ def chain(
     if is_stream:
         handler = streams.bounded(handler)
     handler = _access(handler, rule, access.peers_of(method))
-    handler = _identity(handler, policy.tokens)
+    handler = _identity(handler, policy.tokens, ended_subject=access.accepts_ended_subject(method))
     handler = _deadline(handler, None if is_stream else policy.default_timeout)
     handler = _errors(handler, nullcontext() if is_stream else in_flight)
     return _telemetry(handler)
@@ -234,10 +234,11 @@ def _deadline(behind: Handler, default_timeout: float | None) -> Handler:
     return wait_until
 
 
-def _identity(behind: Handler, tokens: Tokens) -> Handler:
+def _identity(behind: Handler, tokens: Tokens, *, ended_subject: bool) -> Handler:
     async def identity(incoming: Incoming) -> bytes:
         incoming.peer = peer_name(incoming.context)
-        incoming.caller, incoming.expires = tokens.verified(incoming.metadata.get("authorization", ""))
+        header = incoming.metadata.get("authorization", "")
+        incoming.caller, incoming.expires = tokens.verified(header, ended_subject=ended_subject)
         if incoming.caller is ANYBODY and incoming.peer not in OUTSIDERS:
             incoming.caller = Caller(Kind.SERVICE, incoming.peer)
         return await behind(incoming)

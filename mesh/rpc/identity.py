@@ -80,12 +80,12 @@ class Tokens:
         """The caller that an `authorization` header identifies; `ANYBODY` if it is empty. Raises as `verified`."""
         return self.verified(authorization)[0]
 
-    def verified(self, authorization: str) -> tuple[Caller, float | None]:
+    def verified(self, authorization: str, *, ended_subject: bool = False) -> tuple[Caller, float | None]:
         """The caller that an `authorization` header identifies, and when its token expires, in seconds since the epoch.
 
         `ANYBODY` and None if the header is empty.
         Raises Unauthenticated / TOKEN_INVALID unless it contains a valid bearer token that has neither expired nor been
-        revoked.
+        revoked. With `ended_subject`, a token is valid also if all tokens of its subject are revoked.
         """
         if not authorization:
             return _NOBODY
@@ -102,7 +102,9 @@ class Tokens:
             self._known[token] = known
         if known.expires <= time.time():  # noqa: TID251  # see above
             raise Unauthenticated("the access token has expired")
-        if self._revoked and (known.session in self._revoked or known.caller.id in self._revoked):
+        if self._revoked and (
+            known.session in self._revoked or (known.caller.id in self._revoked and not ended_subject)
+        ):
             raise Unauthenticated("the access token is revoked: its session has ended")
         return known.caller, known.expires
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
+from hashlib import blake2b
 from uuid import UUID
 
 import pytest
 from google.type import postal_address_pb2
+from redis.asyncio import Redis
 
 from commerce.customer.v1 import customer_pb2, customer_pb2_grpc, session_pb2, session_pb2_grpc
 from commerce.order.v1 import order_pb2, order_pb2_grpc
@@ -18,10 +20,10 @@ from customer_svc.usecases import Erasure
 from mesh.cache.versioned import VersionedCache
 from mesh.db.database import Database
 from mesh.db.unit_of_work import UnitsOfWork
-from mesh.errors import Code, NotFound
+from mesh.errors import Code, NotFound, Unauthenticated
 from mesh.events.bus import Bus
 from mesh.events.relay import Relay
-from mesh.rpc.call import Call, Caller, Kind
+from mesh.rpc.call import CLIENT_ADDRESS, Call, Caller, Kind
 from mesh.rpc.replies import Change
 from stack.servers import Servers
 from tests.mesh.house import Buyer, House, all_of, another, house
@@ -141,6 +143,44 @@ async def test_an_erased_customer_leaves_orders_without_a_person(mesh: House) ->
     again = customer_pb2.CreateCustomerRequest(email=email, name="Ada", password="correct horse")
     made = await staff.as_("")(customer_pb2_grpc.CustomerServiceStub(staff.channel).CreateCustomer, again)
     assert made.customer.id != buyer.id
+
+
+async def test_a_customer_can_repeat_the_erasure_and_do_nothing_else_with_the_same_token(mesh: House) -> None:
+    buyer, staff, key = await mesh.buyer(), mesh.staff["customer"], new_key()
+    email = (await read(staff, buyer.id)).email
+    ended, session = [await sign_in(mesh, email) for _ in range(2)]
+    sign_out = session_pb2.DeleteSessionRequest(refresh_token=ended.refresh_token)
+    sessions = session_pb2_grpc.SessionServiceStub(staff.channel)
+    await staff.as_("")(sessions.DeleteSession, sign_out)
+
+    async def is_refused(token: str) -> bool:
+        try:
+            await read(staff.as_(token), "me")
+        except Unauthenticated:
+            return True
+        return False
+
+    await eventually(lambda: is_refused(ended.access_token))
+    assert isinstance(await refused(erase(staff.as_(ended.access_token))), Unauthenticated)
+    assert (await read(staff.as_(session.access_token), "me")).id == buyer.id
+    await erase(staff.as_(session.access_token), key=key)
+    await eventually(lambda: is_refused(session.access_token))
+    for _ in range(2):
+        await erase(staff.as_(session.access_token), key=key)
+    assert (await refused(erase(staff.as_(session.access_token), key=new_key()))).reason == "CUSTOMER_NOT_FOUND"
+
+
+async def test_after_an_erasure_redis_knows_nothing_of_the_sign_ins_of_the_customer(mesh: House) -> None:
+    buyer, staff = await mesh.buyer(), mesh.staff["customer"]
+    email = (await read(staff, buyer.id)).email
+    request = session_pb2.CreateSessionRequest(email=email, password="correct horse")
+    sessions = session_pb2_grpc.SessionServiceStub(staff.channel)
+    await staff.as_("")(sessions.CreateSession, request, metadata=((CLIENT_ADDRESS, "192.0.2.1"),))
+    async with Redis.from_url(mesh.servers.redis.url, decode_responses=True) as redis:
+        pattern = f"*{blake2b(email.lower().encode(), digest_size=16).hexdigest()}*"
+        assert len([key async for key in redis.scan_iter(pattern)]) == 1, "the control"
+        await erase(staff, buyer.id)
+        assert [key async for key in redis.scan_iter(pattern)] == []
 
 
 async def _pending(mesh: House) -> tuple[Buyer, str]:

@@ -61,6 +61,7 @@ Global___Access: _TypeAlias = Access  # noqa: Y015
 ACCESS_FIELD_NUMBER: _builtins.int
 ANONYMOUS_KEY_SCOPE_FIELD_NUMBER: _builtins.int
 PEERS_FIELD_NUMBER: _builtins.int
+ACCEPTS_ENDED_SUBJECT_FIELD_NUMBER: _builtins.int
 access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Access.ValueType]
 """The access rule of the method."""
 anonymous_key_scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
@@ -72,4 +73,9 @@ does not start.
 peers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
 """The services that may call the method, by the name in their certificates. If empty, every service may call it.
 Only a method with the rule `ACCESS_SERVICE` has this option.
+"""
+accepts_ended_subject: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Whether the method accepts access tokens whose subject has ended, as after the erasure of a customer. Only a method
+that ends its caller has this option: the caller can then repeat the call. Tokens whose session has ended are
+refused.
 """

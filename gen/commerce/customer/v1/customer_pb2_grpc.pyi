@@ -66,8 +66,9 @@ class CustomerServiceStub:
     The email address can sign up again.
 
     From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
-    access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
-    service finishes it by itself.
+    access tokens of the customer are refused by all other methods. If the erasure has begun and the call fails with
+    `UNAVAILABLE`, the service finishes it by itself. The call can be repeated: with the same idempotency key it returns
+    the same response, and without one `CUSTOMER_NOT_FOUND` once the customer is erased.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
     pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
@@ -178,8 +179,9 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     The email address can sign up again.
 
     From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
-    access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
-    service finishes it by itself.
+    access tokens of the customer are refused by all other methods. If the erasure has begun and the call fails with
+    `UNAVAILABLE`, the service finishes it by itself. The call can be repeated: with the same idempotency key it returns
+    the same response, and without one `CUSTOMER_NOT_FOUND` once the customer is erased.
 
     Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
     pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
@@ -317,8 +319,9 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         The email address can sign up again.
 
         From the moment in which the erasure begins, the customer is not found, cannot sign in and cannot place orders, and
-        access tokens of the customer are refused. If the erasure has begun and the call fails with `UNAVAILABLE`, the
-        service finishes it by itself.
+        access tokens of the customer are refused by all other methods. If the erasure has begun and the call fails with
+        `UNAVAILABLE`, the service finishes it by itself. The call can be repeated: with the same idempotency key it returns
+        the same response, and without one `CUSTOMER_NOT_FOUND` once the customer is erased.
 
         Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `FAILED_PRECONDITION` / `CUSTOMER_HAS_OPEN_ORDERS` if an order is
         pending, confirmed, shipped or being cancelled, and nothing has changed then; `ABORTED` / `ETAG_MISMATCH`;
