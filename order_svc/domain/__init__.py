@@ -16,6 +16,7 @@ from order_svc.domain.errors import (
 )
 from order_svc.domain.orders import (
     MAX_ITEMS,
+    MAX_OPEN_PLACINGS,
     MAX_QUANTITY,
     MAX_TOTAL,
     Item,
@@ -39,6 +40,7 @@ __all__ = [
     "FREE",
     "HOLD_DECISIONS",
     "MAX_ITEMS",
+    "MAX_OPEN_PLACINGS",
     "MAX_QUANTITY",
     "MAX_TOTAL",
     "TRANSITIONS",

@@ -27,6 +27,9 @@ MAX_QUANTITY = 10_000
 MAX_ITEMS = 100
 """The most items that an order may have."""
 
+MAX_OPEN_PLACINGS = 1000
+"""The most placings of a draft that are counted. From then on it cannot be edited, only placed or cancelled."""
+
 MAX_TOTAL = Decimal(10**15 - 1)
 """The largest total of an order, in units of its currency."""
 
@@ -267,14 +270,14 @@ class Order:
         placing = self.moved(Cause.PLACE, now)
         if not self.items:
             raise OrderEmpty(self.id)
-        return replace(placing, version=self.version, open_placings=self.open_placings + 1)
+        return replace(placing, version=self.version, open_placings=min(self.open_placings + 1, MAX_OPEN_PLACINGS))
 
     def refuse_placing(self, now: datetime) -> Order:
         """The draft after one of its placings was refused and holds nothing; it can be edited if no other is open.
 
-        The very same order if it is no longer being placed.
+        The very same order if it is no longer being placed, or has had too many placings to count them.
         """
-        if self.status is not Status.PLACING:
+        if self.status is not Status.PLACING or self.open_placings >= MAX_OPEN_PLACINGS:
             return self
         others = self.open_placings - 1
         draft = self if others else self.moved(Cause.REFUSED, now)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from order_svc.domain import Cause, Item, Order, OrderState, Shipment, Status
+from order_svc.domain import MAX_OPEN_PLACINGS, CancelReason, Cause, Item, Order, OrderState, Shipment, Status
 
 PLACED = datetime(2030, 1, 1, tzinfo=UTC)
 NOW = PLACED + timedelta(days=1)
@@ -204,6 +204,19 @@ def test_cause_moves_an_order_leaves_it_unchanged_or_is_refused(status: Status, 
     else:
         after = before.moved(cause, NOW)
         assert (after.status, after.version, after.update_time) == (Status(outcome), 8, NOW)
+
+
+def test_placings_of_a_draft_are_counted_up_to_a_limit_and_then_it_is_never_edited_again() -> None:
+    draft = order(Status.DRAFT)
+    placing = draft.begin_placing("", NOW).begin_placing("", NOW)
+    refused_once = placing.refuse_placing(NOW)
+    assert (refused_once.status, refused_once.open_placings) == (Status.PLACING, 1)
+    assert refused_once.refuse_placing(NOW).status is Status.DRAFT
+    for _ in range(MAX_OPEN_PLACINGS):
+        placing = placing.begin_placing("", NOW)
+    assert placing.open_placings == MAX_OPEN_PLACINGS < 2**15, "the column is a smallint"
+    assert placing.refuse_placing(NOW) is placing
+    assert placing.cancel(CancelReason.CUSTOMER_REQUEST, "", NOW).status is Status.CANCELLED
 
 
 def test_shipment_has_the_times_at_which_the_order_was_shipped_and_delivered() -> None:
