@@ -70,6 +70,10 @@ class Settings(ServiceSettings):
     and once more when no placing from before the erasure can still be committed."""
 
 
+_REMEMBERED_FOR_S = 600.0
+"""The longest time for which a process remembers an order that it has placed."""
+
+
 def build(settings: Settings) -> Service:
     """Wire the service."""
     database = Database(settings.database_url.get_secret_value(), max_connections=settings.database_connections)
@@ -133,6 +137,7 @@ def build(settings: Settings) -> Service:
             Periodic(
                 "unfinished placings", settings.draft_sweep_seconds, partial(cancellation.cancel_unfinished, unfinished)
             ),
+            Periodic("remembered orders", _REMEMBERED_FOR_S, orders.forget_remembered),
             Periodic("erasures", settings.erasure_sweep_seconds, erasures.repeat),
             Consumer(
                 "order", "payment", payment_events(payments), bus=bus, units=units, max_attempts=settings.event_attempts

@@ -50,6 +50,11 @@ class Recent(Generic[Key, Value]):
         """Remove and return the values of these keys. After a failed attempt, the next one then reads the database."""
         return {key: self._pop(key) for key in keys if key in self._values}
 
+    def clear(self) -> None:
+        """Remove all values."""
+        self._values.clear()
+        self._total = 0
+
     def _pop(self, key: Key) -> Value:
         value = self._values.pop(key)
         self._total -= self._weight(value)

@@ -212,6 +212,10 @@ class OrderStore:
             raise OrderNotFound(order_id)
         return found
 
+    async def forget_remembered(self) -> None:
+        """Forget the remembered orders: those that another process moves on would stay, with addresses erased since."""
+        self._recent.clear()
+
     async def load_overdue(self, work: UnitOfWork, most: int) -> list[Order]:
         """Lock orders whose payment deadline has passed, except those that another process has locked."""
         return await _with_items(work.transaction, await work.transaction.fetch(LOCK_OVERDUE, most=most))
