@@ -260,6 +260,7 @@ def timeline_event(step: Step) -> order_pb2.TimelineEvent:
 
 
 _SUMMARIES = {
+    "hold.reserved": "The stock was held.",
     "hold.committed": "The held stock was sold.",
     "hold.released": "The held stock was released.",
     "hold.returned": "The sold stock was returned.",

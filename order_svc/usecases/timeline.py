@@ -49,6 +49,8 @@ class Timeline:
         call.caller.own(order.customer_id, OrderNotFound(order_id))
         elsewhere = await asyncio.gather(self._stock.timeline(order_id, call), self._payments.timeline(order_id, call))
         events = [self._event_of(order, step) for step in steps]
+        # The product service does not know in which trace a hold was made. The first step is the placing.
+        trace_id = steps[0].trace_id if steps else ""
         for part in elsewhere:
-            events += part
+            events += [event if event.trace_id else event._replace(trace_id=trace_id) for event in part]
         return sorted(events)

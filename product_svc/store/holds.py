@@ -155,6 +155,9 @@ POSTPONE_HOLDS = Statement(
     name="postpone holds",
 )
 
+HOLD_MADE = Statement(
+    sa.select(holds.c.create_time).where(holds.c.order_id == sa.bindparam("order", type_=sa.Uuid)), name="read hold"
+)
 APPEND_HISTORY = append_to(hold_history)
 READ_HISTORY = read_from(hold_history)
 
@@ -274,8 +277,16 @@ class HoldStore:
             work.transaction.write(WRITE_HOLDS, ids=sorted(order_ids), known_state=known_state, new_state=new_state)
 
     async def history(self, reading: Transaction, order_id: UUID) -> list[Step]:
-        """What became of the hold of an order, oldest first."""
-        return [STEPS.read(row) for row in await reading.fetch(READ_HISTORY, subject=order_id)]
+        """What became of the hold of an order, oldest first.
+
+        That the hold was made is read from its row: a row of history for it would cost every order. Its trace is that
+        of the placing, which the order service knows.
+        """
+        made = [
+            Step(UUID(int=order_id.int ^ 1), "hold.reserved", row["create_time"], "", "service:order")
+            for row in await reading.fetch(HOLD_MADE, order=order_id)
+        ]
+        return made + [STEPS.read(row) for row in await reading.fetch(READ_HISTORY, subject=order_id)]
 
     async def expired(self, reading: Transaction, most: int) -> list[UUID]:
         """Orders whose holds have expired, those that expired first."""

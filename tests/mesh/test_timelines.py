@@ -11,7 +11,7 @@ from mesh.errors import Unavailable
 from tests.mesh.house import House
 from tests.services import Client, eventually, refused
 
-PLACED = ["commerce.order.placed", "commerce.payment.captured", "commerce.order.confirmed"]
+PLACED = ["hold.reserved", "commerce.order.placed", "commerce.payment.captured", "commerce.order.confirmed"]
 Event = order_pb2.TimelineEvent
 
 
@@ -54,8 +54,9 @@ async def test_timeline_tells_who_did_what_and_outlives_the_outboxes(mesh: House
     stub = order_pb2_grpc.OrderServiceStub(staff.channel)
     sold = await until(buyer.orders, order.id, "hold.committed")
     assert types(sold) == [*PLACED, "hold.committed"]
-    assert [event.service for event in sold] == ["order", "payment", "order", "product"]
-    assert [event.actor for event in sold] == [f"customer:{buyer.id}", *["service:payment"] * 2, "service:order"]
+    assert [event.service for event in sold] == ["product", "order", "payment", "order", "product"]
+    who = ["service:order", f"customer:{buyer.id}", *["service:payment"] * 2, "service:order"]
+    assert [event.actor for event in sold] == who
     assert len({event.trace_id for event in sold}) == 1, "one request has caused all of it"
     await staff(stub.ShipOrder, order_pb2.ShipOrderRequest(order_id=order.id, carrier="DHL", tracking_number="JD 1"))
     await staff(stub.DeliverOrder, order_pb2.DeliverOrderRequest(order_id=order.id))
@@ -87,10 +88,10 @@ async def test_timelines_of_cancelled_orders_tell_why_and_what_became_of_money_a
     steps = ["commerce.order.cancelling", "commerce.payment.refunded", "commerce.order.cancelled", "hold.returned"]
     assert types(events) == [*PLACED, "hold.committed", *steps]
     assert events[-2].summary == "The order was cancelled: the customer asked for it."
-    assert (events[4].actor, len({event.trace_id for event in events[4:]})) == (f"customer:{buyer.id}", 1)
+    assert (events[5].actor, len({event.trace_id for event in events[5:]})) == (f"customer:{buyer.id}", 1)
     declined = await until(poor.orders, (await mesh.order(poor, {product: 1})).id, "hold.released")
-    assert types(declined)[1:3] == ["commerce.payment.declined", "commerce.order.cancelled"]
-    assert declined[2].summary == "The order was cancelled: its payment was declined."
+    assert types(declined)[2:4] == ["commerce.payment.declined", "commerce.order.cancelled"]
+    assert declined[3].summary == "The order was cancelled: its payment was declined."
     stub = order_pb2_grpc.OrderServiceStub(buyer.orders.channel)
     draft = (await buyer.orders(stub.CreateOrder, order_pb2.CreateOrderRequest(draft=True))).order
     assert await timeline(buyer.orders, draft.id) == []

@@ -362,14 +362,14 @@ class TimelineEvent(_message.Message):
     """The service in which the event happened, such as `payment`."""
     type: _builtins.str
     """The type of the event, such as `commerce.payment.captured`. What becomes of the hold of an order is not published:
-    the types are `hold.committed`, `hold.released` and `hold.returned`.
+    the types are `hold.reserved`, `hold.committed`, `hold.released` and `hold.returned`.
     """
     summary: _builtins.str
     """A sentence that describes the event."""
     event_id: _builtins.str
     """The UUID of the event. It never changes."""
     trace_id: _builtins.str
-    """The id of the trace that the event belongs to."""
+    """The id of the trace that the event belongs to. Empty for the hold of a draft that is not placed."""
     actor: _builtins.str
     """Who caused the event: `customer:` or `staff:`, followed by an id, or `service:`, followed by a name. Customers see
     `staff` without the id. Empty for an event that is older than this field.
