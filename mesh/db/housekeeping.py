@@ -1,4 +1,4 @@
-"""Deletes the expired rows of the runtime: stored replies and inbox rows."""
+"""Deletes the expired rows of the runtime: stored replies, inbox rows and attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mesh.db import idempotency, inbox
+from mesh.db import attempts, idempotency, inbox
 from mesh.jobs import Periodic
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def housekeeping(database: Database, *, interval: float = 3600.0, portion: int =
         for name, statement, age in (
             ("purge of replies", idempotency.PURGE, idempotency.RETENTION),
             ("purge of the inbox", inbox.PURGE, inbox.RETENTION),
+            ("purge of attempts", attempts.PURGE, attempts.RETENTION),
         )
     ]
 

@@ -190,6 +190,31 @@ def publish_by_position() -> None:
     )
 
 
+def count_attempts() -> None:
+    """Version 4: record the attempts at redelivered events (`mesh.db.attempts`)."""
+    op.create_table(
+        "attempts",
+        sa.Column("consumer", sa.String(), nullable=False),
+        sa.Column(
+            "event",
+            sa.String(),
+            nullable=False,
+            comment="the event's id, or the place of a message that has none",
+        ),
+        sa.Column("unfinished", sa.Integer(), nullable=False, comment="attempts that have begun and did not end"),
+        sa.Column(
+            "begin_time",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("consumer", "event"),
+        schema="mesh",
+        comment="Attempts at redelivered events. What is left here ended its process, or is under way.",
+    )
+    op.create_index("attempts_begin_time", "attempts", ["begin_time"], unique=False, schema="mesh")
+
+
 async def _run(database_url: str) -> None:
     engine = create_async_engine(_sqlalchemy_url(database_url), poolclass=sa.NullPool)
     async with engine.connect() as connection:

@@ -61,3 +61,15 @@ inbox = sa.Table(
 )
 
 inbox_age = sa.Index("inbox_receive_time", inbox.c.receive_time)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("consumer", sa.String, primary_key=True),
+    sa.Column("event", sa.String, primary_key=True, comment="the event's id, or the place of a message that has none"),
+    sa.Column("unfinished", sa.Integer, nullable=False, comment="attempts that have begun and did not end"),
+    sa.Column("begin_time", pg.TIMESTAMP(timezone=True), nullable=False, server_default=_now),
+    comment="Attempts at redelivered events. What is left here ended its process, or is under way.",
+)
+
+attempts_age = sa.Index("attempts_begin_time", attempts.c.begin_time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -215,22 +215,46 @@ class Bus:
             # The stream exists with other settings.
             await self.jetstream.update_stream(config)
 
-    async def ensure_consumer(self, stream: str, config: js.ConsumerConfig) -> None:
-        """Create a durable pull consumer, or update its settings. Its position in the stream is kept."""
+    async def ensure_consumer(
+        self, stream: str, config: js.ConsumerConfig, *, not_wanted: Collection[str] = ()
+    ) -> None:
+        """Create a durable pull consumer, or update its settings. Its position in the stream is kept.
+
+        The subjects of a consumer that exists are kept too, except those in `not_wanted`: a newer version of its
+        service has added them. If subjects are added, the position returns to their first message, so that a consumer
+        gets what was published before it knew the type. Its inbox recognizes the messages that it has applied.
+        """
         name = config.durable_name or ""
         try:
             known = await self.jetstream.consumer_info(stream, name)
         except nats.js.errors.NotFoundError:
-            pass
-        else:
-            config = config.evolve(deliver_policy=known.config.deliver_policy, opt_start_seq=known.config.opt_start_seq)
-            if known.config.deliver_subject:
-                # A push consumer from before ADR-0016 cannot be converted, so a pull consumer replaces it and continues
-                # at its first unacknowledged event.
-                await self.jetstream.delete_consumer(stream, name)
-                done = known.ack_floor.stream_seq if known.ack_floor else 0
-                config = config.evolve(deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=done + 1)
+            await self.jetstream.add_consumer(stream, config)
+            return
+        wanted = config.filter_subjects or []
+        # A consumer without a filter gets all subjects.
+        before = known.config.filter_subjects or [each for each in (known.config.filter_subject,) if each] or wanted
+        added = set(wanted) - set(before)
+        kept = [subject for subject in before if subject not in (*wanted, *not_wanted)]
+        config = config.evolve(
+            filter_subjects=[*wanted, *kept],
+            deliver_policy=known.config.deliver_policy,
+            opt_start_seq=known.config.opt_start_seq,
+        )
+        # A push consumer from before ADR-0016 cannot be converted, so a pull consumer replaces it.
+        if known.config.deliver_subject or added:
+            done = known.ack_floor.stream_seq if known.ack_floor else 0
+            start = min([done + 1, *[first for subject in added if (first := await self._first(stream, subject))]])
+            await self.jetstream.delete_consumer(stream, name)
+            config = config.evolve(deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
         await self.jetstream.add_consumer(stream, config)
+
+    async def _first(self, stream: str, subject: str) -> int | None:
+        """The number of the first message of a subject in a stream, if there is one."""
+        try:
+            message = await self.jetstream.get_msg(stream, 1, subject=subject, next=True)
+        except nats.js.errors.NotFoundError:
+            return None
+        return message.seq
 
     async def listen(self, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Subscribe to a new inbox and call `heard` with each message. The subject of the subscription ends in `*`."""

@@ -6,11 +6,14 @@ The context goes into headers (`ce-id`, `ce-type`, …), the payload is a protob
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+import commerce
 from commerce.events.v1 import event_pb2
 from mesh.ids import parse_id
 
@@ -63,6 +66,18 @@ def type_of(payload: type[Message]) -> str:
 def stream_of(payload: type[Message]) -> str:
     """The stream that holds the events with this payload. Raises EventUndeclared when its contract declares none."""
     return _declared(payload.DESCRIPTOR).stream
+
+
+@cache
+def declared_types() -> frozenset[str]:
+    """The types of all events that the contracts declare."""
+    areas = (area.name for area in pkgutil.iter_modules(commerce.__path__))
+    names = (f"commerce.{area}.v1.events_pb2" for area in areas)
+    modules = (importlib.import_module(name) for name in names if importlib.util.find_spec(name))
+    messages = (message for module in modules for message in module.DESCRIPTOR.message_types_by_name.values())
+    return frozenset(
+        _declared(message).type for message in messages if message.GetOptions().HasExtension(event_pb2.event)
+    )
 
 
 @cache

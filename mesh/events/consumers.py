@@ -10,6 +10,10 @@ whole batch is redelivered until it succeeds.
 
 A batch that takes the database too long is retried in smaller parts, beside new events. An event that takes too long
 even alone has failed.
+
+An event that ends the process each time becomes a dead letter too (`mesh.events.attempts`), and so does one of a type
+that this version does not know. No event waits for another one that fails, not even of the same aggregate: an effect
+that needs an earlier event fails without it, and is retried.
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ from mesh.db import inbox
 from mesh.db.recent import Recent
 from mesh.errors import TRANSIENT, StatementTimeout
 from mesh.events import cloudevents as events
+from mesh.events.attempts import MAX_DELIVERIES, Attempts, ProcessEnded, deliveries, is_deadly, largest
 from mesh.events.bus import DEAD_LETTERS
-from mesh.events.cloudevents import Received, stream_of_area, type_of
+from mesh.events.cloudevents import Received, declared_types, stream_of_area, type_of
 from mesh.events.deliveries import Deliveries
 
 if TYPE_CHECKING:
@@ -58,6 +63,10 @@ _BACKOFF = tasks.Backoff(0.2, 30.0)
 """The pauses between the attempts at one event."""
 
 log = structlog.get_logger(__name__)
+
+
+class EventTypeUnknown(Exception):
+    """This version of the consumer does not know the type of an event. A newer version does, or did before."""
 
 
 def _unchanged(message: M) -> M:
@@ -141,6 +150,7 @@ class Consumer:
         self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of_area(area)
         self._deliveries = Deliveries(self._stream, self.name, ahead=2 * max_batch, bus=bus, ensure=self._ensure)
+        self._attempts = Attempts(self.name, units.database)
         self._background = tasks.Background(f"consumer {self.name}", self._run)
 
     async def start(self) -> None:
@@ -181,18 +191,30 @@ class Consumer:
             self._stream,
             js.ConsumerConfig(
                 durable_name=self.name,
-                filter_subjects=[f"{event_type}.*" for event_type in self._handlers],
+                filter_subjects=[_subject(event_type) for event_type in self._handlers],
                 deliver_policy=js.DeliverPolicy.ALL,
                 ack_policy=js.AckPolicy.EXPLICIT,
                 ack_wait=self._ack_wait,
                 max_deliver=-1,
                 max_ack_pending=MAX_UNACKNOWLEDGED,
             ),
+            # This version does not apply these by choice. Other types are of a newer version, in another process.
+            not_wanted=[_subject(event_type) for event_type in declared_types() - self._handlers.keys()],
         )
 
     async def _consume(self, batch: Sequence[Msg]) -> None:
+        known = [message for message in batch if _type(message) in self._handlers]
+        if len(known) < len(batch):
+            await self._reject(batch)
+        try:
+            parts = await self._parts(known)
+        except TRANSIENT as error:
+            log.warning("attempts not read", consumer=self.name, count=len(known), error=repr(error))
+            for message in known:
+                await message.nak(delay=1)
+            return
         is_slow = False
-        for part in self._parts(batch):
+        for part in parts:
             if is_slow:
                 # Only one slow part at a time, because new events wait meanwhile.
                 for message in part:
@@ -200,13 +222,23 @@ class Consumer:
             else:
                 is_slow = await self._consume_part(part)
 
-    def _parts(self, batch: Sequence[Msg]) -> list[Sequence[Msg]]:
-        """Split a batch into parts that the database may finish in time, largest first."""
-        if not self._retries:
-            return [batch]
+    async def _parts(self, batch: Sequence[Msg]) -> list[Sequence[Msg]]:
+        """Split a batch into parts that the database may finish in time and the process may survive, largest first."""
+        redelivered = {_identity(message) for message in batch if deliveries(message) > 1}
+        if not redelivered and not self._retries:
+            return [batch] if batch else []
+        unfinished = await self._attempts.unfinished(redelivered)
         by_size: dict[int, list[Msg]] = {}
         for message in batch:
-            by_size.setdefault(self._retry_of(message).most, []).append(message)
+            identity = _identity(message)
+            if is_deadly(message, unfinished.get(identity, 0)):
+                error = ProcessEnded(f"the process ended at each of {MAX_DELIVERIES} deliveries")
+                await self._bury(message, error, attempts=MAX_DELIVERIES)
+                await self._attempts.forget([identity])
+                continue
+            most = self._retry_of(message).most
+            size = min(most, largest(unfinished.get(identity, 0))) if identity in redelivered else most
+            by_size.setdefault(size, []).append(message)
         return [
             messages[start : start + size]
             for size, messages in sorted(by_size.items(), reverse=True)
@@ -215,7 +247,7 @@ class Consumer:
 
     async def _consume_part(self, part: Sequence[Msg]) -> bool:
         """Apply and acknowledge events. Returns whether the database took too long for some of them."""
-        outcomes = await run_batch(self._apply, part)
+        outcomes = await self._attempt(part)
         await self._bus.acknowledge(
             [message for message, outcome in zip(part, outcomes, strict=True) if outcome is None]
         )
@@ -233,6 +265,15 @@ class Consumer:
             else:
                 await self._failed(message, outcome)
         return any(isinstance(outcome, StatementTimeout) for outcome in outcomes)
+
+    async def _attempt(self, part: Sequence[Msg]) -> list[Exception | None]:
+        """Apply events. Returns the error of each, or None. An attempt at redelivered events is recorded."""
+        redelivered = [_identity(message) for message in part if deliveries(message) > 1]
+        try:
+            async with self._attempts.recorded(redelivered, self._background):
+                return await run_batch(self._apply, part)
+        except TRANSIENT as error:
+            return [error] * len(part)
 
     def _retry_of(self, message: Msg) -> _Retry:
         return self._retries.get(_identity(message)) or _FIRST
@@ -264,6 +305,12 @@ class Consumer:
             work.caused_by(inbox.RECORD, inbox_rows)
         return len(received)
 
+    async def _reject(self, batch: Sequence[Msg]) -> None:
+        """Retry the messages whose type this version does not know: a process of a newer version may apply them."""
+        for message in batch:
+            if (event_type := _type(message)) not in self._handlers:
+                await self._failed(message, EventTypeUnknown(f"this version does not know the type {event_type}"))
+
     def _decode(self, message: Msg) -> Received[Any]:
         header = message.headers or {}
         handler = self._handlers[header["ce-type"]]
@@ -280,11 +327,18 @@ class Consumer:
             log.warning("event failed", **details, again_in=delay, exc_info=error)
             await message.nak(delay=delay)
             return
+        await self._bury(message, error, attempts=attempts)
+
+    async def _bury(self, message: Msg, error: Exception, *, attempts: int) -> None:
+        """Move an event to the dead letters."""
+        identity = _identity(message)
+        details = {"consumer": self.name, "event_id": identity, "subject": message.subject, "attempt": attempts}
         log.error("event moved to dead letters", **details, exc_info=error)
         headers = {
             **(message.headers or {}),
-            # With the event's own id, the stream would drop the dead letter of a second consumer as a duplicate.
-            "Nats-Msg-Id": f"{self.name}/{identity}",
+            # With the event's own id, the stream would drop the dead letter of a second consumer as a duplicate, and
+            # without the place of the message that of an event that was redriven and fails again.
+            "Nats-Msg-Id": f"{self.name}/{identity}/{message.metadata.sequence.stream}",
             "mesh-consumer": self.name,
             "mesh-subject": message.subject,
             "mesh-attempts": str(attempts),
@@ -293,6 +347,14 @@ class Consumer:
         await self._bus.jetstream.publish(f"mesh.dead.{self.name}.{message.subject}", message.data, headers=headers)
         await message.ack()
         self._retries.take([identity])
+
+
+def _subject(event_type: str) -> str:
+    return f"{event_type}.*"
+
+
+def _type(message: Msg) -> str | None:
+    return (message.headers or {}).get("ce-type")
 
 
 def _identity(message: Msg) -> str:

@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from mesh.db import housekeeping, idempotency, inbox, migrations, schema
+from mesh.db import attempts, housekeeping, idempotency, inbox, migrations, schema
 from mesh.db.database import SESSION, Statement
 from mesh.db.rows import Versions
 from payment_svc.domain import PaymentStatus
@@ -57,7 +57,7 @@ async def room(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterato
 
 def modules(name: str) -> list[ModuleType]:
     """Where a service's statements are. Those of the relay have a session of their own, and a test of their own."""
-    return [*own_modules(name), inbox, housekeeping, idempotency]
+    return [*own_modules(name), attempts, inbox, housekeeping, idempotency]
 
 
 def statements_in(module: ModuleType) -> dict[str, Statement]:

@@ -79,10 +79,15 @@ class Scratch:
 
     async def empty(self) -> None:
         """Delete all rows."""
-        await self.admin.execute("TRUNCATE effects, mesh.idempotency, mesh.inbox, mesh.outbox")
+        await self.admin.execute("TRUNCATE effects, mesh.idempotency, mesh.inbox, mesh.outbox, mesh.attempts")
 
 
-MIGRATIONS = (migrations.create_runtime_tables, migrations.index_ages, migrations.publish_by_position)
+MIGRATIONS = (
+    migrations.create_runtime_tables,
+    migrations.index_ages,
+    migrations.publish_by_position,
+    migrations.count_attempts,
+)
 """The steps of the services' migrations for the runtime, in order."""
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from mesh.db import inbox
+from mesh.db import attempts, inbox
 from mesh.db.housekeeping import housekeeping
 from mesh.db.idempotency import RETENTION
 from mesh.events.bus import MAX_AGE_S
@@ -23,6 +23,10 @@ REPLIES = (
 EVENTS = (
     "INSERT INTO mesh.inbox (event_id, consumer, receive_time) "
     "SELECT gen_random_uuid(), 'test', now() - $1::interval FROM generate_series(1, $2::int)"
+)
+ATTEMPTS = (
+    "INSERT INTO mesh.attempts (consumer, event, unfinished, begin_time) "
+    "SELECT 'test', gen_random_uuid()::text, 1, now() - $1::interval FROM generate_series(1, $2::int)"
 )
 MINUTE = timedelta(minutes=1)
 
@@ -45,17 +49,18 @@ async def at_work(here: Process) -> AsyncIterator[None]:
 
 
 async def test_expired_rows_are_purged_immediately_in_portions(scratch: Scratch, here: Process) -> None:
-    for statement, age in ((REPLIES, RETENTION), (EVENTS, inbox.RETENTION)):
+    for statement, age in ((REPLIES, RETENTION), (EVENTS, inbox.RETENTION), (ATTEMPTS, attempts.RETENTION)):
         await scratch.admin.execute(statement, age + MINUTE, 25)
         await scratch.admin.execute(statement, age - MINUTE, 3)
 
     async def only_recent_rows() -> bool:
-        return [await scratch.count(table) for table in ("mesh.idempotency", "mesh.inbox")] == [3, 3]
+        tables = ("mesh.idempotency", "mesh.inbox", "mesh.attempts")
+        return [await scratch.count(table) for table in tables] == [3, 3, 3]
 
     commits = here.database.commits
     async with at_work(here):
         await eventually(only_recent_rows)
-    assert here.database.commits - commits == 6, "portions of ten, ten and five rows in each table"
+    assert here.database.commits - commits == 9, "portions of ten, ten and five rows in each table"
 
 
 async def test_purge_that_fails_does_not_stop_the_other_purge(scratch: Scratch, here: Process) -> None:
