@@ -69,15 +69,17 @@ def stream_of(payload: type[Message]) -> str:
 
 
 @cache
-def declared_types() -> frozenset[str]:
-    """The types of all events that the contracts declare."""
+def payloads() -> Mapping[str, type[Message]]:
+    """The payloads of all events that the contracts declare, by type."""
     areas = (area.name for area in pkgutil.iter_modules(commerce.__path__))
     names = (f"commerce.{area}.v1.events_pb2" for area in areas)
     modules = (importlib.import_module(name) for name in names if importlib.util.find_spec(name))
-    messages = (message for module in modules for message in module.DESCRIPTOR.message_types_by_name.values())
-    return frozenset(
-        _declared(message).type for message in messages if message.GetOptions().HasExtension(event_pb2.event)
-    )
+    return {
+        _declared(message).type: getattr(module, name)
+        for module in modules
+        for name, message in module.DESCRIPTOR.message_types_by_name.items()
+        if message.GetOptions().HasExtension(event_pb2.event)
+    }
 
 
 @cache

@@ -34,7 +34,7 @@ from mesh.errors import TRANSIENT, StatementTimeout
 from mesh.events import cloudevents as events
 from mesh.events.attempts import MAX_DELIVERIES, Attempts, ProcessEnded, deliveries, is_deadly, largest
 from mesh.events.bus import DEAD_LETTERS
-from mesh.events.cloudevents import Received, declared_types, stream_of_area, type_of
+from mesh.events.cloudevents import Received, payloads, stream_of_area, type_of
 from mesh.events.deliveries import Deliveries
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ ACK_WAIT_S = 5.0
 """The default number of seconds without an acknowledgement after which an event is redelivered. If its consumer was
 only slow, the inbox recognizes the redelivery."""
 
+
+REDRIVEN_FOR = "mesh-redriven-for"
+"""The header of a redriven event that names its consumer. The others have applied the event before."""
 
 _BACKOFF = tasks.Backoff(0.2, 30.0)
 """The pauses between the attempts at one event."""
@@ -199,11 +202,11 @@ class Consumer:
                 max_ack_pending=MAX_UNACKNOWLEDGED,
             ),
             # This version does not apply these by choice. Other types are of a newer version, in another process.
-            not_wanted=[_subject(event_type) for event_type in declared_types() - self._handlers.keys()],
+            not_wanted=[_subject(event_type) for event_type in payloads().keys() - self._handlers.keys()],
         )
 
     async def _consume(self, batch: Sequence[Msg]) -> None:
-        known = [message for message in batch if _type(message) in self._handlers]
+        known = [message for message in batch if self._is_known(message)]
         if len(known) < len(batch):
             await self._reject(batch)
         try:
@@ -305,11 +308,24 @@ class Consumer:
             work.caused_by(inbox.RECORD, inbox_rows)
         return len(received)
 
+    def _is_known(self, message: Msg) -> bool:
+        header = message.headers or {}
+        return header.get("ce-type") in self._handlers and header.get(REDRIVEN_FOR, self.name) == self.name
+
     async def _reject(self, batch: Sequence[Msg]) -> None:
-        """Retry the messages whose type this version does not know: a process of a newer version may apply them."""
+        """Acknowledge what was redriven for other consumers, and retry the types that this version does not know.
+
+        A process of a newer version may apply those.
+        """
         for message in batch:
-            if (event_type := _type(message)) not in self._handlers:
-                await self._failed(message, EventTypeUnknown(f"this version does not know the type {event_type}"))
+            if self._is_known(message):
+                continue
+            header = message.headers or {}
+            if header.get(REDRIVEN_FOR, self.name) != self.name:
+                await message.ack()
+            else:
+                error = EventTypeUnknown(f"this version does not know the type {header.get('ce-type')}")
+                await self._failed(message, error)
 
     def _decode(self, message: Msg) -> Received[Any]:
         header = message.headers or {}
@@ -351,10 +367,6 @@ class Consumer:
 
 def _subject(event_type: str) -> str:
     return f"{event_type}.*"
-
-
-def _type(message: Msg) -> str | None:
-    return (message.headers or {}).get("ce-type")
 
 
 def _identity(message: Msg) -> str:

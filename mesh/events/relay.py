@@ -191,7 +191,7 @@ class Relay:
 
     async def _publish(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
         """Publish rows and move the position past the acknowledged ones. Raises if some were not acknowledged."""
-        stored = await self._bus.publish([self._message(row) async for row in tasks.in_portions(rows)])
+        stored = await self._bus.publish([message_of(self._service, row) async for row in tasks.in_portions(rows)])
         done = rows[:stored]
         if done:
             position = self._position.after(
@@ -210,14 +210,16 @@ class Relay:
         if len(done) < len(rows):
             raise nats.js.errors.Error(f"{len(rows) - len(done)} of {len(rows)} events not acknowledged")
 
-    def _message(self, row: Row) -> Message:
-        headers = events.headers(
-            event_id=row["event_id"],
-            event_type=row["type"],
-            source=self._service,
-            aggregate_id=row["aggregate_id"],
-            sequence=row["sequence"],
-            time=row["create_time"],
-            traceparent=row["traceparent"],
-        )
-        return Message(f"{row['type']}.{row['aggregate_id']}", row["payload"], headers)
+
+def message_of(service: str, row: Row) -> Message:
+    """The message of an event of a service, from its row of the outbox."""
+    headers = events.headers(
+        event_id=row["event_id"],
+        event_type=row["type"],
+        source=service,
+        aggregate_id=row["aggregate_id"],
+        sequence=row["sequence"],
+        time=row["create_time"],
+        traceparent=row["traceparent"],
+    )
+    return Message(f"{row['type']}.{row['aggregate_id']}", row["payload"], headers)

@@ -17,6 +17,7 @@ from uuid import UUID
 import typer
 
 from ops.bench.scenario import Scenario
+from ops.cli.events import events_app
 from ops.contracts import contracts_app
 from stack.errors import StackError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(contracts_app, name="contracts")
+app.add_typer(events_app, name="events")
 keys_app = typer.Typer(help="The keys that sign access tokens.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
