@@ -16,7 +16,7 @@ def split_list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-def _require_url(secret: SecretStr) -> SecretStr:
+def require_url(secret: SecretStr) -> SecretStr:
     """Reject an invalid URL here: a client would reject it later, with a message that contains a part of it."""
     try:
         parts = urlsplit(secret.get_secret_value())
@@ -54,7 +54,7 @@ class ServiceSettings(DatabaseSettings):
     """The address on which health checks are answered without TLS, for probes. A free port if the port is 0."""
     database_connections: int = Field(default=16, ge=3, le=500)
     """The maximum number of database connections of the process."""
-    nats_url: Annotated[SecretStr, AfterValidator(_require_url)] = SecretStr("nats://127.0.0.1:4222")
+    nats_url: Annotated[SecretStr, AfterValidator(require_url)] = SecretStr("nats://127.0.0.1:4222")
     """The URL of NATS, `nats://user:password@host:port`."""
     nats_replicas: int = Field(default=1, ge=1, le=5)
     """The number of replicas of each stream in the NATS cluster."""

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from stack import pki, services
+from stack.auditor import auditor, interval
 from stack.edge import Edge
 from stack.passwords import keep_passwords
 from stack.ports import require_free
@@ -102,6 +103,7 @@ class LocalMesh:
         )
         # Before the servers are started for nothing.
         edge_program = edge.prepare()
+        every = interval(self._environment)
         async with self._step("PostgreSQL, NATS and Redis"):
             # Alembic takes long to import: meanwhile the servers start.
             await together(servers.start(), asyncio.to_thread(import_module, "stack.migrations"))
@@ -111,6 +113,8 @@ class LocalMesh:
             # Another mesh may have started meanwhile.
             self._require_edge_address()
             await self._supervisor.start([edge_program])
+        if every:
+            await self._supervisor.start([auditor(self._state, servers, self._environment, every)])
         if self._options.seed:
             async with self._step("a few products"):
                 await seed(self._options.edge_url, signing_key.private)

@@ -8,6 +8,7 @@ pki/                    authority, certificates and the signing keys of access t
 secrets/                passwords of the servers
 postgres/ nats/ redis/  their data
 edge/                   the configuration of Envoy
+audit.json              the last audit of the mesh
 """
 
 import fcntl
@@ -130,6 +131,18 @@ class State:
     @property
     def passwords(self) -> Path:
         return self.folder / "secrets" / "passwords.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.folder / "audit.json"
+
+    def last_audit(self) -> dict[str, Any] | None:
+        """Return the report of the last audit; None if there is none."""
+        try:
+            last: dict[str, Any] = json.loads(self.audit.read_text())["last"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+        return last
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -7,7 +7,8 @@ until nothing is.
 
 from ops.audit.activity import Activity
 from ops.audit.audit import NAMES, Audit
-from ops.audit.reading import DATABASES, MARGIN, Mesh
+from ops.audit.mesh import DATABASES, Mesh
+from ops.audit.reading import MARGIN
 from ops.audit.report import Check, Report
 
 __all__ = ["DATABASES", "MARGIN", "NAMES", "Activity", "Audit", "Check", "Mesh", "Report"]

@@ -12,7 +12,7 @@ import nats
 from nats.js import JetStreamContext
 
 from mesh.db.outbox import BY_INDEX
-from ops.audit.reading import DATABASES, OLDEST_UNPUBLISHED, Mesh
+from ops.audit.mesh import DATABASES, Mesh
 
 TIMEOUT_S = 60.0
 """How long a mesh that is not at rest may make no progress."""
@@ -24,6 +24,14 @@ SELECT (SELECT count(*) FROM orders WHERE status = 'PENDING') +
     (SELECT count(*) FROM orders WHERE status = 'CANCELLING')
 """
 _UNPUBLISHED = "SELECT count(*) FROM mesh.unpublished"
+# The view mesh.unpublished would read all rows behind the position; this reads the first.
+OLDEST_UNPUBLISHED = """
+SELECT min(create_time) FROM mesh.outbox_position, LATERAL (
+    (SELECT create_time FROM mesh.outbox WHERE seq > through ORDER BY seq LIMIT 1)
+    UNION ALL
+    (SELECT create_time FROM unnest(gaps) AS gap JOIN mesh.outbox ON seq >= lower(gap) AND seq < upper(gap))
+) AS waiting
+"""
 _LAG = f"SELECT extract(epoch FROM clock_timestamp() - ({OLDEST_UNPUBLISHED}))::float8"
 
 
@@ -96,6 +104,8 @@ class Activity:
         behind = {}
         for stream in await self._last_messages():
             for consumer in await self._streams.consumers_info(stream):
-                if left := (consumer.num_pending or 0) + (consumer.num_ack_pending or 0):
+                left = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
+                # Consumers that are not durable only read, as those of another audit.
+                if left and consumer.config.durable_name:
                     behind[consumer.name] = left
         return behind

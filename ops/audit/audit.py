@@ -17,8 +17,9 @@ from datetime import datetime, timedelta
 
 from ops.audit.databases import INVARIANTS
 from ops.audit.events import Events, published
+from ops.audit.mesh import Mesh
 from ops.audit.orders import Orders
-from ops.audit.reading import MARGIN, Mesh, Reading, reading
+from ops.audit.reading import MARGIN, Reading, reading
 from ops.audit.replies import replies
 from ops.audit.report import Check, Report
 from ops.audit.subscriptions import subscriptions

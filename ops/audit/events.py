@@ -14,7 +14,8 @@ from uuid import UUID
 
 from mesh.db import outbox
 from mesh.events.cloudevents import stream_of_area
-from ops.audit.reading import DATABASES, LONGEST_WAIT, Reading
+from ops.audit.mesh import DATABASES
+from ops.audit.reading import LONGEST_WAIT, Reading
 from ops.audit.report import Check
 from ops.audit.streams import Seen
 from ops.audit.subscriptions import Subscription
@@ -25,7 +26,7 @@ LONGEST_LAG = timedelta(seconds=60)
 _RETENTION = f"the {outbox.RETENTION.days} days of the outboxes"
 _EXAMINED, _EXAMINED_EVENTS = 64, 200_000
 """The number of stretches, and of their events, that are read and named. In the others, the events are counted."""
-_MARGIN = timedelta(minutes=10)
+_MARGIN = timedelta(minutes=1)
 """By how much an id may be older than its row, and the clocks of two machines may differ."""
 
 _PUBLISHED = "FROM mesh.outbox, mesh.outbox_position WHERE seq <= through AND NOT gaps @> seq"
@@ -40,7 +41,7 @@ FROM mesh.inbox WHERE receive_time >= $1 GROUP BY 1, 2
 _OLDEST_ROW = "SELECT create_time FROM mesh.outbox ORDER BY seq LIMIT 1"
 _OUTBOX_ROWS = f"""
 SELECT event_id::text, type, sequence::text, aggregate_id::text {_PUBLISHED}
-    AND create_time BETWEEN $2 AND $3 AND left(event_id::text, 8) = $1
+    AND create_time BETWEEN $2 AND $3 AND left(event_id::text, 8) = $1 AND create_time < $4
 """
 _OUTBOX_IDS = "SELECT event_id::text FROM mesh.outbox WHERE create_time BETWEEN $2 AND $3 AND event_id = ANY($1)"
 _INBOX_IDS = "SELECT event_id::text FROM mesh.inbox WHERE event_id BETWEEN $1 AND $2 AND consumer = $3"
@@ -83,7 +84,9 @@ class Events:
         self._subscriptions = subscriptions
         self._outboxes: dict[str, Sums] = {}
         self._begins: dict[str, str] = {}
-        self._end = stretch_of(reading.window.until)
+        until = reading.window.until
+        # The last stretch is compared only if it is whole, or if its events were all applied at its end.
+        self._end = stretch_of(until + STRETCH if reading.window.is_idle else until)
 
     async def streamed(self) -> Check:
         """Each stream holds each published event, and the sequences of no aggregate fall."""
@@ -233,7 +236,9 @@ class Events:
         return ", and has acknowledged it" if is_done else f": it waits for more than {LONGEST_WAIT}"
 
     async def _rows(self, service: str, stretch: str) -> list[Seen]:
-        rows = await self._reading.fetch(service, _OUTBOX_ROWS, stretch, *_around([stretch]))
+        """The events of a stretch that were there at the end of the window."""
+        until = self._reading.window.until
+        rows = await self._reading.fetch(service, _OUTBOX_ROWS, stretch, *_around([stretch]), until)
         return [Seen(row["event_id"], row["type"], row["sequence"], row["aggregate_id"]) for row in rows]
 
     async def _known(self, service: str, event_ids: Iterable[str], stretches: Sequence[str]) -> set[str]:

@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from ops.audit.activity import OLDEST_UNPUBLISHED, Activity
+from ops.audit.mesh import DATABASES, Mesh
 from ops.audit.streams import Streams
 
-DATABASES = {"order": "orders", "payment": "payment", "product": "product", "customer": "customer"}
-"""The database of each service."""
 MARGIN = timedelta(seconds=60)
-"""By how much the window of an audit is older than the lag, by default."""
+"""By how much the window of an audit is older than the lag, by default, unless the mesh is at rest."""
 LONGEST_WAIT = timedelta(minutes=10)
 """An event that waits for a consumer longer than this is a breach, so the window is not older because of it."""
 _FUTURE = timedelta(days=1)
@@ -33,17 +33,6 @@ _SESSION = {
 _COMMAND_TIMEOUT_S = 3600.0
 
 
-class Mesh(Protocol):
-    """What an audit needs to know of a mesh."""
-
-    @property
-    def nats_url(self) -> str:
-        """A NATS user who may read all streams."""
-
-    def audit_url(self, database: str) -> str:
-        """The URL of a database, as a role that may read all of it and change nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class Window:
     """What an audit judges."""
@@ -53,8 +42,9 @@ class Window:
     since: datetime | None
     """Only what changed after this time; None for everything."""
     until: datetime
-    """Only what has not changed after this time: it is older than the lag of every event. Of a mesh at rest, in the
-    future."""
+    """Only what has not changed after this time: it is older than the lag of every event."""
+    is_idle: bool
+    """Whether nothing was under way at the time `until`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +83,26 @@ async def reading(
             stack.push_async_callback(databases[service].close)
         streams = await stack.enter_async_context(Streams.connected(mesh.nats_url))
         now: datetime = await databases["order"].fetchval("SELECT clock_timestamp()")
-        unpublished = [await each.fetchval(OLDEST_UNPUBLISHED) for each in databases.values()]
-        unapplied = [await streams.oldest_waiting(stream, consumer) for stream, consumer in consumers]
-        oldest = min(filter(None, [*unpublished, *unapplied]), default=now)
-        until = max(oldest, now - LONGEST_WAIT) - margin if margin else now + _FUTURE
-        yield Reading(databases, streams, Window(now, since, until))
+        yield Reading(databases, streams, await _window(databases, streams, now, since, margin, consumers))
 
 
-# The view mesh.unpublished would read all rows behind the position; this reads the first.
-OLDEST_UNPUBLISHED = """
-SELECT min(create_time) FROM mesh.outbox_position, LATERAL (
-    (SELECT create_time FROM mesh.outbox WHERE seq > through ORDER BY seq LIMIT 1)
-    UNION ALL
-    (SELECT create_time FROM unnest(gaps) AS gap JOIN mesh.outbox ON seq >= lower(gap) AND seq < upper(gap))
-) AS waiting
-"""
+async def _window(
+    databases: Mapping[str, asyncpg.Connection],
+    streams: Streams,
+    now: datetime,
+    since: datetime | None,
+    margin: timedelta,
+    consumers: Sequence[tuple[str, str]],
+) -> Window:
+    if not margin:
+        return Window(now, since, now + _FUTURE, is_idle=True)
+    activity = Activity({DATABASES[service]: each for service, each in databases.items()}, streams.jetstream)
+    if not await activity.under_way():
+        return Window(now, since, now, is_idle=True)
+    unpublished = [await each.fetchval(OLDEST_UNPUBLISHED) for each in databases.values()]
+    unapplied = [await streams.oldest_waiting(stream, consumer) for stream, consumer in consumers]
+    oldest = min(filter(None, [*unpublished, *unapplied]), default=now)
+    return Window(now, since, max(oldest, now - LONGEST_WAIT) - margin, is_idle=False)
 
 
 def first_id(time: datetime) -> UUID:

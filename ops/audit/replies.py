@@ -17,7 +17,8 @@ from commerce.order.v1 import order_pb2
 from commerce.payment.v1 import payment_pb2
 from commerce.product.v1 import inventory_pb2, product_pb2
 from mesh.db import idempotency
-from ops.audit.reading import DATABASES, Reading
+from ops.audit.mesh import DATABASES
+from ops.audit.reading import Reading
 from ops.audit.report import Check
 
 _PORTION = 5_000

@@ -1,4 +1,4 @@
-"""The streams of a mesh, read without a change: an audit acknowledges nothing and leaves no consumer behind."""
+"""The streams of a mesh, read without a change: an audit acknowledges nothing, and its consumers end by themselves."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Streams:
 
     def __init__(self, client: NatsClient) -> None:
         self._client = client
-        self._streams = client.jetstream(timeout=_ANSWER_WITHIN_S)
+        self.jetstream = client.jetstream(timeout=_ANSWER_WITHIN_S)
 
     @classmethod
     @asynccontextmanager
@@ -73,14 +73,14 @@ class Streams:
     async def state(self, stream: str) -> StreamState | None:
         """The numbers of a stream; None if it does not exist."""
         try:
-            return (await self._streams.stream_info(stream)).state
+            return (await self.jetstream.stream_info(stream)).state
         except nats.js.errors.NotFoundError:
             return None
 
     async def progress(self, stream: str, consumer: str) -> Progress | None:
         """How far a consumer has come; None if it does not exist."""
         try:
-            found = await self._streams.consumer_info(stream, consumer)
+            found = await self.jetstream.consumer_info(stream, consumer)
         except nats.js.errors.NotFoundError:
             return None
         waiting = (found.num_pending or 0) + (found.num_ack_pending or 0)
@@ -98,7 +98,7 @@ class Streams:
     async def last_of(self, stream: str, subject: str) -> tuple[int, dict[str, str]] | None:
         """The number and headers of the last message of a subject; None if there is none."""
         try:
-            found = await self._streams.get_last_msg(stream, subject)
+            found = await self.jetstream.get_last_msg(stream, subject)
         except nats.js.errors.NotFoundError:
             return None
         return found.seq or 0, found.headers or {}
@@ -134,9 +134,8 @@ class Streams:
                 if is_last:
                     return
         finally:
-            with suppress(nats.errors.Error, TimeoutError, OSError):
+            with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
-                await self._streams.delete_consumer(stream, consumer)
 
     async def _create_consumer(self, stream: str, since: datetime) -> str:
         config = {
@@ -147,6 +146,7 @@ class Streams:
             "headers_only": True,
             "mem_storage": True,
             "num_replicas": 1,
+            # NATS removes it then. The auditor needs no right to delete consumers.
             "inactive_threshold": int(2 * _ANSWER_WITHIN_S * 1e9),
         }
         made = await self._api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})

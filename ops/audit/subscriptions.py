@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from mesh.events.cloudevents import stream_of
-from ops.audit.reading import DATABASES
+from ops.audit.mesh import DATABASES
 
 
 class Subscription(NamedTuple):

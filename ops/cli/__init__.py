@@ -173,6 +173,26 @@ def migrate(state: Folder = DEFAULT_FOLDER) -> None:
 
 
 @app.command()
+def audit(
+    state: Folder = DEFAULT_FOLDER,
+    check: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this invariant; may be given several times.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Check everything, not only what has changed since the last clean audit.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check the invariants of the running mesh, and name each breach. Exits with 1 if there is one."""
+    from ops.audit import NAMES
+    from ops.cli.audit import audit as run
+
+    if unknown := set(check or ()).difference(NAMES):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(NAMES)}", param_hint="--check")
+    raise typer.Exit(0 if run(state, names=check or (), full=full, as_json=as_json) else 1)
+
+
+@app.command()
 def bench(
     scenario: Annotated[Scenario, typer.Argument(help="What the load is made of.")],
     state: Folder = DEFAULT_FOLDER,

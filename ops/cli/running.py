@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGTERM
 from time import monotonic, sleep
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -60,11 +63,11 @@ def show_status(folder: Path, *, as_json: bool) -> bool:
     """Print what runs and whether it answers; return whether everything does."""
     run = _running(folder)
     if as_json:
-        typer.echo(json.dumps(_as_json(run)))
+        typer.echo(json.dumps(_as_json(run, folder)))
     elif run is None:
         typer.echo("no mesh is running")
     else:
-        _print(run)
+        _print(run, folder)
     return run is not None and run.ready
 
 
@@ -75,7 +78,7 @@ def _running(folder: Path) -> RunRecord | None:
         return None
 
 
-def _as_json(run: RunRecord | None) -> dict[str, object]:
+def _as_json(run: RunRecord | None, folder: Path) -> dict[str, object]:
     if run is None:
         return {"ready": False, "edge": None, "processes": []}
     return {
@@ -90,10 +93,11 @@ def _as_json(run: RunRecord | None) -> dict[str, object]:
             }
             for process in run.processes
         ],
+        "audit": State.find(folder).last_audit(),
     }
 
 
-def _print(run: RunRecord) -> None:
+def _print(run: RunRecord, folder: Path) -> None:
     table = Table("process", "pid", "ready", "restarts", box=None, header_style="bold")
     table.add_column("address", overflow="fold")
     for process in run.processes:
@@ -106,4 +110,17 @@ def _print(run: RunRecord) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
+    console.print(_last_audit(State.find(folder).last_audit()))
     console.print(f"The mesh {'is ready' if run.ready else 'is not ready'}: {run.edge}")
+
+
+def _last_audit(last: Mapping[str, Any] | None) -> str:
+    """The last audit in a line."""
+    if last is None:
+        return "It has not been audited yet."
+    age = (datetime.now(UTC) - datetime.fromisoformat(last["time"])).total_seconds()
+    breaches = {check["name"]: check["breaches"] for check in last["checks"] if check["breaches"]}
+    if not breaches:
+        return f"The last audit, {age:.0f} s ago, was [green]clean[/green]."
+    found = ", ".join(f"{name} ({count:,})" for name, count in breaches.items())
+    return f"The last audit, {age:.0f} s ago, has found [red]breaches[/red]: {found}. `mesh audit` names them."

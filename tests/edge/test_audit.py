@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from datetime import UTC, datetime, timedelta
 
 from ops.audit import NAMES, Activity, Audit
 from ops.running_mesh import RunningMesh as Mesh
-from tests.running import RunningMesh, Shopper
+from tests.running import Json, RunningMesh, Shopper, mesh_command
 from tests.services import eventually
 
 
@@ -53,3 +56,42 @@ async def test_activity_counts_orders_that_are_not_decided(mesh: RunningMesh) ->
 
 async def _at_rest(activity: Activity) -> bool:
     return not await activity.under_way()
+
+
+async def mesh_audit(mesh: RunningMesh, *arguments: str) -> tuple[int | None, str]:
+    """The exit code and the output of `mesh audit`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "ops.cli", "audit", *arguments, "--state", str(mesh.state)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+async def test_command_names_each_breach_and_exits_with_1(mesh: RunningMesh) -> None:
+    product = await mesh.product(10)
+    await mesh.sql("product_svc", "UPDATE stocks SET on_hand = 11 WHERE product_id = $1", product)
+    try:
+        (code, out), (_, text) = await asyncio.gather(
+            mesh_audit(mesh, "--json", "--check", "on-hand"), mesh_audit(mesh, "--full", "--check", "on-hand")
+        )
+    finally:
+        await mesh.sql("product_svc", "UPDATE stocks SET on_hand = 10 WHERE product_id = $1", product)
+    breach = f"product {product} has 11 on hand, but its ledger says 10"
+    [check] = json.loads(out)["checks"]
+    assert (code, json.loads(out)["ok"], check["name"]) == (1, False, "on-hand")
+    assert breach in check["violations"]
+    assert f"on-hand: {breach}" in text
+    assert "The mesh is broken: checked everything, until " in text
+    code, out = await mesh_audit(mesh, "--check", "reserved", "--check", "refunds", "--json")
+    assert (code, [check["name"] for check in json.loads(out)["checks"]]) == (0, ["reserved", "refunds"])
+
+
+async def test_mesh_audits_itself_and_status_shows_the_last_result(mesh: RunningMesh) -> None:
+    async def audited() -> Json | None:
+        audit: Json | None = json.loads(await mesh_command("status", "--json", state=mesh.state))["audit"]
+        return audit
+
+    last = await eventually(audited)
+    assert [check["name"] for check in last["checks"]] == list(NAMES)
+    assert "The last audit, " in await mesh_command("status", state=mesh.state)

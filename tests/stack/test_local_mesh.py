@@ -24,7 +24,7 @@ from stack.process import Identity, launched
 from stack.state import State
 from stack.system_user import SystemUser
 
-PROCESSES = {"postgres", "nats", "redis", "customer", "product", "payment", "order-1", "order-2", "edge"}
+PROCESSES = {"postgres", "nats", "redis", "customer", "product", "payment", "order-1", "order-2", "edge", "audit"}
 
 
 def mesh(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
