@@ -92,6 +92,21 @@ async def test_webhooks_of_any_kind_in_any_order_and_number_change_nothing_that_
     assert (dict(await house.row(placed)), await house.ledger(placed), await house.told(placed)) == before
 
 
+async def test_late_webhook_of_a_capture_does_not_revive_a_cancelled_order(house: House) -> None:
+    first, second = await house.process(Deaf), await house.process()
+    placed, event_id = order(), str(new_id())
+    await first.placed(placed)
+    await first.kill()
+    await second.cancelling(placed)
+    await second.idle()
+    row = dict(await house.row(placed))
+    assert row["status"] == "VOIDED"
+    await second.webhook(event_id, {"charge_key": row["provider_key"]}, kind="charge.captured")
+    assert await applied(house, second, event_id) == "APPLIED"
+    assert dict(await house.row(placed)) == row
+    assert (await house.charged(placed), await house.told(placed)) == ([], ["voided"])
+
+
 @pytest.mark.parametrize(
     "told",
     [
