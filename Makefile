@@ -1,7 +1,7 @@
 # Commerce Mesh. `make up` and `make test` are enough to begin; each runs `make setup` first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test faults bench lint types contracts manifests language lock image clean
+.PHONY: help setup up test faults bench lint types contracts manifests rehearse language lock image clean
 
 BIN := .venv/bin
 
@@ -59,6 +59,9 @@ manifests: .venv-checkov ## Check the rendered manifests of Kubernetes with chec
 		$(BIN)/kubectl kustomize k8s/overlays/$$overlay > .venv-checkov/$$overlay.yaml && \
 		.venv-checkov/bin/checkov --config-file k8s/checkov.yaml --file .venv-checkov/$$overlay.yaml && \
 		echo "checkov finds no fault in $$overlay" || exit 1; done
+
+rehearse: setup ## Run the manifests on this machine, each pod in a network of its own; it needs root, iproute2, nftables.
+	@$(BIN)/python -m tests.k8s.rehearsal
 
 language: setup ## Check that names and prose use the terms of docs/glossary.md; ARGS=--count for numbers by file.
 	@$(BIN)/python -m tests.language $(ARGS)
