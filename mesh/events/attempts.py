@@ -27,7 +27,10 @@ MAX_DELIVERIES = 5
 """The number of deliveries, by the server's count, after which an event becomes a dead letter whose attempts have ended
 their process each time."""
 _LARGEST = 64
-"""The maximum number of redelivered events in one attempt. It is divided by 8 after each attempt without an end."""
+"""The maximum number of redelivered events in one attempt. Each attempt without an end leaves an eighth of it."""
+PAUSE_S = 1.0
+"""Seconds before attempts that may end the process. The effects that other events have begun finish in them, such as
+charges, which would otherwise wait until another process takes them over."""
 _V1_TOKENS = 9
 
 log = structlog.get_logger(__name__)
@@ -48,9 +51,12 @@ def is_deadly(message: Msg, unfinished: int) -> bool:
     return deliveries(message) > MAX_DELIVERIES and unfinished >= MAX_DELIVERIES - 1
 
 
-def largest(unfinished: int) -> int:
-    """The maximum number of events in an attempt at redelivered ones, of which so many had no end."""
-    return max(1, _LARGEST >> 3 * unfinished)
+def largest(events: int, unfinished: int) -> int:
+    """The maximum size of a part of so many redelivered events, at each of which so many attempts had no end.
+
+    An event is alone in its last two attempts, so that it is certain which one ends the process.
+    """
+    return max(1, min(_LARGEST >> 3 * unfinished, events // 8))
 
 
 class Attempts:

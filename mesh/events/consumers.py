@@ -32,7 +32,7 @@ from mesh.db import inbox
 from mesh.db.recent import Recent
 from mesh.errors import TRANSIENT, StatementTimeout
 from mesh.events import cloudevents as events
-from mesh.events.attempts import MAX_DELIVERIES, Attempts, ProcessEnded, deliveries, is_deadly, largest
+from mesh.events.attempts import MAX_DELIVERIES, PAUSE_S, Attempts, ProcessEnded, deliveries, is_deadly, largest
 from mesh.events.bus import DEAD_LETTERS
 from mesh.events.cloudevents import Received, payloads, stream_of_area, type_of
 from mesh.events.deliveries import Deliveries
@@ -97,6 +97,15 @@ class _Retry(NamedTuple):
 
 _FIRST = _Retry()
 
+
+class _Part(NamedTuple):
+    """A part of a batch."""
+
+    messages: Sequence[Msg]
+    unfinished: int = 0
+    """The number of attempts at each of its events that had no end."""
+
+
 Handlers = Mapping[str, Handler[Any]]
 """The handlers by event type. Within a batch, types are applied in the order of this table: list causes before effects.
 
@@ -120,7 +129,8 @@ class Consumer:
 
     A batch has at most `max_batch` events, and lingers for `linger` seconds after its first one (ADR-0012). Choose more
     if nobody waits for the effects. An event that has failed `max_attempts` times becomes a dead letter. One that is
-    not acknowledged for `ack_wait` seconds is redelivered.
+    not acknowledged for `ack_wait` seconds is redelivered. Before events that may end the process, the consumer waits
+    for `pause` seconds.
     """
 
     def __init__(
@@ -135,6 +145,7 @@ class Consumer:
         max_batch: int = MAX_BATCH,
         max_attempts: int = 8,
         ack_wait: float = ACK_WAIT_S,
+        pause: float = PAUSE_S,
     ) -> None:
         self.name = f"{service}-{area}"
         self.applied = 0
@@ -149,6 +160,7 @@ class Consumer:
         self._max_batch = max_batch
         self._max_attempts = max_attempts
         self._ack_wait = ack_wait
+        self._pause = pause
         # Bounded, because another process may apply an event that has failed here.
         self._retries: Recent[str, _Retry] = Recent(most=MAX_UNACKNOWLEDGED)
         self._stream = stream_of_area(area)
@@ -216,37 +228,43 @@ class Consumer:
             for message in known:
                 await message.nak(delay=1)
             return
-        is_slow = False
+        is_slow = has_paused = False
         for part in parts:
             if is_slow:
                 # Only one slow part at a time, because new events wait meanwhile.
-                for message in part:
+                for message in part.messages:
                     await message.nak(delay=1)
-            else:
-                is_slow = await self._consume_part(part)
+                continue
+            if part.unfinished and not has_paused:
+                has_paused = True
+                await self._background.pause(self._pause)
+            is_slow = await self._consume_part(part.messages)
 
-    async def _parts(self, batch: Sequence[Msg]) -> list[Sequence[Msg]]:
-        """Split a batch into parts that the database may finish in time and the process may survive, largest first."""
+    async def _parts(self, batch: Sequence[Msg]) -> list[_Part]:
+        """Split a batch into parts that the database may finish in time, and the process may survive.
+
+        Those with fewer unfinished attempts come first, then the larger ones.
+        """
         redelivered = {_identity(message) for message in batch if deliveries(message) > 1}
         if not redelivered and not self._retries:
-            return [batch] if batch else []
+            return [_Part(batch)] if batch else []
         unfinished = await self._attempts.unfinished(redelivered)
-        by_size: dict[int, list[Msg]] = {}
+        alike: dict[tuple[int, bool, int], list[Msg]] = {}
         for message in batch:
             identity = _identity(message)
-            if is_deadly(message, unfinished.get(identity, 0)):
+            count = unfinished.get(identity, 0)
+            if is_deadly(message, count):
                 error = ProcessEnded(f"the process ended at each of {MAX_DELIVERIES} deliveries")
                 await self._bury(message, error, attempts=MAX_DELIVERIES)
                 await self._attempts.forget([identity])
                 continue
             most = self._retry_of(message).most
-            size = min(most, largest(unfinished.get(identity, 0))) if identity in redelivered else most
-            by_size.setdefault(size, []).append(message)
-        return [
-            messages[start : start + size]
-            for size, messages in sorted(by_size.items(), reverse=True)
-            for start in range(0, len(messages), size)
-        ]
+            alike.setdefault((count, identity in redelivered, -most), []).append(message)
+        parts: list[_Part] = []
+        for (count, is_redelivered, negative_most), messages in sorted(alike.items()):
+            most = min(-negative_most, largest(len(messages), count)) if is_redelivered else -negative_most
+            parts += (_Part(messages[start : start + most], count) for start in range(0, len(messages), most))
+        return parts
 
     async def _consume_part(self, part: Sequence[Msg]) -> bool:
         """Apply and acknowledge events. Returns whether the database took too long for some of them."""

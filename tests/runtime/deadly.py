@@ -31,7 +31,7 @@ async def consume(database_url: str, nats_url: str, area: str) -> None:
     database, bus = Database(database_url), Bus(nats_url, name="deadly")
     units = UnitsOfWork(database, Relay("test", database, bus))
     handlers = {f"commerce.{area}.happened": Handler(StringValue, apply)}
-    for part in (database, bus, Consumer("test", area, handlers, bus=bus, units=units, ack_wait=0.5)):
+    for part in (database, bus, Consumer("test", area, handlers, bus=bus, units=units, ack_wait=0.5, pause=0.01)):
         await part.start()
     await asyncio.Event().wait()
 
