@@ -38,11 +38,16 @@ class RunningMesh:
     """Requests a second that the edge accepts, of each `customer` and from each `address`; 0 is no limit."""
 
     @classmethod
-    def find(cls, folder: Path, environment: Mapping[str, str] = os.environ) -> RunningMesh:
-        """The mesh that runs in a state folder. Raises NotRunning, or StackError when it is not ready."""
+    def find(
+        cls, folder: Path, environment: Mapping[str, str] = os.environ, *, even_unready: bool = False
+    ) -> RunningMesh:
+        """The mesh that runs in a state folder. Raises NotRunning, or StackError when it is not ready.
+
+        With `even_unready`, a mesh is found whose servers run, whatever its services do.
+        """
         state = State.find(folder)
         run = state.running()
-        if not run.ready:
+        if not run.ready and not even_unready:
             raise StackError("The mesh is not ready: `mesh status` says what is missing.")
         passwords = keep_passwords(state.passwords, _PASSWORDS)
         given = environment.get("MESH_POSTGRES_URL")

@@ -1,4 +1,4 @@
-"""`mesh events`: what is in the streams, dead letters and their redrive, backfills."""
+"""`mesh events`: what is in the streams, dead letters and their redrive, backfills, and received webhooks."""
 
 # ruff: noqa: PLC0415 - each command imports what it needs when it runs, so that `mesh --help` answers at once
 
@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 events_app = typer.Typer(
-    help="What is in the streams: events, dead letters and their redrive, and backfills of what a stream has lost.",
+    help="Events in the streams, dead letters and their redrive, backfills of lost events, and received webhooks.",
     no_args_is_help=True,
 )
 
@@ -45,6 +46,14 @@ Time = Annotated[
 Consumers = Annotated[
     list[str] | None, typer.Option("--consumer", metavar="NAME", help="Only of these consumers, as payment-order.")
 ]
+
+
+class WebhookStatus(StrEnum):
+    """What became of a webhook."""
+
+    PENDING = "PENDING"
+    APPLIED = "APPLIED"
+    IGNORED = "IGNORED"
 
 
 @events_app.command("list")
@@ -257,6 +266,53 @@ def backfill_streams(
         typer.echo(f"{each.stream}: {each.compared} events {range_}, {each.lost} lost, {what}")
 
 
+@events_app.command("webhooks")
+def webhooks(
+    provider: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this provider, as stripe.")] = None,
+    status: Annotated[
+        WebhookStatus | None, typer.Option(case_sensitive=False, help="Only those with this status.")
+    ] = None,
+    payment: Annotated[UUID | None, typer.Option(metavar="ID", help="Only those that name this payment.")] = None,
+    since: Time = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="At most so many, the last.")] = 50,
+    as_json: AsJson = False,
+    state: Folder = DEFAULT_FOLDER,
+) -> None:
+    """List the webhooks that payment providers have sent, oldest first. Their bodies are not stored."""
+    from ops.events import WebhookFilter, find_webhooks
+
+    wanted = WebhookFilter(None, provider, status.value if status else None, payment, _time(since, "--since"))
+    found = _run(state, lambda streams: find_webhooks(streams.mesh, wanted, most=limit))
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], indent=2, default=str))
+        return
+    for each in found:
+        names = " ".join(str(name) for name in (each.payment_id, each.refund_id, each.reference) if name)
+        typer.echo(f"{_moment(each.create_time)}  {each.id}  {each.provider}  {each.type}  {each.status}  {names}")
+    if not found:
+        typer.echo("no webhooks", err=True)
+
+
+@events_app.command("replay")
+def replay(
+    webhook_ids: Annotated[list[UUID], typer.Argument(metavar="ID...", help="Ids of webhooks.")],
+    as_json: AsJson = False,
+    state: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Let the payment service apply webhooks again: it asks the provider what they are about."""
+    from ops.events import WebhookFilter, find_webhooks, replay_webhooks
+
+    known = _run(state, lambda streams: find_webhooks(streams.mesh, WebhookFilter(webhook_ids), most=len(webhook_ids)))
+    if missing := set(webhook_ids) - {each.id for each in known}:
+        raise StackError(f"These are no webhooks: {', '.join(sorted(map(str, missing)))}")
+    replayed = _run(state, lambda streams: replay_webhooks(streams.mesh, webhook_ids))
+    if as_json:
+        typer.echo(json.dumps({"replayed": sorted(map(str, replayed))}))
+    else:
+        waiting = len(webhook_ids) - len(replayed)
+        typer.echo(f"{len(replayed)} webhooks are applied again" + (f", {waiting} waited already" if waiting else ""))
+
+
 def _run(folder: Path, work: Callable[[Streams], Awaitable[T]]) -> T:
     """Run an operation on the streams of the running mesh."""
     from mesh.observe import logs
@@ -264,7 +320,8 @@ def _run(folder: Path, work: Callable[[Streams], Awaitable[T]]) -> T:
     from ops.running_mesh import RunningMesh
 
     logs.configure("events", "error")
-    mesh = RunningMesh.find(folder)
+    # A poison message may keep a service from being ready.
+    mesh = RunningMesh.find(folder, even_unready=True)
 
     async def run() -> T:
         async with Streams.of(mesh) as streams:

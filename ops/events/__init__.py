@@ -9,6 +9,7 @@ from ops.events.deadletters import DeadLetters, Group, Redriven, Selection
 from ops.events.finding import Details, Filter, find, show
 from ops.events.payloads import decoded
 from ops.events.streams import Mesh, StoredEvent, Streams
+from ops.events.webhooks import ReceivedWebhook, WebhookFilter, find_webhooks, replay_webhooks
 
 __all__ = [
     "Backfilled",
@@ -17,12 +18,16 @@ __all__ = [
     "Filter",
     "Group",
     "Mesh",
+    "ReceivedWebhook",
     "Redriven",
     "Selection",
     "StoredEvent",
     "Streams",
+    "WebhookFilter",
     "backfill",
     "decoded",
     "find",
+    "find_webhooks",
+    "replay_webhooks",
     "show",
 ]
