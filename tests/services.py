@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +102,23 @@ def port_of(service: Service) -> int:
 class Client:
     """Calls a service with the certificate of a peer and the token of a person."""
 
-    def __init__(self, address: str, service: str, keys: Keys, *, peer: str = "gateway", token: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        service: str,
+        keys: Keys,
+        *,
+        peer: str = "gateway",
+        token: str = "",
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
         credentials = keys.peers[peer]
         self.channel = grpc.aio.secure_channel(
             address,
             grpc.ssl_channel_credentials(
                 credentials.ca.read_bytes(), credentials.key.read_bytes(), credentials.cert.read_bytes()
             ),
-            options=[("grpc.ssl_target_name_override", service), ("grpc.use_local_subchannel_pool", 1)],
+            options=[("grpc.ssl_target_name_override", service), ("grpc.use_local_subchannel_pool", 1), *options],
         )
         self.token = token
 

@@ -1,4 +1,6 @@
-"""What is still under way in a mesh: undecided orders, unpublished events, events that a consumer has not applied."""
+"""What is still under way in a mesh: undecided orders, refunds without an outcome, unpublished events, events that a
+consumer has not applied.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ _UNDECIDED = """
 SELECT (SELECT count(*) FROM orders WHERE status = 'PENDING') +
     (SELECT count(*) FROM orders WHERE status = 'CANCELLING')
 """
+_REFUNDS = "SELECT count(*) FROM refunds WHERE next_attempt_time IS NOT NULL"
 _UNPUBLISHED = "SELECT count(*) FROM mesh.unpublished"
 # The view mesh.unpublished would read all rows behind the position; this reads the first.
 OLDEST_UNPUBLISHED = """
@@ -85,15 +88,17 @@ class Activity:
         before, behind = await self._last_messages(), await self._behind()
         unpublished = {name: await each.fetchval(_UNPUBLISHED) for name, each in self._databases.items()}
         undecided = await self._databases["orders"].fetchval(_UNDECIDED)
+        refunds = await self._databases["payment"].fetchval(_REFUNDS)
         after, behind_after = await self._last_messages(), await self._behind()
         found = [
             *([f"{undecided} orders are not decided"] if undecided else []),
+            *([f"{refunds} refunds have no outcome"] if refunds else []),
             *(f"{count} events of {name} are not published" for name, count in unpublished.items() if count),
             *(f"consumer {name} has {count} events to apply" for name, count in (behind | behind_after).items()),
         ]
         if before != after and not found:
             found = ["events are being published"]
-        return found, (after, behind_after, unpublished, undecided)
+        return found, (after, behind_after, unpublished, undecided, refunds)
 
     async def _last_messages(self) -> dict[str, int]:
         """The number of the last message of each stream."""
