@@ -17,6 +17,8 @@ _SANDBOX_CARDS = {
     "tok_timeout": ("mastercard", "8210"),
     "tok_flaky": ("amex", "0005"),
     "tok_dispute": ("visa", "0259"),
+    "tok_3ds": ("visa", "3155"),
+    "tok_late_capture": ("visa", "7726"),
 }
 _SANDBOX_YEARS = 3
 

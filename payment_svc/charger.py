@@ -13,17 +13,20 @@ from uuid import UUID
 
 import structlog
 
+from mesh.db.recent import Recent
 from mesh.errors import MeshError
 from mesh.tasks import end
 from payment_svc.domain import PAYMENT_METHOD_NOT_FOUND, Due, Payment, ProviderContradiction
 from payment_svc.providers import (
     Absent,
     ActionRequired,
+    Approved,
     Bounded,
     Charge,
     ChargeRef,
     Declined,
     Inconclusive,
+    NextAction,
     Outcome,
     ProviderUnavailable,
     Unknown,
@@ -54,6 +57,19 @@ class _Held:
     task: asyncio.Task[None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a provider has said that the customer must do, and when, in the event loop's time."""
+
+    action: NextAction | None
+    time: float
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the provider is to be asked again. A customer who reads without a pause does not flood it."""
+        return asyncio.get_running_loop().time() - self.time > 1.0
+
+
 class Charger:
     """Carries payments as far as they go. Two chargers may well work on one payment: the keys keep it charged once.
 
@@ -78,6 +94,7 @@ class Charger:
         self._most = most
         self._timeout = timeout
         self._held: dict[UUID, _Held] = {}
+        self._actions: Recent[UUID, _Asked] = Recent(most=most)
         self._stopping = False
 
     async def start(self) -> None:
@@ -123,6 +140,21 @@ class Charger:
         if held := self._held.get(payment_id):
             await asyncio.wait([held.task], timeout=timeout)
 
+    async def next_action(self, payment: Payment) -> NextAction | None:
+        """What the customer must do for a payment that waits for them, as the provider says it within the last second.
+
+        None if the provider does not answer, or has an outcome by now: then the payment is resumed.
+        """
+        asked = self._actions.get(payment.id)
+        if asked is None or asked.is_old:
+            provider = self._providers.get(payment.provider)
+            standing = await provider.lookup(_ref(payment)) if provider else None
+            action = standing.next_action if isinstance(standing, ActionRequired) else None
+            self._actions.put({payment.id: (asked := _Asked(action, asyncio.get_running_loop().time()))})
+            if isinstance(standing, Approved | Declined | Voided):
+                self.resume([payment])
+        return asked.action
+
     def _take(self, payments: Iterable[Payment], *, read_first: bool) -> None:
         for payment in payments:
             held = self._held.get(payment.id)
@@ -167,7 +199,7 @@ class Charger:
                 log.warning("outcome inconclusive", payment=str(payment.id), due=due, outcome=repr(outcome))
                 if payment.due is due:
                     break
-            elif isinstance(outcome, ActionRequired):
+            elif isinstance(outcome, ActionRequired) and payment.due is Due.LOOKUP:
                 break
         return payment
 
@@ -178,6 +210,9 @@ class Charger:
         match due:
             case Due.CHARGE:
                 return await self._charge(provider, payment, token, read_first=read_first)
+            case Due.LOOKUP:
+                standing = await provider.lookup(_ref(payment))
+                return Unknown("the provider has lost the charge") if isinstance(standing, Absent) else standing
             case Due.VOID:
                 return await provider.void(_ref(payment))
 

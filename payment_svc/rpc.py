@@ -28,14 +28,14 @@ class PaymentService:
         return await self._payments.process_payment(change, wire.requested(request))
 
     async def GetPayment(self, request: payment.GetPaymentRequest, call: Call) -> payment.GetPaymentResponse:
-        found = await self._payments.get_payment(call, parse_id(request.payment_id))
-        return payment.GetPaymentResponse(payment=wire.payment(found))
+        found, action = await self._payments.get_payment(call, parse_id(request.payment_id))
+        return payment.GetPaymentResponse(payment=wire.payment(found, action))
 
     async def GetOrderPayment(
         self, request: payment.GetOrderPaymentRequest, call: Call
     ) -> payment.GetOrderPaymentResponse:
-        found = await self._payments.get_order_payment(call, parse_id(request.order_id))
-        return payment.GetOrderPaymentResponse(payment=wire.payment(found))
+        found, action = await self._payments.get_order_payment(call, parse_id(request.order_id))
+        return payment.GetOrderPaymentResponse(payment=wire.payment(found, action))
 
     async def BatchGetOrderPayments(
         self, request: payment.BatchGetOrderPaymentsRequest, call: Call

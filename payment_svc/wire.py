@@ -21,6 +21,7 @@ from payment_svc.domain import (
     OrderCancelling,
     OrderPlaced,
     Payment,
+    PaymentActionRequired,
     PaymentCaptured,
     PaymentDeclined,
     PaymentDisputed,
@@ -35,12 +36,22 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.db.history import Step
+    from payment_svc.providers import NextAction
 
-Fact = PaymentCaptured | PaymentDeclined | PaymentVoided | PaymentRefunded | PaymentDisputed | DifferenceFound
+Fact = (
+    PaymentActionRequired
+    | PaymentCaptured
+    | PaymentDeclined
+    | PaymentVoided
+    | PaymentRefunded
+    | PaymentDisputed
+    | DifferenceFound
+)
 """What can happen to a payment."""
 
 STATUSES = {
     PaymentStatus.PENDING: payment_pb2.PAYMENT_STATUS_PENDING,
+    PaymentStatus.REQUIRES_ACTION: payment_pb2.PAYMENT_STATUS_REQUIRES_ACTION,
     PaymentStatus.CAPTURED: payment_pb2.PAYMENT_STATUS_CAPTURED,
     PaymentStatus.DECLINED: payment_pb2.PAYMENT_STATUS_DECLINED,
     PaymentStatus.VOIDED: payment_pb2.PAYMENT_STATUS_VOIDED,
@@ -99,8 +110,8 @@ def _of_order(order: order_pb2.Order, provider: str = "", token: str = "") -> Ne
     )
 
 
-def payment(value: Payment) -> payment_pb2.Payment:
-    """A payment as its readers see it."""
+def payment(value: Payment, action: NextAction | None = None) -> payment_pb2.Payment:
+    """A payment as its readers see it; `action` is for its owner only."""
     message = payment_pb2.Payment(
         id=str(value.id),
         order_id=str(value.order_id),
@@ -118,6 +129,8 @@ def payment(value: Payment) -> payment_pb2.Payment:
         wire.put_time(message.process_time, value.process_time)
     if value.dispute_time:
         wire.put_time(message.dispute_time, value.dispute_time)
+    if action:
+        message.next_action.client_secret = action.client_secret
     return message
 
 
@@ -209,6 +222,7 @@ def timeline_event(step: Step) -> order_pb2.TimelineEvent:
 
 
 _SUMMARIES = {
+    type_of(events_pb2.PaymentActionRequired): "The payment waits for an action of the customer.",
     type_of(events_pb2.PaymentCaptured): "The payment was captured.",
     type_of(events_pb2.PaymentDeclined): "The payment was declined.",
     type_of(events_pb2.PaymentVoided): "The payment was voided.",
@@ -217,6 +231,7 @@ _SUMMARIES = {
 }
 
 _EVENTS: dict[type, Callable[..., Message]] = {
+    PaymentActionRequired: events_pb2.PaymentActionRequired,
     PaymentCaptured: events_pb2.PaymentCaptured,
     PaymentDeclined: events_pb2.PaymentDeclined,
     PaymentVoided: events_pb2.PaymentVoided,

@@ -23,6 +23,7 @@ from payment_svc.domain.payments import (
     OrderCancelling,
     OrderPlaced,
     Payment,
+    PaymentActionRequired,
     PaymentCaptured,
     PaymentDeclined,
     PaymentVoided,
@@ -48,7 +49,7 @@ from payment_svc.domain.refunds import (
     amount_of,
     left,
 )
-from payment_svc.domain.statuses import CHARGED, HOLDING, UNCHARGED, PaymentStatus
+from payment_svc.domain.statuses import CHARGED, HOLDING, OPEN, UNCHARGED, PaymentStatus
 from payment_svc.domain.webhooks import WEBHOOKS_KEPT, Webhook, WebhookStatus
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "FIRST_BACKOFF",
     "HOLDING",
     "LONGEST_BACKOFF",
+    "OPEN",
     "ORDER_CANCELLED",
     "PAYMENT_METHOD_NOT_FOUND",
     "PROVIDER_UNKNOWN",
@@ -76,6 +78,7 @@ __all__ = [
     "OrderCancelling",
     "OrderPlaced",
     "Payment",
+    "PaymentActionRequired",
     "PaymentCaptured",
     "PaymentDeclined",
     "PaymentDisputed",

@@ -1,8 +1,12 @@
 """Payments: the money of an order is captured once, and never more than that is refunded.
 
     PENDING ── capture ──▶ CAPTURED ── refund ──▶ PARTIALLY_REFUNDED ── refund ──▶ REFUNDED
-       ├────── decline ──▶ DECLINED
-       └─────── void ────▶ VOIDED
+     │ ├────── decline ──▶ DECLINED
+     │ └─────── void ────▶ VOIDED
+     └─ action required ─▶ REQUIRES_ACTION ── capture, decline or void, as from PENDING
+
+The customer of a payment that requires action has to authenticate it (3-D Secure). The provider is asked from time to
+time whether that has happened; the payment deadline of the order voids a payment whose customer never does.
 
 A payment of zero moves no money, so no provider hears of it: it is CAPTURED as soon as its order is placed, and VOIDED
 when the order is cancelled.
@@ -22,7 +26,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from payment_svc.domain.errors import AmountInvalid, EtagMismatch, PaymentStateRefused, ProviderContradiction
-from payment_svc.domain.statuses import CHARGED, HOLDING, UNCHARGED, PaymentStatus
+from payment_svc.domain.statuses import CHARGED, HOLDING, OPEN, UNCHARGED, PaymentStatus
 
 FIRST_BACKOFF = timedelta(milliseconds=200)
 """The pause after the first attempt without an outcome; it doubles with each."""
@@ -37,6 +41,8 @@ class Due(StrEnum):
     """What is to be asked of the provider next."""
 
     CHARGE = "CHARGE"
+    LOOKUP = "LOOKUP"
+    """Whether the customer has acted."""
     VOID = "VOID"
 
 
@@ -185,11 +191,22 @@ class Payment:
             return self._moved(now, until, status=PaymentStatus.VOIDED, cancel_requested=True, traceparent=traceparent)
         return self._moved(now, until, cancel_requested=True, traceparent=traceparent)
 
+    def require_action(self, reference: str, now: datetime) -> Payment:
+        """The provider waits for the customer: it is asked again after pauses that grow.
+
+        Heard again, it changes nothing that others can see; nor does it if the payment has an outcome or is called off.
+        """
+        if self.cancel_requested or self.status not in OPEN:
+            return self
+        if self.status is PaymentStatus.REQUIRES_ACTION:
+            return self.postpone(now)
+        return self._moved(now, now + FIRST_BACKOFF, status=PaymentStatus.REQUIRES_ACTION, provider_reference=reference)
+
     def capture(self, reference: str, now: datetime, until: datetime) -> Payment:
         """The provider took the money. Heard again, it changes nothing. Raises ProviderContradiction."""
         if self.status in CHARGED and self.provider_reference == reference:
             return self
-        self._require_pending("charged")
+        self._require_open("charged")
         return self._moved(now, until, status=PaymentStatus.CAPTURED, provider_reference=reference)
 
     def decline(self, reason: str, now: datetime) -> Payment:
@@ -199,7 +216,7 @@ class Payment:
         """
         if self.status in UNCHARGED:
             return self
-        self._require_pending("declined")
+        self._require_open("declined")
         status = PaymentStatus.VOIDED if self.cancel_requested else PaymentStatus.DECLINED
         return self._moved(now, now, status=status, failure_reason=reason)
 
@@ -210,7 +227,7 @@ class Payment:
         """
         if self.status in UNCHARGED:
             return self
-        self._require_pending("voided")
+        self._require_open("voided")
         if not self.cancel_requested:
             raise ProviderContradiction(self, "voided")
         return self._moved(now, now, status=PaymentStatus.VOIDED)
@@ -239,8 +256,8 @@ class Payment:
         """Nothing was learnt from the provider: ask again after a pause that grows with the attempts."""
         return replace(self, attempts=self.attempts + 1, next_attempt_time=now + pause_after(self.attempts))
 
-    def _require_pending(self, said: str) -> None:
-        if self.status is not PaymentStatus.PENDING:
+    def _require_open(self, said: str) -> None:
+        if self.status not in OPEN:
             raise ProviderContradiction(self, said)
 
     def _moved(
@@ -254,30 +271,37 @@ class Payment:
     ) -> Payment:
         status = status or self.status
         cancel_requested = cancel_requested or self.cancel_requested
-        pending = status is PaymentStatus.PENDING
         return replace(
             self,
             status=status,
             cancel_requested=cancel_requested,
-            token=self.token if pending else "",
+            token=self.token if status is PaymentStatus.PENDING else "",
             attempts=0,
             next_attempt_time=until if _due(status, cancel_requested=cancel_requested) else None,
-            process_time=None if pending else self.process_time or now,
+            process_time=None if status in OPEN else self.process_time or now,
             version=self.version + 1,
             **changes,
         )
 
 
 def _due(status: PaymentStatus, *, cancel_requested: bool) -> Due | None:
-    if status is PaymentStatus.PENDING:
-        return Due.VOID if cancel_requested else Due.CHARGE
-    return None
+    if status not in OPEN:
+        return None
+    if cancel_requested:
+        return Due.VOID
+    return Due.CHARGE if status is PaymentStatus.PENDING else Due.LOOKUP
 
 
 def pause_after(attempts: int) -> timedelta:
     """The pause after one more attempt without an outcome; there were `attempts` before."""
     doubled: int = 2 ** min(attempts, 16)
     return min(FIRST_BACKOFF * doubled, LONGEST_BACKOFF)
+
+
+class PaymentActionRequired(NamedTuple):
+    """The customer has to act before money can be taken."""
+
+    payment: Payment
 
 
 class PaymentCaptured(NamedTuple):

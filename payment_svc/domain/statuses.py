@@ -9,6 +9,7 @@ class PaymentStatus(StrEnum):
     """Where a payment stands."""
 
     PENDING = "PENDING"
+    REQUIRES_ACTION = "REQUIRES_ACTION"
     CAPTURED = "CAPTURED"
     DECLINED = "DECLINED"
     VOIDED = "VOIDED"
@@ -16,6 +17,8 @@ class PaymentStatus(StrEnum):
     REFUNDED = "REFUNDED"
 
 
+OPEN = frozenset({PaymentStatus.PENDING, PaymentStatus.REQUIRES_ACTION})
+"""The statuses without an outcome."""
 HOLDING = frozenset({PaymentStatus.CAPTURED, PaymentStatus.PARTIALLY_REFUNDED})
 """The statuses in which we have money of the customer."""
 CHARGED = HOLDING | {PaymentStatus.REFUNDED}

@@ -18,11 +18,12 @@ from mesh.db.rows import Rows, Versions
 from mesh.db.unit_of_work import UnitOfWork
 from mesh.errors import StaleWrite
 from mesh.ids import LAST_ID
-from payment_svc.domain import Entry, Payment, PaymentNotFound, PaymentStatus
+from payment_svc.domain import OPEN, Entry, Payment, PaymentNotFound, PaymentStatus
 
 metadata = sa.MetaData()
 BEGINNING, FIRST_ID = datetime.min.replace(tzinfo=UTC), UUID(int=0)
 """They sort before every other time and id."""
+_IS_OPEN = "(status IN ('PENDING', 'REQUIRES_ACTION'))"
 
 payments = sa.Table(
     "payments",
@@ -60,13 +61,13 @@ payments = sa.Table(
         "CASE status"
         " WHEN 'PARTIALLY_REFUNDED' THEN 0 < refunded_amount AND refunded_amount < amount"
         " WHEN 'REFUNDED' THEN refunded_amount = amount"
-        " ELSE status IN ('PENDING', 'CAPTURED', 'DECLINED', 'VOIDED') AND refunded_amount = 0 END",
+        " ELSE status IN ('PENDING', 'REQUIRES_ACTION', 'CAPTURED', 'DECLINED', 'VOIDED') AND refunded_amount = 0 END",
         name="status_as_refunded",
     ),
-    sa.CheckConstraint("(status = 'PENDING') = (process_time IS NULL)", name="processed_unless_pending"),
+    sa.CheckConstraint(f"{_IS_OPEN} = (process_time IS NULL)", name="processed_unless_open"),
     sa.CheckConstraint("status = 'PENDING' OR token = ''", name="token_only_while_pending"),
     # No payment with something due can be forgotten.
-    sa.CheckConstraint("(next_attempt_time IS NOT NULL) = (status = 'PENDING')", name="attempted_while_due"),
+    sa.CheckConstraint(f"(next_attempt_time IS NOT NULL) = {_IS_OPEN}", name="attempted_while_due"),
 )
 _due = payments.c.next_attempt_time.is_not(None)
 sa.Index("payments_due", payments.c.next_attempt_time, postgresql_where=_due)
@@ -173,7 +174,7 @@ LIST_ENTRIES = Statement(
 def listing(status: PaymentStatus | None) -> Statement:
     """The statement that lists payments, with any status or one, newest first."""
     listed: sa.FromClause = payments
-    if status is PaymentStatus.PENDING:
+    if status in OPEN:
         # These few first, so that the others, which are the newest as well, are not read.
         listed = sa.select(payments).where(_due).cte("due").prefix_with("MATERIALIZED")
     chosen = sa.select(listed).where(listed.c.id < sa.bindparam("before", type_=sa.Uuid))

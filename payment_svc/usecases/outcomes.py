@@ -12,10 +12,12 @@ from mesh import tasks
 from mesh.errors import MeshError
 from mesh.ids import new_id
 from payment_svc.domain import (
+    OPEN,
     ORDER_CANCELLED,
     Entry,
     EntryType,
     Payment,
+    PaymentActionRequired,
     PaymentCaptured,
     PaymentDeclined,
     PaymentStatus,
@@ -23,7 +25,7 @@ from payment_svc.domain import (
     Refund,
     left,
 )
-from payment_svc.providers import Approved, Declined, Inconclusive, Voided
+from payment_svc.providers import ActionRequired, Approved, Declined, Inconclusive, Voided
 
 if TYPE_CHECKING:
     from mesh.db.unit_of_work import UnitOfWork, UnitsOfWork
@@ -66,7 +68,7 @@ class Outcomes:
             work,
             [answer.payment for answer in batch],
             # A postponed payment keeps its version, so that a stale write of it would go unnoticed.
-            locked=any(isinstance(answer.outcome, Inconclusive) for answer in batch),
+            locked=any(isinstance(answer.outcome, ActionRequired | Inconclusive) for answer in batch),
         )
         after = dict(loaded)
         entries: list[Entry] = []
@@ -99,8 +101,13 @@ class Outcomes:
         """The payment after an answer, and its entry in the ledger; the event is published."""
         until = now + self._lease
         entry: Entry | None = None
-        fact: PaymentCaptured | PaymentDeclined | PaymentVoided
+        fact: PaymentActionRequired | PaymentCaptured | PaymentDeclined | PaymentVoided
         match answer.outcome:
+            case ActionRequired(reference):
+                moved = payment.require_action(reference, now)
+                if moved.version == payment.version:
+                    return moved, None
+                fact = PaymentActionRequired(moved)
             case Approved(reference):
                 moved = payment.capture(reference, now, until)
                 entry, fact = _entry(moved, EntryType.CAPTURE, moved.amount, reference, now), PaymentCaptured(moved)
@@ -121,7 +128,7 @@ class Outcomes:
 
 def is_new_capture(before: Payment, after: Payment) -> bool:
     """Whether the money was captured between these versions of a payment."""
-    return before.status is PaymentStatus.PENDING and after.status is PaymentStatus.CAPTURED
+    return before.status in OPEN and after.status is PaymentStatus.CAPTURED
 
 
 def refunds_of_cancelled(

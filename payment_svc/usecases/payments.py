@@ -9,7 +9,7 @@ from uuid import UUID
 
 from mesh.db.idempotency import Replay
 from mesh.ids import new_id, parse_id
-from payment_svc.domain import Entry, NewPayment, Payment, PaymentNotFound, PaymentStatus, ProviderNotFound
+from payment_svc.domain import Due, Entry, NewPayment, Payment, PaymentNotFound, PaymentStatus, ProviderNotFound
 
 if TYPE_CHECKING:
     from mesh.db.history import Step
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mesh.rpc.call import Call
     from mesh.rpc.replies import Change, Reply
     from payment_svc.charger import Charger
+    from payment_svc.providers import NextAction
     from payment_svc.store import PaymentStore
 
 REPLY_MARGIN_S = 0.5
@@ -44,19 +45,38 @@ class Payments:
         self._providers = providers
         self._lease = lease
 
-    async def get_payment(self, call: Call, payment_id: UUID) -> Payment:
-        """A payment of the caller's own; any for staff. Raises PaymentNotFound."""
+    async def get_payment(self, call: Call, payment_id: UUID) -> tuple[Payment, NextAction | None]:
+        """A payment of the caller's own, and what they must do for it; any for staff. Raises PaymentNotFound."""
         async with self._units.database.reading() as reading:
             payment = await self._payments.read(reading, payment_id)
         call.caller.own(payment.customer_id, PaymentNotFound(payment_id=payment_id))
-        return payment
+        return await self._seen(call, payment)
 
-    async def get_order_payment(self, call: Call, order_id: UUID) -> Payment:
-        """The payment of an order of the caller's own; of any for staff. Raises PaymentNotFound."""
+    async def get_order_payment(self, call: Call, order_id: UUID) -> tuple[Payment, NextAction | None]:
+        """The payment of an order of the caller's own, and what they must do for it; of any order for staff.
+
+        Raises PaymentNotFound.
+        """
         async with self._units.database.reading() as reading:
             payment = await self._payments.read_of_order(reading, order_id)
         call.caller.own(payment.customer_id, PaymentNotFound(order_id=order_id))
-        return payment
+        return await self._seen(call, payment)
+
+    async def _seen(self, call: Call, payment: Payment) -> tuple[Payment, NextAction | None]:
+        """A payment as the caller sees it, and what they must do if it is theirs and waits for them.
+
+        The provider is asked for that each time, since its secret is not stored. If it has an outcome by now, that is
+        recorded first. Without an answer of the provider, there is no action.
+        """
+        is_owner = call.caller.customer_id == payment.customer_id
+        if not is_owner or payment.due is not Due.LOOKUP:
+            return payment, None
+        action = await self._charger.next_action(payment)
+        if action is None:
+            await self._charger.done(payment.id, timeout=_timeout(call))
+            async with self._units.database.reading() as reading:
+                payment = await self._payments.read(reading, payment.id)
+        return payment, action
 
     async def get_order_payments(self, order_ids: Sequence[UUID]) -> list[Payment]:
         """The payments of these orders; orders without one are left out."""
@@ -117,8 +137,7 @@ class Payments:
         except Replay:
             async with self._units.database.reading() as reading:
                 payment = await self._payments.read_of_order(reading, new.order_id)
-        if remaining := change.call.remaining():
-            await self._charger.done(payment.id, timeout=max(0.0, remaining - REPLY_MARGIN_S))
+        await self._charger.done(payment.id, timeout=_timeout(change.call))
         async with self._units.database.reading() as reading:
             return change.reply(await self._payments.read_of_order(reading, new.order_id))
 
@@ -131,3 +150,8 @@ class Payments:
             leased = await self._payments.lease_overdue(work, self._lease, most=most)
         self._charger.resume(leased)
         return len(leased) == most
+
+
+def _timeout(call: Call) -> float:
+    """How many seconds the caller leaves for an outcome; none without a deadline."""
+    return max(0.0, (call.remaining() or 0.0) - REPLY_MARGIN_S)

@@ -18,7 +18,12 @@ async def _empty_bus(servers: Servers) -> None:
 async def mesh(servers: Servers, keys: Keys) -> AsyncIterator[House]:
     """All four services, running for this test alone."""
     settings = {
-        "payment": {"sandbox_slow_seconds": 1.0, "provider_timeout": 0.5, "event_attempts": 2},
+        "payment": {
+            "sandbox_slow_seconds": 1.0,
+            "sandbox_action_seconds": 3600.0,
+            "provider_timeout": 0.5,
+            "event_attempts": 2,
+        },
         "product": {"hold_sweep_seconds": 0.2},
     }
     async with house(servers, keys, **settings) as running:

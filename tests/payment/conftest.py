@@ -61,8 +61,13 @@ async def customers(servers: Servers, keys: Keys) -> AsyncIterator[str]:
 @pytest.fixture(scope="module")
 async def wire(servers: Servers, keys: Keys, customers: str) -> AsyncIterator[Wire]:
     """The payment service, with its clients."""
-    more = {"customer_target": (customers,), "provider_timeout": 2.0, "sandbox_slow_seconds": 1.6}
-    more["sandbox_webhook_secret"] = WEBHOOK_SECRET
+    more = {
+        "customer_target": (customers,),
+        "provider_timeout": 2.0,
+        "sandbox_slow_seconds": 1.6,
+        "sandbox_action_seconds": 3600.0,
+        "sandbox_webhook_secret": WEBHOOK_SECRET,
+    }
     settings = settings_for(Settings, "payment", servers, keys, **more)
     bus = Bus(servers.nats.url, name="order")
     await bus.start()

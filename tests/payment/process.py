@@ -59,9 +59,12 @@ TOKENS = (
     "tok_flaky",
     "tok_refund_fails",
     "tok_dispute",
+    "tok_3ds",
+    "tok_late_capture",
 )
 AMOUNT = Money(currency_code="EUR", units=12, nanos=500_000_000)
 PAYLOADS: dict[str, Any] = {
+    "action_required": events_pb2.PaymentActionRequired,
     "captured": events_pb2.PaymentCaptured,
     "declined": events_pb2.PaymentDeclined,
     "voided": events_pb2.PaymentVoided,
@@ -200,12 +203,19 @@ class House:
         at_a_time: int = 256,
         timeout: float = TIMEOUT,
         most: int = 4096,
+        action_seconds: float = 3600,
     ) -> Process:
         database = Database(self.url, max_connections=4)
         await database.start()
         relay = Relay("payment", database, Bus("nats://127.0.0.1:1", name="none"))
         units, store = UnitsOfWork(database, relay, event_of=wire.event, history=APPEND_HISTORY), PaymentStore()
-        sandbox = kind(self.sandbox_database, slow_seconds=SLOW, dispute_seconds=0, webhook_secret=WEBHOOK_SECRET)
+        sandbox = kind(
+            self.sandbox_database,
+            slow_seconds=SLOW,
+            action_seconds=action_seconds,
+            dispute_seconds=0,
+            webhook_secret=WEBHOOK_SECRET,
+        )
         called = {"sandbox": Bounded(sandbox, at_a_time=at_a_time, timeout=timeout)}
         pages, refund_store = Pages(b"secret of the tests"), RefundStore()
         answers = RefundOutcomes(units, store, refund_store)
@@ -436,6 +446,19 @@ class Late(Sandbox):
         outcome = await super().charge(charge)
         if charge.token == "tok_slow":
             await self.told.wait()
+        return outcome
+
+
+class LateAction(Sandbox):
+    """It says that the customer must act when the test lets it."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.told = asyncio.Event()
+
+    async def charge(self, charge: Charge) -> Outcome:
+        outcome = await super().charge(charge)
+        await self.told.wait()
         return outcome
 
 

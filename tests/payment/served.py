@@ -32,6 +32,7 @@ TOKENS = (
     "tok_flaky",
     "tok_refund_fails",
     "tok_dispute",
+    "tok_3ds",
     "tok_of_nobody",
 )
 METHODS = {token: str(new_id()) for token in TOKENS}
@@ -73,6 +74,7 @@ class Wire:
 
 
 PAYLOADS: dict[str, Any] = {
+    "commerce.payment.action_required": events_pb2.PaymentActionRequired,
     "commerce.payment.captured": events_pb2.PaymentCaptured,
     "commerce.payment.declined": events_pb2.PaymentDeclined,
     "commerce.payment.voided": events_pb2.PaymentVoided,

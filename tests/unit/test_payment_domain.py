@@ -81,6 +81,35 @@ def test_what_is_due_follows_from_the_state() -> None:
     assert cancelled().void(NOW).due is None
 
 
+def waiting() -> Payment:
+    return pending().require_action("pi_1", NOW)
+
+
+def test_payment_that_requires_action_is_looked_up_until_it_has_an_outcome() -> None:
+    payment = waiting()
+    assert (payment.status, payment.due) == (PaymentStatus.REQUIRES_ACTION, Due.LOOKUP)
+    assert (payment.provider_reference, payment.token, payment.process_time) == ("pi_1", "", None)
+    again = payment.require_action("pi_1", NOW)
+    assert again.version == payment.version
+    assert again.next_attempt_time is not None
+    assert payment.next_attempt_time is not None
+    captured_later = again.capture("pi_1", NOW, UNTIL)
+    assert (captured_later.status, captured_later.due, captured_later.process_time) == (
+        PaymentStatus.CAPTURED,
+        None,
+        NOW,
+    )
+    assert payment.decline("no", NOW).status is PaymentStatus.DECLINED
+    off = payment.request_cancel("", NOW, UNTIL)
+    assert (off.due, off.void(NOW).status) == (Due.VOID, PaymentStatus.VOIDED)
+    assert off.capture("pi_1", NOW, UNTIL).cancel_requested
+
+
+def test_action_that_is_required_too_late_changes_nothing() -> None:
+    for payment in (cancelled(), captured(), pending().decline("no", NOW), cancelled().void(NOW)):
+        assert payment.require_action("pi_1", NOW) is payment
+
+
 def test_the_token_is_forgotten_with_the_outcome_and_never_shown() -> None:
     assert pending().token == "tok_visa"
     assert captured().token == ""
@@ -116,6 +145,8 @@ def test_the_same_answer_again_changes_nothing() -> None:
         lambda: captured().decline("no", NOW),
         lambda: captured().void(NOW),
         lambda: pending().void(NOW),
+        lambda: waiting().void(NOW),
+        lambda: waiting().refund(AMOUNT, NOW),
         lambda: pending().decline("no", NOW).capture("ch_1", NOW, UNTIL),
         lambda: cancelled().void(NOW).capture("ch_1", NOW, UNTIL),
         lambda: pending().refund(AMOUNT, NOW),

@@ -1,17 +1,18 @@
 """The sandbox provider: no money moves, and everything else is as with a real one.
 
 It keeps a durable record of its own, in transactions of its own, and does not know the service's tables. One row a
-key: the first to write it, a charge or a void, decides for good what the key stands for. What the token asks for
-(slowness, silence) happens after that, on the way back to the caller.
+key: the first to write it, a charge or a void, decides for good what the key stands for, except for the open charges of
+two tokens (`OPEN`). What the token asks for (slowness, silence) happens after that, on the way back to the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +24,7 @@ from mesh.rpc.validation.money import MINOR_UNITS
 from payment_svc.providers.minor_units import MinorUnits
 from payment_svc.providers.protocol import (
     Absent,
+    ActionRequired,
     Approved,
     Charge,
     ChargeRef,
@@ -30,6 +32,7 @@ from payment_svc.providers.protocol import (
     Inconclusive,
     Movement,
     MovementType,
+    NextAction,
     Outcome,
     ProviderUnavailable,
     Record,
@@ -37,6 +40,7 @@ from payment_svc.providers.protocol import (
     RefundOutcome,
     RefundRequest,
     Refused,
+    Unknown,
     Voided,
     Webhook,
     WebhookSignatureInvalid,
@@ -51,12 +55,15 @@ from payment_svc.providers.sandbox.tables import (
     CHARGES,
     DECIDE,
     DISPUTES_OF_CHARGES,
+    LOCK_AGES,
     LOCK_CHARGES,
     LOG_ATTEMPTS,
+    OPEN,
     REFUNDS,
     REFUNDS_OF_CHARGES,
     TRIED,
     WRITE_REFUNDED,
+    WRITE_STATUSES,
     Status,
 )
 
@@ -71,10 +78,12 @@ DISPUTE = "tok_dispute"
 """The token that is charged, and disputed some seconds later."""
 APPROVED = frozenset({"tok_visa", SLOW, SILENT, FLAKY, REFUND_FAILS, DISPUTE})
 """The tokens that are charged; any other is declined as unknown."""
+OPENED = {"tok_3ds": Status.ACTION_REQUIRED, "tok_late_capture": Status.PROCESSING}
+"""The tokens whose charges are open at first: the customer must act; or the capture comes when it is to be voided."""
 
 
-_Standing = Approved | Declined | Voided
-"""What a key can stand for."""
+_Standing = Approved | Declined | Voided | ActionRequired | Unknown
+"""What a key can stand for; Unknown while the charge is being processed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +101,12 @@ class _Request:
         reference = f"ch_{new_id().hex}"
         if charge is None:
             return self.key, Status.VOIDED, reference, "", None, None, None, None
-        approved = charge.token in APPROVED
+        status = Status.APPROVED if charge.token in APPROVED else OPENED.get(charge.token, Status.DECLINED)
         return (
             self.key,
-            Status.APPROVED if approved else Status.DECLINED,
+            status,
             reference,
-            "" if approved else REFUSALS.get(charge.token, "token_unknown"),
+            REFUSALS.get(charge.token, "token_unknown") if status is Status.DECLINED else "",
             charge.token,
             charge.amount,
             charge.currency,
@@ -123,8 +132,9 @@ class _Told(BaseModel):
 class Sandbox:
     """The provider `sandbox`, with its record in `database`, which it starts and stops.
 
-    `slow_seconds` is how long it takes to answer for `tok_slow`, and `dispute_seconds` how long after its charge
-    a payment with `tok_dispute` is disputed. Its webhooks are signed with `webhook_secret` and sent to `webhook_url`.
+    `slow_seconds` is how long it takes to answer for `tok_slow`, `action_seconds` how long a customer with `tok_3ds`
+    takes to act, and `dispute_seconds` how long after its charge a payment with `tok_dispute` is disputed. Its webhooks
+    are signed with `webhook_secret` and sent to `webhook_url`.
     """
 
     minor_units = MinorUnits(MINOR_UNITS)
@@ -135,12 +145,14 @@ class Sandbox:
         database: Database,
         *,
         slow_seconds: float = 2.0,
+        action_seconds: float = 5.0,
         dispute_seconds: float = 3.0,
         webhook_secret: str = "",
         webhook_url: str = "",
     ) -> None:
         self._database = database
         self._slow_seconds = slow_seconds
+        self._action_time = timedelta(seconds=action_seconds)
         self._dispute_after = timedelta(seconds=dispute_seconds)
         self._webhook_secret = webhook_secret
         self._sender = Sender(database, url=webhook_url, secret=webhook_secret)
@@ -150,7 +162,7 @@ class Sandbox:
             "sandbox look-ups of refunds", self._look_up_refunds
         )
         self._lookups = GroupCommit[str, _Standing | Absent]("sandbox look-ups", self._look_up)
-        self._records = GroupCommit[str, Record | Absent]("sandbox records", self._read_records)
+        self._records = GroupCommit[str, Record | Absent | Unknown]("sandbox records", self._read_records)
 
     @classmethod
     def of(cls, settings: SandboxSettings) -> Sandbox:
@@ -160,6 +172,7 @@ class Sandbox:
         return cls(
             database,
             slow_seconds=settings.sandbox_slow_seconds,
+            action_seconds=settings.sandbox_action_seconds,
             dispute_seconds=settings.sandbox_dispute_seconds,
             webhook_secret=settings.sandbox_webhook_secret.get_secret_value(),
             webhook_url=settings.sandbox_webhook_url,
@@ -196,6 +209,7 @@ class Sandbox:
     async def void(self, charge: ChargeRef) -> Approved | Voided | Inconclusive:
         """As the protocol says. A declined charge counts as voided: no money will be taken under its key."""
         standing = await self._decisions.submit(_Request(charge.key, None))
+        assert not isinstance(standing, ActionRequired), "an open charge is voided"
         return Voided() if isinstance(standing, Declined) else standing
 
     async def refund(self, refund: RefundRequest) -> RefundOutcome:
@@ -234,11 +248,12 @@ class Sandbox:
             rows = {request.key: request.row for request in reversed(batch) if request.key not in unready}
             self._dispute(transaction, [charge for charge in asked if charge.token == DISPUTE])
             transaction.add(DECIDE, (rows[key] for key in sorted(rows)))
-        standing = {row["key"]: _standing(*rows[row["key"]][1:4]) for row in transaction.returned}
-        if known := rows.keys() - standing.keys():
-            # What stands under a key stands for good.
-            async with self._database.reading() as reading:
-                standing |= await _charges(reading, list(known))
+        standing = {row["key"]: _standing(*rows[row["key"]][:4]) for row in transaction.returned}
+        voided = {request.key for request in batch if request.charge is None}
+        # What stands under a key stands for good, unless it is open.
+        open_keys = {key for key in voided if isinstance(standing.get(key), ActionRequired | Unknown)}
+        if known := rows.keys() - standing.keys() | open_keys:
+            standing |= {key: _standing_of(row) for key, row in (await self._read(known, voided)).items()}
         return [standing.get(request.key) or ProviderUnavailable("try again") for request in batch]
 
     def _dispute(self, transaction: Transaction, charges: Sequence[Charge]) -> None:
@@ -256,20 +271,41 @@ class Sandbox:
             return flaky
         return flaky - {row["key"] for row in await transaction.fetch(TRIED, keys=sorted(flaky))}
 
-    async def _look_up(self, batch: Sequence[str]) -> list[_Standing | Absent]:
+    async def _read(self, keys: Collection[str], voided: Collection[str] = ()) -> dict[str, Row]:
+        """The charges under these keys, by key, after those have changed whose time has come or that are `voided`."""
         async with self._database.reading() as reading:
-            standing = await _charges(reading, list(batch))
-        return [standing.get(key) or Absent() for key in batch]
+            rows = {row["key"]: row for row in await reading.fetch(CHARGES, keys=list(keys))}
+        if open_keys := sorted(key for key, row in rows.items() if row["status"] in OPEN):
+            async with self._database.transaction() as transaction:
+                locked = await transaction.fetch(LOCK_AGES, keys=open_keys)
+                changed = {row["key"]: self._next_status(row, is_voided=row["key"] in voided) for row in locked}
+                transaction.write(WRITE_STATUSES, keys=list(changed), statuses=list(changed.values()))
+            async with self._database.reading() as reading:
+                rows |= {row["key"]: row for row in await reading.fetch(CHARGES, keys=open_keys)}
+        return rows
+
+    def _next_status(self, charge: Row, *, is_voided: bool) -> str:
+        """What becomes of a charge, of a certain age, that is open."""
+        status = str(charge["status"])
+        if status == Status.PROCESSING and is_voided:
+            return Status.APPROVED
+        if status == Status.ACTION_REQUIRED and charge["age"] >= self._action_time:
+            return Status.APPROVED
+        return Status.VOIDED if status == Status.ACTION_REQUIRED and is_voided else status
+
+    async def _look_up(self, batch: Sequence[str]) -> list[_Standing | Absent]:
+        rows = await self._read(set(batch))
+        return [_standing_of(rows[key]) if key in rows else Absent() for key in batch]
 
     async def _look_up_refunds(self, batch: Sequence[str]) -> list[Refunded | Refused | Absent]:
         async with self._database.reading() as reading:
             standing = {row["key"]: _refund(row) for row in await reading.fetch(REFUNDS, keys=list(batch))}
         return [standing.get(key) or Absent() for key in batch]
 
-    async def _read_records(self, batch: Sequence[str]) -> list[Record | Absent]:
+    async def _read_records(self, batch: Sequence[str]) -> list[Record | Absent | Unknown]:
         keys = sorted(set(batch))
+        found = await self._read(keys)
         async with self._database.reading() as reading:
-            found = {row["key"]: row for row in await reading.fetch(CHARGES, keys=keys)}
             refunds = _by_charge(await reading.fetch(REFUNDS_OF_CHARGES, keys=keys))
             disputes = _by_charge(await reading.fetch(DISPUTES_OF_CHARGES, keys=keys))
         return [
@@ -318,12 +354,11 @@ def _refund(row: Row) -> Refunded | Refused:
     return Refused(row["reason"]) if row["status"] == "REFUSED" else Refunded(row["reference"], row["amount"])
 
 
-async def _charges(reading: Transaction, keys: list[str]) -> dict[str, _Standing]:
-    rows: list[Row] = await reading.fetch(CHARGES, keys=keys)
-    return {row["key"]: _standing(row["status"], row["reference"], row["reason"]) for row in rows}
+def _standing_of(charge: Row) -> _Standing:
+    return _standing(charge["key"], charge["status"], charge["reference"], charge["reason"])
 
 
-def _standing(status: str, reference: str, reason: str) -> _Standing:
+def _standing(key: str, status: str, reference: str, reason: str) -> _Standing:
     match Status(status):
         case Status.APPROVED:
             return Approved(reference)
@@ -331,6 +366,11 @@ def _standing(status: str, reference: str, reason: str) -> _Standing:
             return Declined(reason)
         case Status.VOIDED:
             return Voided()
+        case Status.ACTION_REQUIRED:
+            # It opens nothing, so that it need not be random.
+            return ActionRequired(reference, NextAction(f"{reference}_secret_{sha256(key.encode()).hexdigest()[:24]}"))
+        case Status.PROCESSING:
+            return Unknown("the charge is being processed")
 
 
 def _by_charge(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -340,8 +380,10 @@ def _by_charge(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return by_charge
 
 
-def _record(charge: Row, refunds: Sequence[Row], disputes: Sequence[Row]) -> Record:
-    standing = _standing(charge["status"], charge["reference"], charge["reason"])
+def _record(charge: Row, refunds: Sequence[Row], disputes: Sequence[Row]) -> Record | Unknown:
+    standing = _standing_of(charge)
+    if isinstance(standing, Unknown):
+        return standing
     movements = [
         Movement(MovementType.REFUND, row["reference"], row["amount"], row["create_time"], row["key"])
         for row in refunds

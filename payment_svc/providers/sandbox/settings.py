@@ -14,6 +14,8 @@ class SandboxSettings(DatabaseSettings):
     """The most database connections of the sandbox provider, beside the service's own."""
     sandbox_slow_seconds: float = Field(default=2.0, ge=0)
     """How long the sandbox provider takes to answer for `tok_slow`."""
+    sandbox_action_seconds: float = Field(default=5.0, ge=0)
+    """Seconds after which the customer of a payment with `tok_3ds` has authenticated it."""
     sandbox_dispute_seconds: float = Field(default=3.0, ge=0)
     """How long after its charge a payment with `tok_dispute` is disputed."""
     sandbox_webhook_secret: SecretStr = SecretStr("")

@@ -16,6 +16,14 @@ class Status(StrEnum):
     APPROVED = "APPROVED"
     DECLINED = "DECLINED"
     VOIDED = "VOIDED"
+    ACTION_REQUIRED = "ACTION_REQUIRED"
+    """It is voided, unless the customer acts first."""
+    PROCESSING = "PROCESSING"
+    """It is approved when it is to be voided."""
+
+
+OPEN = frozenset({Status.ACTION_REQUIRED, Status.PROCESSING})
+"""The statuses that change."""
 
 
 metadata = sa.MetaData(schema="sandbox")
@@ -36,7 +44,9 @@ charges = sa.Table(
     sa.Column("order_id", sa.Uuid, comment="what the caller said it was for"),
     sa.Column("refunded_amount", _AMOUNT, nullable=False, server_default="0"),
     sa.Column("create_time", _TIME, nullable=False, server_default=_now),
-    sa.CheckConstraint("status IN ('APPROVED', 'DECLINED', 'VOIDED')", name="status_known"),
+    sa.CheckConstraint(
+        "status IN ('APPROVED', 'DECLINED', 'VOIDED', 'ACTION_REQUIRED', 'PROCESSING')", name="status_known"
+    ),
     sa.CheckConstraint("status = 'VOIDED' OR amount > 0", name="amount_positive"),
     sa.CheckConstraint("0 <= refunded_amount", name="refunded_not_negative"),
     sa.CheckConstraint(
@@ -104,6 +114,18 @@ TRIED = Statement(sa.select(attempts.c.key).where(attempts.c.key == sa.any_(_key
 CHARGES = Statement(sa.select(charges).where(charges.c.key == sa.any_(_keys)))
 LOCK_CHARGES = Statement(
     sa.select(charges).where(charges.c.key == sa.any_(_keys)).order_by(charges.c.key).with_for_update()
+)
+LOCK_AGES = Statement(
+    sa.select(charges.c.key, charges.c.status, (_now - charges.c.create_time).label("age"))
+    .where(charges.c.key == sa.any_(_keys))
+    .order_by(charges.c.key)
+    .with_for_update(),
+    name="lock sandbox charges",
+)
+_changed = unnested({"keys": ("key", sa.String), "statuses": ("status", sa.String)})
+WRITE_STATUSES = Statement(
+    sa.update(charges).where(charges.c.key == _changed.c.key).values(status=_changed.c.status),
+    name="write statuses of sandbox charges",
 )
 REFUNDS = Statement(sa.select(refunds).where(refunds.c.key == sa.any_(_keys)), name="read sandbox refunds")
 REFUNDS_OF_CHARGES = Statement(

@@ -27,13 +27,15 @@ from commerce.payment.v1 import payment_pb2 as commerce_dot_payment_dot_v1_dot_p
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\xae\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x11\n\trefund_id\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.id\"\xb7\x01\n\x0fPaymentDisputed\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x1a\n\x12provider_reference\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.disputed\x12\x08PAYMENTS\x1a\npayment.id\"\xaf\x02\n\x16PaymentDifferenceFound\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.commerce.payment.v1.PaymentEntryType\x12\x1a\n\x12provider_reference\x18\x03 \x01(\t\x12)\n\rbooked_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12+\n\x0frecorded_amount\x18\x05 \x01(\x0b\x32\x12.google.type.Money:=\x8a\xb5\x18\x39\n!commerce.payment.difference_found\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n commerce/payment/v1/events.proto\x12\x13\x63ommerce.payment.v1\x1a\x1e\x63ommerce/events/v1/event.proto\x1a!commerce/payment/v1/payment.proto\x1a\x17google/type/money.proto\"\x84\x01\n\x15PaymentActionRequired\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:<\x8a\xb5\x18\x38\n commerce.payment.action_required\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentCaptured\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.captured\x12\x08PAYMENTS\x1a\npayment.id\"w\n\x0fPaymentDeclined\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.declined\x12\x08PAYMENTS\x1a\npayment.id\"s\n\rPaymentVoided\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment:3\x8a\xb5\x18/\n\x17\x63ommerce.payment.voided\x12\x08PAYMENTS\x1a\npayment.id\"\xae\x01\n\x0fPaymentRefunded\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x11\n\trefund_id\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.refunded\x12\x08PAYMENTS\x1a\npayment.id\"\xb7\x01\n\x0fPaymentDisputed\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x1a\n\x12provider_reference\x18\x03 \x01(\t:5\x8a\xb5\x18\x31\n\x19\x63ommerce.payment.disputed\x12\x08PAYMENTS\x1a\npayment.id\"\xaf\x02\n\x16PaymentDifferenceFound\x12-\n\x07payment\x18\x01 \x01(\x0b\x32\x1c.commerce.payment.v1.Payment\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.commerce.payment.v1.PaymentEntryType\x12\x1a\n\x12provider_reference\x18\x03 \x01(\t\x12)\n\rbooked_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12+\n\x0frecorded_amount\x18\x05 \x01(\x0b\x32\x12.google.type.Money:=\x8a\xb5\x18\x39\n!commerce.payment.difference_found\x12\x08PAYMENTS\x1a\npayment.idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.payment.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PAYMENTACTIONREQUIRED']._loaded_options = None
+  _globals['_PAYMENTACTIONREQUIRED']._serialized_options = b'\212\265\0308\n commerce.payment.action_required\022\010PAYMENTS\032\npayment.id'
   _globals['_PAYMENTCAPTURED']._loaded_options = None
   _globals['_PAYMENTCAPTURED']._serialized_options = b'\212\265\0301\n\031commerce.payment.captured\022\010PAYMENTS\032\npayment.id'
   _globals['_PAYMENTDECLINED']._loaded_options = None
@@ -46,16 +48,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTDISPUTED']._serialized_options = b'\212\265\0301\n\031commerce.payment.disputed\022\010PAYMENTS\032\npayment.id'
   _globals['_PAYMENTDIFFERENCEFOUND']._loaded_options = None
   _globals['_PAYMENTDIFFERENCEFOUND']._serialized_options = b'\212\265\0309\n!commerce.payment.difference_found\022\010PAYMENTS\032\npayment.id'
-  _globals['_PAYMENTCAPTURED']._serialized_start=149
-  _globals['_PAYMENTCAPTURED']._serialized_end=268
-  _globals['_PAYMENTDECLINED']._serialized_start=270
-  _globals['_PAYMENTDECLINED']._serialized_end=389
-  _globals['_PAYMENTVOIDED']._serialized_start=391
-  _globals['_PAYMENTVOIDED']._serialized_end=506
-  _globals['_PAYMENTREFUNDED']._serialized_start=509
-  _globals['_PAYMENTREFUNDED']._serialized_end=683
-  _globals['_PAYMENTDISPUTED']._serialized_start=686
-  _globals['_PAYMENTDISPUTED']._serialized_end=869
-  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_start=872
-  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_end=1175
+  _globals['_PAYMENTACTIONREQUIRED']._serialized_start=150
+  _globals['_PAYMENTACTIONREQUIRED']._serialized_end=282
+  _globals['_PAYMENTCAPTURED']._serialized_start=284
+  _globals['_PAYMENTCAPTURED']._serialized_end=403
+  _globals['_PAYMENTDECLINED']._serialized_start=405
+  _globals['_PAYMENTDECLINED']._serialized_end=524
+  _globals['_PAYMENTVOIDED']._serialized_start=526
+  _globals['_PAYMENTVOIDED']._serialized_end=641
+  _globals['_PAYMENTREFUNDED']._serialized_start=644
+  _globals['_PAYMENTREFUNDED']._serialized_end=818
+  _globals['_PAYMENTDISPUTED']._serialized_start=821
+  _globals['_PAYMENTDISPUTED']._serialized_end=1004
+  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_start=1007
+  _globals['_PAYMENTDIFFERENCEFOUND']._serialized_end=1310
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,32 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class PaymentActionRequired(_message.Message):
+    """PaymentActionRequired is published when the customer must act before the money for an order can be captured. The event
+    does not contain `next_action`: only the customer can get it, from `GetPayment`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> _payment_pb2.Payment:
+        """The payment after the change."""
+
+    def __init__(
+        self,
+        *,
+        payment: _payment_pb2.Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentActionRequired: _TypeAlias = PaymentActionRequired  # noqa: Y015
+
+@_typing.final
 class PaymentCaptured(_message.Message):
     """PaymentCaptured is published when the money for an order is captured."""
 

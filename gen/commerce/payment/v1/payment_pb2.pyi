@@ -50,6 +50,10 @@ class _PaymentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payment
     """Part of the money was refunded."""
     PAYMENT_STATUS_REFUNDED: _PaymentStatus.ValueType  # 6
     """All of the money was refunded. This status is final."""
+    PAYMENT_STATUS_REQUIRES_ACTION: _PaymentStatus.ValueType  # 7
+    """The customer must act before money can be captured, as in 3-D Secure. `next_action` of the payment says how. If the
+    customer does not act before the payment deadline of the order, the payment is voided.
+    """
 
 class PaymentStatus(_PaymentStatus, metaclass=_PaymentStatusEnumTypeWrapper):
     """PaymentStatus is the status of a payment."""
@@ -70,6 +74,10 @@ PAYMENT_STATUS_PARTIALLY_REFUNDED: PaymentStatus.ValueType  # 5
 """Part of the money was refunded."""
 PAYMENT_STATUS_REFUNDED: PaymentStatus.ValueType  # 6
 """All of the money was refunded. This status is final."""
+PAYMENT_STATUS_REQUIRES_ACTION: PaymentStatus.ValueType  # 7
+"""The customer must act before money can be captured, as in 3-D Secure. `next_action` of the payment says how. If the
+customer does not act before the payment deadline of the order, the payment is voided.
+"""
 Global___PaymentStatus: _TypeAlias = PaymentStatus  # noqa: Y015
 
 class _PaymentEntryType:
@@ -162,6 +170,7 @@ class Payment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PROCESS_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    NEXT_ACTION_FIELD_NUMBER: _builtins.int
     DISPUTE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The payment's UUID."""
@@ -200,6 +209,12 @@ class Payment(_message.Message):
         """When the outcome of the payment became known. Unset until then."""
 
     @_builtins.property
+    def next_action(self) -> Global___NextAction:
+        """What the customer must do. Only `GetPayment` and `GetOrderPayment` set it, for the customer whose payment it is,
+        while the status is `PAYMENT_STATUS_REQUIRES_ACTION` and the provider answers.
+        """
+
+    @_builtins.property
     def dispute_time(self) -> _timestamp_pb2.Timestamp:
         """When the customer disputed the payment at the bank for the first time. Unset without a dispute. A dispute changes
         neither the status nor the order.
@@ -220,15 +235,42 @@ class Payment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         process_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        next_action: Global___NextAction | None = ...,
         dispute_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "dispute_time", b"dispute_time", "process_time", b"process_time", "refunded_amount", b"refunded_amount"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "dispute_time", b"dispute_time", "next_action", b"next_action", "process_time", b"process_time", "refunded_amount", b"refunded_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "dispute_time", b"dispute_time", "etag", b"etag", "failure_reason", b"failure_reason", "id", b"id", "order_id", b"order_id", "process_time", b"process_time", "provider", b"provider", "provider_reference", b"provider_reference", "refunded_amount", b"refunded_amount", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "dispute_time", b"dispute_time", "etag", b"etag", "failure_reason", b"failure_reason", "id", b"id", "next_action", b"next_action", "order_id", b"order_id", "process_time", b"process_time", "provider", b"provider", "provider_reference", b"provider_reference", "refunded_amount", b"refunded_amount", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Payment: _TypeAlias = Payment  # noqa: Y015
+
+@_typing.final
+class NextAction(_message.Message):
+    """NextAction is what the customer's client needs so that the customer can authenticate a payment. It is neither stored
+    nor logged.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_SECRET_FIELD_NUMBER: _builtins.int
+    client_secret: _builtins.str
+    """The provider's secret of this payment, for the provider's library in the client. With Stripe, it is the client
+    secret of the PaymentIntent.
+    """
+    def __init__(
+        self,
+        *,
+        client_secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_secret", b"client_secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NextAction: _TypeAlias = NextAction  # noqa: Y015
 
 @_typing.final
 class Refund(_message.Message):

@@ -100,7 +100,8 @@ class PaymentServiceServicer:
     def ProcessPayment(self, request, context):
         """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
         declined payment is a normal response, not an error. While the outcome is unknown, or the
-        customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
+        customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`. A payment that waits for the
+        customer has the status `PAYMENT_STATUS_REQUIRES_ACTION`.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
         payment with a different amount or is cancelled.
@@ -110,7 +111,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPayment(self, request, context):
-        """Gets a payment.
+        """Gets a payment. If it waits for its customer and the customer asks, the provider is asked for `next_action`.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
         """
@@ -119,7 +120,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOrderPayment(self, request, context):
-        """Gets the payment of an order.
+        """Gets the payment of an order, as `GetPayment` does.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
         """
@@ -188,7 +189,7 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPaymentTimeline(self, request, context):
-        """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+        """Gets the events of the payment of an order. It is empty while the payment is pending.
 
         Errors: only those of `commerce.errors.v1`.
         """

@@ -40,18 +40,19 @@ class PaymentServiceStub:
     ProcessPayment: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ProcessPaymentRequest, _payment_pb2.ProcessPaymentResponse]
     """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
     declined payment is a normal response, not an error. While the outcome is unknown, or the
-    customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
+    customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`. A payment that waits for the
+    customer has the status `PAYMENT_STATUS_REQUIRES_ACTION`.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
     payment with a different amount or is cancelled.
     """
     GetPayment: _grpc.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentRequest, _payment_pb2.GetPaymentResponse]
-    """Gets a payment.
+    """Gets a payment. If it waits for its customer and the customer asks, the provider is asked for `next_action`.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
     """
     GetOrderPayment: _grpc.UnaryUnaryMultiCallable[_payment_pb2.GetOrderPaymentRequest, _payment_pb2.GetOrderPaymentResponse]
-    """Gets the payment of an order.
+    """Gets the payment of an order, as `GetPayment` does.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
     """
@@ -92,7 +93,7 @@ class PaymentServiceStub:
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
     """
     GetPaymentTimeline: _grpc.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentTimelineRequest, _payment_pb2.GetPaymentTimelineResponse]
-    """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+    """Gets the events of the payment of an order. It is empty while the payment is pending.
 
     Errors: only those of `commerce.errors.v1`.
     """
@@ -109,18 +110,19 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     ProcessPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.ProcessPaymentRequest, _payment_pb2.ProcessPaymentResponse]  # type: ignore[assignment]
     """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
     declined payment is a normal response, not an error. While the outcome is unknown, or the
-    customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
+    customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`. A payment that waits for the
+    customer has the status `PAYMENT_STATUS_REQUIRES_ACTION`.
 
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
     payment with a different amount or is cancelled.
     """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentRequest, _payment_pb2.GetPaymentResponse]  # type: ignore[assignment]
-    """Gets a payment.
+    """Gets a payment. If it waits for its customer and the customer asks, the provider is asked for `next_action`.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
     """
     GetOrderPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetOrderPaymentRequest, _payment_pb2.GetOrderPaymentResponse]  # type: ignore[assignment]
-    """Gets the payment of an order.
+    """Gets the payment of an order, as `GetPayment` does.
 
     Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
     """
@@ -161,7 +163,7 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `UNAUTHENTICATED` / `WEBHOOK_SIGNATURE_INVALID`.
     """
     GetPaymentTimeline: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentTimelineRequest, _payment_pb2.GetPaymentTimelineResponse]  # type: ignore[assignment]
-    """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+    """Gets the events of the payment of an order. It is empty while the payment is pending.
 
     Errors: only those of `commerce.errors.v1`.
     """
@@ -181,7 +183,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payment_pb2.ProcessPaymentResponse, _abc.Awaitable[_payment_pb2.ProcessPaymentResponse]]:
         """Charges an order. An order is charged once: a repeated call for the same order returns its payment. A
         declined payment is a normal response, not an error. While the outcome is unknown, or the
-        customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`.
+        customer service is unavailable, the payment has the status `PAYMENT_STATUS_PENDING`. A payment that waits for the
+        customer has the status `PAYMENT_STATUS_REQUIRES_ACTION`.
 
         Errors: `NOT_FOUND` / `PROVIDER_NOT_FOUND`; `FAILED_PRECONDITION` / `PAYMENT_STATE` when the order has a
         payment with a different amount or is cancelled.
@@ -193,7 +196,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_pb2.GetPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_pb2.GetPaymentResponse, _abc.Awaitable[_payment_pb2.GetPaymentResponse]]:
-        """Gets a payment.
+        """Gets a payment. If it waits for its customer and the customer asks, the provider is asked for `next_action`.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
         """
@@ -204,7 +207,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_pb2.GetOrderPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_pb2.GetOrderPaymentResponse, _abc.Awaitable[_payment_pb2.GetOrderPaymentResponse]]:
-        """Gets the payment of an order.
+        """Gets the payment of an order, as `GetPayment` does.
 
         Errors: `NOT_FOUND` / `PAYMENT_NOT_FOUND`.
         """
@@ -287,7 +290,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_pb2.GetPaymentTimelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_pb2.GetPaymentTimelineResponse, _abc.Awaitable[_payment_pb2.GetPaymentTimelineResponse]]:
-        """Gets the events of the payment of an order. It is empty until the payment is captured or declined.
+        """Gets the events of the payment of an order. It is empty while the payment is pending.
 
         Errors: only those of `commerce.errors.v1`.
         """
