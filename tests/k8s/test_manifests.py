@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -141,3 +142,16 @@ def test_diagram_in_the_docs_has_the_arrows_of_the_programs() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     documented = {(row[0].strip("`"), each.strip().strip("`")) for row in rows for each in row[1].split(",")}
     assert {arrow for arrow in documented if arrow[1].endswith("-svc")} == needed_arrows()
+
+
+def test_commands_in_the_docs_name_objects_that_exist(production: list[Object]) -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    kinds = {each["kind"].lower() for each in production}
+    named = {each for each in re.findall(r"kubectl .*?\b([a-z]+)/([a-z-]+)", text) if each[0] in kinds}
+    assert named == {("service", "edge"), ("deployment", "order-svc"), ("deployment", "edge")}
+    assert named <= {(each["kind"].lower(), each["metadata"]["name"]) for each in production}
+    selected = set(re.findall(r"kubectl .*?\b([a-z]+) -l ([\w./]+)=(\w+)", text))
+    assert selected == {("job", "app.kubernetes.io/component", "migration")}
+    for kind, label, value in selected:
+        labels = [each["metadata"].get("labels", {}) for each in production if each["kind"].lower() == kind]
+        assert [each.get(label) for each in labels] == [value] * 4
