@@ -91,7 +91,7 @@ def files(root: Path) -> Iterator[Path]:
 
 def _files(root: Path, path: Path) -> Iterator[Path]:
     relative = path.relative_to(root)
-    if path.name.startswith((".", "__pycache__")) or relative in _EXEMPT:
+    if path.name.startswith((".", "__pycache__", "node_modules")) or relative in _EXEMPT:
         return
     if path.is_dir():
         for child in sorted(path.iterdir()):
