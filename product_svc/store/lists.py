@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 BLOCK = 1000
 """A search ranks this many matches at a time: the first ones by id, then the next ones."""
+_SAMPLE: sa.ColumnElement[int] = sa.literal_column("200")
+_COMMON: sa.ColumnElement[int] = sa.literal_column("10")
+"""A search goes through the products, without the index of words, if so many of so many match."""
 
 _BY_NAME = (products.c.name, products.c.id)
 _BY_CREATE_TIME = (products.c.create_time, products.c.id)
@@ -217,27 +220,38 @@ def listing(order_by: str, conditions: Conditions, *, continued: bool) -> Statem
 def ranking(conditions: Conditions, *, continued: bool) -> Statement:
     """The statement of a page of search results by their rank, then id, from the beginning of a block or from a place.
 
-    It ranks only the matches of the block, since a rank costs more than a match.
+    It ranks only the matches of the block, since a rank costs more than a match. If many of the next products match,
+    it goes through them until the block is full. Otherwise the index of words finds all matches (ADR-0050).
     """
-    matching = conditions.source
-    with_stock = matching.join(stocks, stocks.c.product_id == matching.c.id) if conditions.in_stock else matching
     first, last = (sa.bindparam(name, type_=sa.Uuid) for name in ("first_id", "last_id"))
-    chosen = conditions.choose(sa.select(matching.c.id, matching.c.search).select_from(with_stock), matching)
     size = sa.bindparam("block", type_=sa.Integer)
-    in_block = chosen.where(matching.c.id > first, matching.c.id <= last)
-    block = in_block.order_by(matching.c.id).limit(size).subquery()
-    greatest_id = sa.func.first_value(block.c.id, type_=sa.Uuid).over(order_by=block.c.id.desc())
-    ranked = sa.select(
-        block.c.id,
-        sa.func.ts_rank(block.c.search, _search, type_=sa.REAL).label("rank"),
-        sa.case((sa.func.count().over() == size, greatest_id), else_=last).label("last_id"),
-    ).subquery()
+    next_products = sa.select(products.c.search).where(products.c.id > first).order_by(products.c.id).limit(_SAMPLE)
+    sample = next_products.subquery()
+    matching = sa.select(sa.func.count().label("count")).where(sample.c.search.op("@@")(_search)).cte("sample")
+    is_common = sa.select(matching.c.count).scalar_subquery() >= _COMMON
+
+    def block_of(source: sa.FromClause, *more: sa.ColumnElement[bool]) -> sa.Subquery:
+        with_stock = source.join(stocks, stocks.c.product_id == source.c.id) if conditions.in_stock else source
+        chosen = conditions.choose(sa.select(source.c.id, source.c.search).select_from(with_stock), source)
+        in_block = chosen.where(source.c.id > first, source.c.id <= last, *more)
+        return in_block.order_by(source.c.id).limit(size).subquery()
+
+    in_order = sa.select(products).where(products.c.id > first, products.c.id <= last).order_by(products.c.id)
+    # OFFSET keeps the index of words apart from this.
+    gone_through = in_order.offset(sa.literal_column("0")).subquery("in_order")
+    common = block_of(gone_through, gone_through.c.search.op("@@")(_search), is_common)
+    rare = block_of(conditions.source, sa.not_(is_common))
+    block = sa.union_all(sa.select(common), sa.select(rare)).cte("block")
+    count = sa.select(sa.func.count()).select_from(block).scalar_subquery()
+    greatest_id = sa.select(block.c.id).order_by(block.c.id.desc()).limit(1).scalar_subquery()
+    last_id = sa.case((count == size, greatest_id), else_=last).label("last_id")
+    ranked = sa.select(block.c.id, sa.func.ts_rank(block.c.search, _search, type_=sa.REAL).label("rank")).subquery()
     best = sa.select(ranked).order_by(ranked.c.rank.desc(), ranked.c.id).limit(_most)
     if continued:
         rank, after = sa.bindparam("after_rank", type_=sa.REAL), sa.bindparam("after_id", type_=sa.Uuid)
         best = best.where(sa.or_(ranked.c.rank < rank, sa.and_(ranked.c.rank == rank, ranked.c.id > after)))
     page = best.subquery()
-    statement = select_products().join(page, page.c.id == products.c.id).add_columns(page.c.rank, page.c.last_id)
+    statement = select_products().join(page, page.c.id == products.c.id).add_columns(page.c.rank, last_id)
     return Statement(statement.order_by(page.c.rank.desc(), page.c.id), name="search products")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from google.type.money_pb2 import Money
 
 from commerce.product.v1 import product_pb2, product_pb2_grpc
@@ -59,7 +60,7 @@ async def test_search_results_are_sorted_by_rank_then_id(client: Client) -> None
 
 
 async def test_search_finds_a_sku_as_it_is_written(client: Client) -> None:
-    one = uuid4().hex[:12]
+    one = f"w{uuid4().hex[:12]}"  # no digit begins it, which would match as a prefix
     wanted = (await make(client, "A thing", sku=f"TEA-{one}.7_X-1")).id
     await make(client, "A thing", sku=f"TEA-{one}.8_X-1")
     for query in (f"TEA-{one}.7_X-1", f"tea {one} 7", f"-{one}/7!"):
@@ -89,6 +90,28 @@ async def test_search_ranks_very_many_matches_in_blocks_and_leaves_none_out(
     found = await listed(client, query=word, page_size=2, between=add)
     assert [each for each in found if each in made] == in_blocks
     assert len(found) == len(set(found))
+
+
+async def test_search_of_a_common_word_gives_what_that_of_a_rare_one_gives(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = f"w{uuid4().hex}"
+    for number in range(6):
+        for name in (f"A {word}" if number < 4 else "A thing", f"{word} and {word}" if number > 1 else "A thing"):
+            await make(client, name, units=number)
+    found = {}
+    for common in ("1", "201"):
+        lists.ranking.cache_clear()
+        monkeypatch.setattr(lists, "_COMMON", sa.literal_column(common))
+        for block in (3, 1000):
+            monkeypatch.setattr(lists, "BLOCK", block)
+            found[common, block] = [
+                await listed(client, query=word, page_size=2, min_price=min_price) for min_price in ("", "2")
+            ]
+    lists.ranking.cache_clear()
+    for block in (3, 1000):
+        assert found["1", block] == found["201", block]
+        assert [len(each) for each in found["1", block]] == [8, 6]
 
 
 async def test_pages_are_exact_while_products_are_added(client: Client) -> None:
