@@ -178,9 +178,17 @@ class Pod:
         self._became_ready.set()
         await self._changed()
 
+    def describe(self) -> str:
+        """Its name, and the end of its log."""
+        return "\n  ".join([self.member.name, *self._log_end(self._container)])
+
     def _failed(self, container: Object, how: str) -> PodFailed:
-        log = self._log(container).read_text(errors="replace").splitlines()[-15:]
-        return PodFailed("\n  ".join([f"{self.member.name}, container {container['name']}: {how}", *log]))
+        title = f"{self.member.name}, container {container['name']}: {how}"
+        return PodFailed("\n  ".join([title, *self._log_end(container)]))
+
+    def _log_end(self, container: Object) -> list[str]:
+        log = self._log(container)
+        return log.read_text(errors="replace").splitlines()[-15:] if log.exists() else ["it has not started"]
 
     def _log(self, container: Object) -> Path:
         return self._folder / f"{container['name']}.log"

@@ -54,6 +54,8 @@ FORBIDDEN: Mapping[Arrow, int] = {
 
 _HEALED_WITHIN_S = 120.0
 """How long the mesh may take until orders go through: far longer than it takes on a busy machine."""
+_READY_WITHIN_S = 300.0
+"""How long pods may take to become ready, migrations included."""
 _PAUSE_S = 0.2
 _CONNECT = "import socket; socket.create_connection(({host!r}, {port}), timeout=10).close()"
 
@@ -62,7 +64,7 @@ class RehearsalFailed(Exception):
     """Something is not as it must be."""
 
 
-FAILURES = (RehearsalFailed, PodFailed, UnknownField, CommandFailed, StackError)
+FAILURES = (RehearsalFailed, PodFailed, WalkFailed, UnknownField, CommandFailed, StackError)
 """What `rehearse` raises."""
 
 
@@ -103,7 +105,7 @@ class _Rehearsal:
 
     async def steps(self, *, is_short: bool) -> None:
         """Take all steps. At the end no pod runs."""
-        await asyncio.gather(*(pod.ready() for pod in self._cluster.serving))
+        await self._all_are_ready()
         self._say(f"{len(self._cluster.serving)} pods are ready, run from the files of the working tree")
         await self._an_order_goes_through()
         self._say("an order went from JSON to CONFIRMED")
@@ -214,10 +216,21 @@ class _Rehearsal:
                 raise RehearsalFailed("a name is resolved without an arrow to the resolver")
 
     async def _orders_go_on_while_a_pod_is_deleted(self) -> None:
-        pod = self._cluster.pods["product-svc-1"]
-        await together(pod.delete(), self._an_order_goes_through())
-        await self._an_order_goes_through()
-        self._say("orders go through while product-svc-1 is deleted, and after that")
+        pod, gone, walks = self._cluster.pods["product-svc-1"], asyncio.Event(), 0
+
+        async def delete() -> None:
+            await pod.delete()
+            gone.set()
+
+        async def walk() -> None:
+            nonlocal walks
+            while not gone.is_set():
+                # Not repeated when it fails: clients do not notice that a pod goes.
+                await self._walk(_HEALED_WITHIN_S)()
+                walks += 1
+
+        await together(delete(), walk())
+        self._say(f"each of {walks} orders went through while {pod.member.name} was deleted")
 
     @asynccontextmanager
     async def _removed(self, arrow: Arrow) -> AsyncIterator[None]:
@@ -229,7 +242,16 @@ class _Rehearsal:
         yield
         self._cluster.policies = self._policies
         await self._cluster.enforce()
-        await asyncio.gather(*(pod.ready() for pod in self._cluster.serving))
+        await self._all_are_ready()
+
+    async def _all_are_ready(self) -> None:
+        """Return when all pods are ready. Raises RehearsalFailed if that takes too long, with their logs."""
+        try:
+            async with asyncio.timeout(_READY_WITHIN_S):
+                await asyncio.gather(*(pod.ready() for pod in self._cluster.serving))
+        except TimeoutError:
+            late = [pod.describe() for pod in self._cluster.serving if not pod.is_ready]
+            raise RehearsalFailed("\n".join([f"not ready after {_READY_WITHIN_S:g} s:", *late])) from None
 
     async def _connects(self, source: str, target: str, port: int) -> bool:
         """Whether a pod of the source connects to the name. Raises CommandFailed if there is another reason than that
