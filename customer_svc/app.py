@@ -12,6 +12,8 @@ from customer_svc.access_tokens import AccessTokens
 from customer_svc.domain import Customer
 from customer_svc.passwords import Passwords
 from customer_svc.peers import OrderPeer, PaymentPeer
+from customer_svc.providers import Bounded
+from customer_svc.providers.catalog import PROVIDERS, Names, ProviderSettings
 from customer_svc.rpc import CustomerService, SessionService
 from customer_svc.session_store import SessionStore
 from customer_svc.store import CustomerStore, ErasureStore
@@ -31,13 +33,19 @@ from mesh.rpc.server import Server
 from mesh.settings import ServiceSettings, Target, secret_bytes
 
 
-class Settings(ServiceSettings):
+class Settings(ServiceSettings, ProviderSettings):
     """The customer service's settings."""
 
     order_target: Target
     """Where the order service is."""
     payment_target: Target
     """Where the payment service is."""
+    payment_providers: Names = ("sandbox",)
+    """The payment providers that are switched on. A payment method is of the first one unless another one is named."""
+    provider_timeout: float = Field(default=3.0, gt=0)
+    """Seconds after which a provider's answer is no longer waited for."""
+    provider_calls: int = Field(default=64, gt=0)
+    """Calls that are at each provider at a time."""
     signing_key: FilePath
     """The private key that signs access tokens, a JSON Web Key on P-256 whose public half is in the JWKS."""
     access_token_seconds: int = Field(default=15 * 60, ge=10)
@@ -107,7 +115,13 @@ def build(settings: Settings) -> Service:
     tokens = AccessTokens(settings.signing_key, token_lifetime)
 
     customers = Customers(units, store, passwords, session_store, pages)
-    payment_methods = PaymentMethods(units, store, pages)
+    providers = {
+        name: Bounded(
+            name, PROVIDERS[name](settings), at_a_time=settings.provider_calls, timeout=settings.provider_timeout
+        )
+        for name in settings.payment_providers
+    }
+    payment_methods = PaymentMethods(units, store, pages, providers)
     addresses = Addresses(units, store, pages)
     orders = Orders(units, store, OrderPeer(orders_peer))
     exports = Exports(units, store, session_store, OrderPeer(orders_peer), PaymentPeer(payments_peer))
@@ -122,6 +136,7 @@ def build(settings: Settings) -> Service:
             bus,
             orders_peer,
             payments_peer,
+            *providers.values(),
             relay,
             passwords,
             session_store,

@@ -6,7 +6,7 @@ No message of an error here holds an email address, a token or a password: messa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from mesh.errors import (
     NotFound,
     ResourceExhausted,
     Unauthenticated,
+    Unavailable,
     Violation,
 )
 
@@ -159,6 +160,22 @@ class ProviderTokenUnknown(InvalidArgument):
             metadata={"provider": provider},
             violations=[Violation("token", "is not a token of the payment provider")],
         )
+
+
+class ProviderNotFound(NotFound):
+    """No payment provider of this name is switched on."""
+
+    reason = "PROVIDER_NOT_FOUND"
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(f"there is no payment provider {provider}", metadata={"provider": provider})
+
+
+class ProviderUnavailable(Unavailable):
+    """The payment provider has not said what is behind a token. Nothing has changed."""
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(f"the payment provider {provider} does not answer", metadata={"provider": provider})
 
 
 def same_email(email: str) -> str:
@@ -366,6 +383,15 @@ class Selection:
 
     payment_method: PaymentMethodSecret | MeshError
     postal_address: PostalAddress | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Selections:
+    """The selections of several queries, in their order."""
+
+    selections: Sequence[Selection]
+    currencies: Mapping[str, Collection[str]]
+    """The currencies that the providers of the payment methods take, for those that do not take all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class CustomerService:
             call, lambda made: customer.AddPaymentMethodResponse(payment_method=wire.payment_method(made))
         )
         return await self._payment_methods.add_payment_method(
-            change, wire.named(request.customer_id), request.token, make_default=request.make_default
+            change, wire.named(request.customer_id), request.provider, request.token, make_default=request.make_default
         )
 
     async def ListPaymentMethods(
@@ -145,8 +145,14 @@ class CustomerService:
     async def SelectPaymentMethods(
         self, request: customer.SelectPaymentMethodsRequest, call: Call
     ) -> customer.SelectPaymentMethodsResponse:
-        selections = await self._payment_methods.select([wire.payment_method_query(each) for each in request.queries])
-        return customer.SelectPaymentMethodsResponse(results=[wire.selection(each) for each in selections])
+        found = await self._payment_methods.select([wire.payment_method_query(each) for each in request.queries])
+        return customer.SelectPaymentMethodsResponse(
+            results=[wire.selection(each) for each in found.selections],
+            limited_providers=[
+                customer.ProviderCurrencies(provider=provider, currency_codes=currencies)
+                for provider, currencies in found.currencies.items()
+            ],
+        )
 
     async def ResolvePaymentMethods(
         self, request: customer.ResolvePaymentMethodsRequest, call: Call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -57,7 +57,8 @@ class CustomerPeer:
             ]
         )
         reply = await self._peer.ask(stub.SelectPaymentMethods, request, calls=calls)
-        return [_selection(result) for result in reply.results]
+        currencies = {each.provider: frozenset(each.currency_codes) for each in reply.limited_providers}
+        return [_selection(result, currencies) for result in reply.results]
 
 
 class ProductPeer:
@@ -146,10 +147,14 @@ def _timeline_event(message: order_pb2.TimelineEvent) -> TimelineEvent:
     )
 
 
-def _selection(result: customer_pb2.SelectedPaymentMethodResult) -> Selection | MeshError:
+def _selection(
+    result: customer_pb2.SelectedPaymentMethodResult, currencies: Mapping[str, Collection[str]]
+) -> Selection | MeshError:
     address = _postal_address(result.postal_address) if result.HasField("postal_address") else None
     if not result.HasField("error"):
-        return Selection(PaymentMethod(parse_id(result.payment_method.id), result.payment_method.provider), address)
+        selected = result.payment_method
+        method = PaymentMethod(parse_id(selected.id), selected.provider, currencies.get(selected.provider, ()))
+        return Selection(method, address)
     error = status.from_status(result.error)
     return Selection(None, address) if error.reason == PaymentMethodMissing.reason else error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -13,15 +13,17 @@ from customer_svc.domain import (
     PaymentMethodMissing,
     PaymentMethodQuery,
     PaymentMethodSecret,
+    ProviderNotFound,
     Selection,
+    Selections,
     Wallet,
 )
-from customer_svc.providers import card_of
 from customer_svc.usecases.customers import record, whose
 from mesh.errors import MeshError
 from mesh.ids import new_id, parse_id
 
 if TYPE_CHECKING:
+    from customer_svc.providers import Bounded
     from customer_svc.store import CustomerStore
     from mesh.db.paging import Pages
     from mesh.db.unit_of_work import UnitsOfWork
@@ -30,23 +32,27 @@ if TYPE_CHECKING:
 
 
 class PaymentMethods:
-    """The payment methods of customers."""
+    """The payment methods of customers. A method is of the first of `providers` unless another one is named."""
 
-    def __init__(self, units: UnitsOfWork, customers: CustomerStore, pages: Pages) -> None:
+    def __init__(
+        self, units: UnitsOfWork, customers: CustomerStore, pages: Pages, providers: Mapping[str, Bounded]
+    ) -> None:
         self._units = units
         self._customers = customers
         self._pages = pages
+        self._providers = providers
+        self._limited = {name: each.currencies for name, each in providers.items() if each.currencies}
 
     async def add_payment_method(
-        self, change: Change[PaymentMethod], named: UUID | None, token: str, *, make_default: bool
+        self, change: Change[PaymentMethod], named: UUID | None, provider: str, token: str, *, make_default: bool
     ) -> Reply[PaymentMethod]:
         """Keep a payment method; a customer's first one becomes the default anyway.
 
-        Raises CustomerNotFound or ProviderTokenUnknown.
+        Raises CustomerNotFound, ProviderNotFound, ProviderTokenUnknown or ProviderUnavailable.
         """
         customer_id = whose(change.caller, named)
         now = self._units.now()
-        card = card_of(token, now)
+        card = await self._provider(provider).describe(token, now)
         async with self._units.once(change) as work:
             customer = await self._customers.load(work, customer_id)
             if make_default:
@@ -103,7 +109,7 @@ class PaymentMethods:
             found = await self._customers.list_payment_methods(reading, customer_id, before=before, most=size + 1)
         return self._pages.page(scope, found, size, lambda method: [str(method.id)])
 
-    async def select(self, queries: Sequence[PaymentMethodQuery]) -> list[Selection]:
+    async def select(self, queries: Sequence[PaymentMethodQuery]) -> Selections:
         """The payment method and the address of each query, with one statement for all.
 
         Instead of a payment method there may be CustomerNotFound, PaymentMethodNotFound, AddressNotFound or, beside an
@@ -111,7 +117,7 @@ class PaymentMethods:
         """
         async with self._units.database.reading() as reading:
             wallets = await self._customers.read_wallets(reading, queries, with_addresses=True)
-        return [_selection(wallets.get(query.customer_id), query) for query in queries]
+        return Selections([_selection(wallets.get(query.customer_id), query) for query in queries], self._limited)
 
     async def resolve(self, queries: Sequence[PaymentMethodQuery]) -> list[PaymentMethodSecret | MeshError]:
         """The payment method of each query, one result each, with one statement for all.
@@ -129,6 +135,14 @@ class PaymentMethods:
             except MeshError as refusal:
                 results.append(refusal)
         return results
+
+    def _provider(self, name: str) -> Bounded:
+        if not name:
+            return next(iter(self._providers.values()))
+        try:
+            return self._providers[name]
+        except KeyError:
+            raise ProviderNotFound(name) from None
 
 
 def _selection(wallet: Wallet | None, query: PaymentMethodQuery) -> Selection:

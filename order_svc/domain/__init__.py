@@ -2,6 +2,7 @@
 
 from order_svc.domain.errors import (
     CurrencyMismatch,
+    CurrencyNotSupported,
     CustomerHasOpenOrders,
     CustomerNotFound,
     EtagMismatch,
@@ -48,6 +49,7 @@ __all__ = [
     "CancelReason",
     "Cause",
     "CurrencyMismatch",
+    "CurrencyNotSupported",
     "CustomerHasOpenOrders",
     "CustomerNotFound",
     "EtagMismatch",

@@ -118,6 +118,18 @@ class PaymentMethodMissing(FailedPrecondition):
         super().__init__("the customer has no payment method", metadata={"customerId": str(customer_id)})
 
 
+class CurrencyNotSupported(FailedPrecondition):
+    """The payment provider of the customer's payment method does not take the currency of the order."""
+
+    reason = "CURRENCY_NOT_SUPPORTED"
+
+    def __init__(self, provider: str, currency: str) -> None:
+        super().__init__(
+            f"the payment provider {provider} does not take {currency}",
+            metadata={"provider": provider, "currency": currency},
+        )
+
+
 class HoldLost(Aborted):
     """The hold behind this attempt was given up as orphaned; a retry makes a new one."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
-from order_svc.domain.errors import CurrencyMismatch, PaymentMethodMissing
+from order_svc.domain.errors import CurrencyMismatch, CurrencyNotSupported, PaymentMethodMissing
 from order_svc.domain.orders import Item, Offer, Order, OrderRequest, PostalAddress, Total, item_of
 from order_svc.domain.statuses import Status
 
@@ -52,6 +52,13 @@ class PaymentMethod(NamedTuple):
 
     id: UUID
     provider: str
+    currencies: Collection[str] = ()
+    """The currencies that the provider takes; empty if it takes all of them."""
+
+    def require_currency(self, currency: str) -> None:
+        """Raise CurrencyNotSupported if the provider does not take this currency."""
+        if self.currencies and currency not in self.currencies:
+            raise CurrencyNotSupported(self.provider, currency)
 
 
 class Selection(NamedTuple):
@@ -114,8 +121,8 @@ def placed(
 ) -> Order:
     """The order for goods that are held. If it costs nothing, it has no payment method.
 
-    Raises InvalidArgument / CURRENCY_MISMATCH (one currency an order), PriceChanged, or PaymentMethodMissing. The
-    product service makes no such hold, but one of an earlier version may.
+    Raises CurrencyNotSupported. It raises InvalidArgument / CURRENCY_MISMATCH (one currency an order), PriceChanged or
+    PaymentMethodMissing, too: the product service makes no such hold, but one of an earlier version may.
     """
     currencies = sorted({line.currency for line in hold.lines})
     if len(currencies) > 1:
@@ -128,8 +135,10 @@ def placed(
     if request.expected_total is not None:
         request.require_total(Total(total, currencies[0]))
     payment_method = selection.payment_method
-    if total and payment_method is None:
-        raise PaymentMethodMissing(customer_id)
+    if total:
+        if payment_method is None:
+            raise PaymentMethodMissing(customer_id)
+        payment_method.require_currency(currencies[0])
     return Order(
         id=hold.order_id,
         customer_id=customer_id,

@@ -24,6 +24,7 @@ from mesh.errors import (
 from mesh.ids import new_id
 from order_svc.domain import (
     FREE,
+    CurrencyNotSupported,
     Hold,
     HoldLost,
     HoldRequest,
@@ -100,6 +101,14 @@ class _Attempt:
         return FREE if expected is None and self.selection and not self.selection.payment_method else expected
 
     @property
+    def likely_currency(self) -> str:
+        """The currency that is expected, or that of the draft; empty if it costs nothing or is not known yet."""
+        placing = self.placing
+        if (expected := placing.request.expected_total) is not None:
+            return expected.currency if expected.amount else ""
+        return placing.draft.currency if placing.draft and placing.draft.total else ""
+
+    @property
     def provider(self) -> str:
         """The payment provider of the customer's payment method; empty if there is none."""
         return self.selection.payment_method.provider if self.selection and self.selection.payment_method else ""
@@ -138,8 +147,8 @@ class Placement:
         """Place an order: its stock is held when this returns, and its payment is under way.
 
         Raises the errors of the customer service about the payment method and of the product service about the stock;
-        InvalidArgument (CURRENCY_MISMATCH; staff must name the customer), CustomerNotFound, PriceChanged, HoldLost;
-        Replay.
+        InvalidArgument (CURRENCY_MISMATCH; staff must name the customer), CustomerNotFound, PriceChanged,
+        CurrencyNotSupported, HoldLost; Replay.
         """
         owner = owner_of(change.caller, request.customer_id)
         return await self.group.submit(Placing(change, owner, request))
@@ -208,6 +217,8 @@ class Placement:
                 each.failure = selection
             elif expected and expected.amount and not selection.payment_method:
                 each.failure = PaymentMethodMissing(each.placing.customer_id)
+            elif (refusal := _currency_refusal(selection, each.likely_currency)) is not None:
+                each.failure = refusal
             else:
                 each.selection = selection
 
@@ -290,6 +301,16 @@ class Placement:
             for each, (order, _) in replies:
                 fact = OrderPlaced(order, each.provider if order.payment_method_id else "")
                 work.publish(fact, each.change.trace, subject=order.id, actor=each.change.caller)
+
+
+def _currency_refusal(selection: Selection, currency: str) -> CurrencyNotSupported | None:
+    """Why an order in this currency cannot be paid. Refused here, it never holds stock, and a draft stays open."""
+    if currency and selection.payment_method:
+        try:
+            selection.payment_method.require_currency(currency)
+        except CurrencyNotSupported as refusal:
+            return refusal
+    return None
 
 
 def _open(attempts: Sequence[_Attempt]) -> list[_Attempt]:

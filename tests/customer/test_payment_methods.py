@@ -19,15 +19,24 @@ from mesh.rpc import status
 from stack.servers import Servers
 from tests.services import Client, Keys, new_key, port_of, refused, running, settings_for
 
-TOKENS = ("tok_visa", "tok_declined", "tok_insufficient_funds", "tok_slow", "tok_timeout", "tok_flaky")
+TOKENS = (
+    "tok_visa",
+    "tok_declined",
+    "tok_insufficient_funds",
+    "tok_slow",
+    "tok_timeout",
+    "tok_flaky",
+    "tok_refund_fails",
+)
 Stub = customer_pb2_grpc.CustomerServiceStub
 
 
 @pytest.fixture(scope="module")
 async def service(servers: Servers, keys: Keys) -> AsyncIterator[Service]:
     settings = settings_for(
-        Settings, "customer", servers, keys, redis_url=servers.redis.url, signing_key=keys.signing.private
-    )
+        Settings, "customer", servers, keys, redis_url=servers.redis.url, signing_key=keys.signing.private,
+        sandbox_currencies=("EUR", "JPY"),
+    )  # fmt: skip
     service = build(settings)
     async with running(service):
         yield service
@@ -78,9 +87,17 @@ def ada(client: Client, keys: Keys, customer: str) -> Client:
 
 
 async def add(
-    client: Client, token: str = "tok_visa", *, customer: str = "me", default: bool = False, key: str | None = None
+    client: Client,
+    token: str = "tok_visa",
+    *,
+    customer: str = "me",
+    provider: str = "",
+    default: bool = False,
+    key: str | None = None,
 ) -> customer_pb2.PaymentMethod:
-    request = customer_pb2.AddPaymentMethodRequest(customer_id=customer, token=token, make_default=default)
+    request = customer_pb2.AddPaymentMethodRequest(
+        customer_id=customer, token=token, make_default=default, provider=provider
+    )
     reply = await client(Stub(client.channel).AddPaymentMethod, request, key=key)
     method: customer_pb2.PaymentMethod = reply.payment_method
     return method
@@ -137,6 +154,24 @@ async def test_every_token_of_the_sandbox_makes_a_card(ada: Client, customer: st
     assert method.last4.isdigit()
     assert 1 <= method.expire_month <= 12
     assert method.expire_year > datetime.now(UTC).year
+
+
+async def test_payment_method_is_of_the_provider_that_the_request_names(ada: Client) -> None:
+    assert (await add(ada, provider="sandbox")).provider == "sandbox"
+    error = await refused(add(ada, provider="another"))
+    assert (error.code.name, error.reason, error.metadata) == (
+        "NOT_FOUND", "PROVIDER_NOT_FOUND", {"provider": "another"}
+    )  # fmt: skip
+    assert (await refused(add(ada, provider="Not A Name"))).reason == "VALIDATION_FAILED"
+
+
+async def test_selection_tells_which_currencies_a_provider_takes(ada: Client, orders: Client, customer: str) -> None:
+    await add(ada)
+    request = customer_pb2.SelectPaymentMethodsRequest(queries=asked([(customer, "")]))
+    reply = await orders(Stub(orders.channel).SelectPaymentMethods, request)
+    assert [(each.provider, list(each.currency_codes)) for each in reply.limited_providers] == [
+        ("sandbox", ["EUR", "JPY"])
+    ]
 
 
 async def test_a_token_is_neither_told_nor_logged_nor_published(

@@ -1,4 +1,4 @@
-"""Orders that are refused before any stock is held for them."""
+"""Orders that are refused, most of them before any stock is held for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from commerce.order.v1 import order_pb2
 from mesh.errors import Violation
 from tests.mesh.house import Buyer, House
 from tests.services import refused
@@ -51,3 +52,18 @@ async def test_order_whose_total_is_too_large_is_refused_before_anything_is_held
     assert (placed.total_amount.units, placed.total_amount.nanos) == (999_999_999_999_999, 0)
     await mesh.decided(buyer, placed.id)
     assert (await mesh.payment(buyer, placed.id)).amount == placed.total_amount
+
+
+async def test_order_in_a_currency_that_the_provider_does_not_take_is_refused_and_holds_nothing(mesh: House) -> None:
+    buyer, francs, free = (
+        await mesh.buyer("tok_visa"),
+        await mesh.product(5, currency="XPF"),
+        await mesh.product(5, units=0, currency="XPF"),
+    )
+    error = await refused(mesh.order(buyer, {francs: 1}))
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "CURRENCY_NOT_SUPPORTED")
+    assert error.metadata == {"provider": "sandbox", "currency": "XPF"}
+    assert (await mesh.unreserved(francs)).on_hand == 5
+    # No provider hears of an order that costs nothing.
+    placed = await mesh.order(buyer, {free: 1})
+    assert (await mesh.decided(buyer, placed.id)).status == order_pb2.ORDER_STATUS_CONFIRMED

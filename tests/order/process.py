@@ -59,9 +59,10 @@ Reserved = list[Hold | MeshError]
 class Wallets(CustomerPeer):
     """A customer service whose customers all have a card or none, unless it fails."""
 
-    def __init__(self, *, empty: bool = False) -> None:
+    def __init__(self, *, empty: bool = False, currencies: Sequence[str] = ()) -> None:
         self.failure: MeshError | None = None
         self.empty = empty
+        self.currencies = currencies
 
     async def select(
         self, wanted: Sequence[tuple[UUID, OrderRequest]], calls: Sequence[Call]
@@ -72,7 +73,7 @@ class Wallets(CustomerPeer):
             raise self.failure
         if self.empty:
             return [Selection(None, None)] * len(wanted)
-        return [Selection(PaymentMethod(new_id(), "sandbox"), None) for _ in wanted]
+        return [Selection(PaymentMethod(new_id(), "sandbox", self.currencies), None) for _ in wanted]
 
 
 class NoPayments(PaymentPeer):

@@ -16,7 +16,7 @@ from mesh.db.database import Database, Statement
 from mesh.db.idempotency import IdempotencyKeyReused, Replay
 from mesh.errors import DeadlineExceeded, FailedPrecondition, Internal, MeshError, ResourceExhausted, Unavailable
 from mesh.rpc.replies import Reply
-from order_svc.domain import HeldLine, Hold, Order, PaymentMethodMissing, Status
+from order_svc.domain import CurrencyNotSupported, HeldLine, Hold, Order, PaymentMethodMissing, Status
 from order_svc.store.tables import orders
 from tests.order.process import Reserved, Stock, Wallets, message_of, placing, process_of, replayed
 from tests.services import TEST_TIMEOUT_S, eventually, new_key
@@ -259,6 +259,20 @@ async def test_hold_with_a_total_is_released_for_a_customer_without_payment_meth
     assert isinstance(error, PaymentMethodMissing)
     await process.unused_holds.idle()
     assert stock.released == [wanted.order_id]
+
+
+async def test_hold_in_a_currency_that_the_provider_does_not_take_is_released(database: Database) -> None:
+    stock = Stock()
+    process = process_of(database, stock, wallets=Wallets(currencies=["USD", "JPY"]))
+    refused_one, placed_one = placing(uuid4(), new_key(), {uuid4(): 1}), placing(uuid4(), new_key(), {uuid4(): 1})
+    (error,) = await process.place(refused_one)
+    assert isinstance(error, CurrencyNotSupported)
+    assert error.metadata == {"provider": "sandbox", "currency": "EUR"}
+    await process.unused_holds.idle()
+    assert stock.released == [refused_one.order_id]
+    stock.currencies = ("USD",)
+    (placed,) = await process.place(placed_one)
+    assert message_of(placed).total_amount.currency_code == "USD"
 
 
 async def test_known_retry_gets_its_order_while_a_batch_waits_for_a_peer(database: Database) -> None:

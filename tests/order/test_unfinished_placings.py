@@ -18,7 +18,17 @@ from mesh.errors import FailedPrecondition, MeshError, StaleWrite, Unavailable
 from mesh.rpc.call import Call, Caller, Kind
 from mesh.rpc.replies import Change, Reply
 from order_svc import wire
-from order_svc.domain import CancelReason, HoldDecision, HoldRequest, Order, OrderRequest, OrderState, Status
+from order_svc.domain import (
+    CancelReason,
+    CurrencyNotSupported,
+    HoldDecision,
+    HoldRequest,
+    Order,
+    OrderRequest,
+    OrderState,
+    Status,
+    Total,
+)
 from order_svc.usecases import Placing
 from tests.order.process import OrderProcess, Reserved, Stock, Wallets, placing, process_of
 from tests.services import new_key
@@ -272,3 +282,20 @@ async def test_drafts_and_new_orders_are_placed_in_one_batch(database: Database)
         assert order == result.value
         assert order.status is Status.PENDING
         assert [item.unit_price for item in order.items] == [Decimal(11)]
+
+
+async def test_currency_that_the_provider_does_not_take_is_refused_before_the_hold_if_it_is_known(
+    database: Database,
+) -> None:
+    stock, customer = Stock(), uuid4()
+    process = process_of(database, stock, wallets=Wallets(currencies=["USD", "JPY"]))
+    draft = await draft_of(process, customer)
+    with pytest.raises(CurrencyNotSupported):
+        await process.placement.place_draft(change_of(customer), draft.id, OrderRequest({}), etag="")
+    wanted = OrderRequest({uuid4(): 1}, expected_total=Total(Decimal(10), "EUR"))
+    with pytest.raises(CurrencyNotSupported):
+        await process.placement.place(change_of(customer), wanted)
+    assert stock.asked == []
+    # The draft can be edited.
+    assert (await read(process, draft.id)).status is Status.DRAFT
+    await process.drafts.remove_item(change_of(customer), draft.id, item_id=draft.items[0].id, etag=str(draft.version))

@@ -18,7 +18,7 @@ from customer_svc.domain import (
     Wallet,
     same_email,
 )
-from customer_svc.providers import card_of
+from customer_svc.providers.sandbox import Sandbox
 
 NOW = datetime(2026, 12, 31, 23, 59, tzinfo=UTC)
 
@@ -65,14 +65,14 @@ def test_no_secret_shows_in_a_representation() -> None:
     assert "a-secret" not in repr(values)
 
 
-def test_a_card_of_the_sandbox_has_not_expired() -> None:
-    card = card_of("tok_visa", NOW)
+async def test_a_card_of_the_sandbox_has_not_expired() -> None:
+    card = await Sandbox().describe("tok_visa", NOW)
     assert (card.provider, card.brand, card.last4) == ("sandbox", "visa", "4242")
     assert (card.expire_month, card.expire_year) == (12, 2029)
 
 
-def test_an_unknown_token_shows_nowhere_in_its_refusal() -> None:
+async def test_an_unknown_token_shows_nowhere_in_its_refusal() -> None:
     with pytest.raises(ProviderTokenUnknown) as refusal:
-        card_of("tok_of_nobody", NOW)
+        await Sandbox().describe("tok_of_nobody", NOW)
     error = refusal.value
     assert "tok_of_nobody" not in repr((error, error.message, error.metadata, error.violations, error.__cause__))

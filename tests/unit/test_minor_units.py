@@ -6,9 +6,10 @@ from decimal import Decimal
 
 import pytest
 
+from mesh.rpc.validation.money import MINOR_UNITS
 from payment_svc.providers import MinorUnits, NotPayable
-from payment_svc.providers.sandbox import Sandbox
 
+ISO_4217 = MinorUnits(MINOR_UNITS)
 TABLE = MinorUnits({"EUR": 2, "JPY": 0, "KWD": 3, "UGX": 2}, steps={"KWD": 10, "UGX": 100})
 """Of a provider that takes three decimals of dinars only as multiples of ten, and shillings only in whole units."""
 
@@ -17,9 +18,9 @@ TABLE = MinorUnits({"EUR": 2, "JPY": 0, "KWD": 3, "UGX": 2}, steps={"KWD": 10, "
     ("amount", "currency", "units"),
     [("100", "JPY", 100), ("1.23", "EUR", 123), ("1.234", "KWD", 1234), ("1.2300", "EUR", 123), ("0", "EUR", 0)],
 )
-def test_sandbox_counts_in_the_minor_units_of_iso_4217(amount: str, currency: str, units: int) -> None:
-    assert Sandbox.minor_units.of(Decimal(amount), currency) == units
-    assert Sandbox.minor_units.amount(units, currency) == Decimal(amount)
+def test_amounts_are_counted_in_the_minor_units_of_their_currency(amount: str, currency: str, units: int) -> None:
+    assert ISO_4217.of(Decimal(amount), currency) == units
+    assert ISO_4217.amount(units, currency) == Decimal(amount)
 
 
 def test_greatest_amount_of_the_books_is_counted_exactly() -> None:

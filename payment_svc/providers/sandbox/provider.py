@@ -134,11 +134,9 @@ class Sandbox:
 
     `slow_seconds` is how long it takes to answer for `tok_slow`, `action_seconds` how long a customer with `tok_3ds`
     takes to act, and `dispute_seconds` how long after its charge a payment with `tok_dispute` is disputed. Its webhooks
-    are signed with `webhook_secret` and sent to `webhook_url`.
+    are signed with `webhook_secret` and sent to `webhook_url`. It takes the `currencies`, or all of ISO 4217 if there
+    are none.
     """
-
-    minor_units = MinorUnits(MINOR_UNITS)
-    """It takes every currency of ISO 4217."""
 
     def __init__(
         self,
@@ -149,7 +147,11 @@ class Sandbox:
         dispute_seconds: float = 3.0,
         webhook_secret: str = "",
         webhook_url: str = "",
+        currencies: Collection[str] = (),
     ) -> None:
+        self.minor_units = MinorUnits(
+            {code: decimals for code, decimals in MINOR_UNITS.items() if not currencies or code in currencies}
+        )
         self._database = database
         self._slow_seconds = slow_seconds
         self._action_time = timedelta(seconds=action_seconds)
@@ -176,6 +178,7 @@ class Sandbox:
             dispute_seconds=settings.sandbox_dispute_seconds,
             webhook_secret=settings.sandbox_webhook_secret.get_secret_value(),
             webhook_url=settings.sandbox_webhook_url,
+            currencies=settings.sandbox_currencies,
         )
 
     async def start(self) -> None:

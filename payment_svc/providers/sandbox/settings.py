@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from typing import Annotated
 
-from mesh.settings import DatabaseSettings
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from mesh.settings import DatabaseSettings, split_list
 
 
 class SandboxSettings(DatabaseSettings):
@@ -22,3 +25,5 @@ class SandboxSettings(DatabaseSettings):
     """The secret that signs the webhooks of the sandbox provider. Without it, all of them are refused."""
     sandbox_webhook_url: str = ""
     """Where the sandbox provider sends its webhooks, `https://…/v1/paymentWebhooks/sandbox`. Empty: it sends none."""
+    sandbox_currencies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)] = ()
+    """The currencies that the sandbox takes, separated by commas; all if empty. The same as in the customer service."""

@@ -678,22 +678,28 @@ class AddPaymentMethodRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     MAKE_DEFAULT_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Required. The customer's UUID, or `me`."""
     token: _builtins.str
     """Required. The payment provider's token. Card numbers are rejected."""
     make_default: _builtins.bool
     """Optional. Whether to make this the default payment method."""
+    provider: _builtins.str
+    """Optional. The payment provider that issued the token, such as `sandbox`. If empty, it is the first one that the
+    service's settings list.
+    """
     def __init__(
         self,
         *,
         customer_id: _builtins.str = ...,
         token: _builtins.str = ...,
         make_default: _builtins.bool = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "make_default", b"make_default", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "make_default", b"make_default", "provider", b"provider", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1130,22 +1136,56 @@ class SelectPaymentMethodsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    LIMITED_PROVIDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelectedPaymentMethodResult]:
         """A result for each query, in the order of the queries."""
+
+    @_builtins.property
+    def limited_providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderCurrencies]:
+        """The payment providers that do not take every currency."""
 
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___SelectedPaymentMethodResult] | None = ...,
+        limited_providers: _abc.Iterable[Global___ProviderCurrencies] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limited_providers", b"limited_providers", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SelectPaymentMethodsResponse: _TypeAlias = SelectPaymentMethodsResponse  # noqa: Y015
+
+@_typing.final
+class ProviderCurrencies(_message.Message):
+    """ProviderCurrencies lists the currencies that a payment provider takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODES_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """The payment provider."""
+    @_builtins.property
+    def currency_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ISO 4217 codes of the currencies."""
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        currency_codes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_codes", b"currency_codes", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderCurrencies: _TypeAlias = ProviderCurrencies  # noqa: Y015
 
 @_typing.final
 class PaymentMethodResult(_message.Message):

@@ -211,7 +211,8 @@ class CustomerServiceServicer:
     def AddPaymentMethod(self, request, context):
         """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PROVIDER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`;
+        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the provider does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -93,7 +93,8 @@ class CustomerServiceStub:
     AddPaymentMethod: _grpc.UnaryUnaryMultiCallable[_customer_pb2.AddPaymentMethodRequest, _customer_pb2.AddPaymentMethodResponse]
     """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`.
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PROVIDER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`;
+    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the provider does not answer.
     """
     ListPaymentMethods: _grpc.UnaryUnaryMultiCallable[_customer_pb2.ListPaymentMethodsRequest, _customer_pb2.ListPaymentMethodsResponse]
     """Lists the payment methods of a customer, newest first.
@@ -206,7 +207,8 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     AddPaymentMethod: _aio.UnaryUnaryMultiCallable[_customer_pb2.AddPaymentMethodRequest, _customer_pb2.AddPaymentMethodResponse]  # type: ignore[assignment]
     """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
 
-    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`.
+    Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PROVIDER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`;
+    `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the provider does not answer.
     """
     ListPaymentMethods: _aio.UnaryUnaryMultiCallable[_customer_pb2.ListPaymentMethodsRequest, _customer_pb2.ListPaymentMethodsResponse]  # type: ignore[assignment]
     """Lists the payment methods of a customer, newest first.
@@ -364,7 +366,8 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_customer_pb2.AddPaymentMethodResponse, _abc.Awaitable[_customer_pb2.AddPaymentMethodResponse]]:
         """Adds a payment method from a payment provider's token. A customer's first payment method becomes the default.
 
-        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`.
+        Errors: `NOT_FOUND` / `CUSTOMER_NOT_FOUND`, `PROVIDER_NOT_FOUND`; `INVALID_ARGUMENT` / `PROVIDER_TOKEN_UNKNOWN`;
+        `UNAVAILABLE` / `DEPENDENCY_UNAVAILABLE` when the provider does not answer.
         """
 
     @_abc_1.abstractmethod

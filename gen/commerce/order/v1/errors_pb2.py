@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommerce/order/v1/errors.proto\x12\x11\x63ommerce.order.v1*\xf5\x01\n\x10OrderErrorReason\x12\"\n\x1eORDER_ERROR_REASON_UNSPECIFIED\x10\x00\x12&\n\"ORDER_ERROR_REASON_ORDER_NOT_FOUND\x10\x01\x12+\n\'ORDER_ERROR_REASON_ORDER_ITEM_NOT_FOUND\x10\x02\x12\"\n\x1eORDER_ERROR_REASON_ORDER_STATE\x10\x03\x12\"\n\x1eORDER_ERROR_REASON_ORDER_EMPTY\x10\x04\x12 \n\x1cORDER_ERROR_REASON_HOLD_LOST\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ommerce/order/v1/errors.proto\x12\x11\x63ommerce.order.v1*\xa4\x02\n\x10OrderErrorReason\x12\"\n\x1eORDER_ERROR_REASON_UNSPECIFIED\x10\x00\x12&\n\"ORDER_ERROR_REASON_ORDER_NOT_FOUND\x10\x01\x12+\n\'ORDER_ERROR_REASON_ORDER_ITEM_NOT_FOUND\x10\x02\x12\"\n\x1eORDER_ERROR_REASON_ORDER_STATE\x10\x03\x12\"\n\x1eORDER_ERROR_REASON_ORDER_EMPTY\x10\x04\x12 \n\x1cORDER_ERROR_REASON_HOLD_LOST\x10\x05\x12-\n)ORDER_ERROR_REASON_CURRENCY_NOT_SUPPORTED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'commerce.order.v1.errors_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORDERERRORREASON']._serialized_start=54
-  _globals['_ORDERERRORREASON']._serialized_end=299
+  _globals['_ORDERERRORREASON']._serialized_end=346
 # @@protoc_insertion_point(module_scope)

@@ -36,6 +36,10 @@ class _OrderErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Orde
     """`ABORTED`: the hold of the order was released before the order was committed. The client may send the same
     request again.
     """
+    ORDER_ERROR_REASON_CURRENCY_NOT_SUPPORTED: _OrderErrorReason.ValueType  # 6
+    """`FAILED_PRECONDITION`: the payment provider of the payment method does not take the currency of the order. The
+    metadata contains `provider` and `currency`.
+    """
 
 class OrderErrorReason(_OrderErrorReason, metaclass=_OrderErrorReasonEnumTypeWrapper):
     """OrderErrorReason is the reason of an error of the order service. It is sent as `reason` of
@@ -55,5 +59,9 @@ ORDER_ERROR_REASON_ORDER_EMPTY: OrderErrorReason.ValueType  # 4
 ORDER_ERROR_REASON_HOLD_LOST: OrderErrorReason.ValueType  # 5
 """`ABORTED`: the hold of the order was released before the order was committed. The client may send the same
 request again.
+"""
+ORDER_ERROR_REASON_CURRENCY_NOT_SUPPORTED: OrderErrorReason.ValueType  # 6
+"""`FAILED_PRECONDITION`: the payment provider of the payment method does not take the currency of the order. The
+metadata contains `provider` and `currency`.
 """
 Global___OrderErrorReason: _TypeAlias = OrderErrorReason  # noqa: Y015

@@ -127,8 +127,8 @@ class OrderServiceServicer:
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
         `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-        `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
-        when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+        `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+        `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,8 +196,8 @@ class OrderServiceServicer:
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
-        `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-        is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
+        `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+        `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,8 +46,8 @@ class OrderServiceStub:
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
     `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-    `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
-    when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+    `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+    `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]
     """Gets an order.
@@ -91,8 +91,8 @@ class OrderServiceStub:
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
     `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
-    `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-    is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
+    `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+    `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
     """
     CancelOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.CancelOrderRequest, _order_pb2.CancelOrderResponse]
     """Cancels an order that has not been shipped. A draft is cancelled immediately. Any other order is
@@ -163,8 +163,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
 
     Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
     `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-    `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
-    when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+    `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+    `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
     """
     GetOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]  # type: ignore[assignment]
     """Gets an order.
@@ -208,8 +208,8 @@ class OrderServiceAsyncStub(OrderServiceStub):
 
     Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
     `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
-    `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-    is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
+    `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+    `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
     """
     CancelOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.CancelOrderRequest, _order_pb2.CancelOrderResponse]  # type: ignore[assignment]
     """Cancels an order that has not been shipped. A draft is cancelled immediately. Any other order is
@@ -283,8 +283,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `NOT_FOUND` / `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`, and
         `CUSTOMER_NOT_FOUND`, also when a customer names another customer; `FAILED_PRECONDITION` / `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`,
-        `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also
-        when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
+        `PRICE_CHANGED`, `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+        `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `HOLD_LOST`.
         """
 
     @_abc_1.abstractmethod
@@ -364,8 +364,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `NOT_FOUND` / `ORDER_NOT_FOUND`, `PRODUCT_NOT_FOUND`, `PAYMENT_METHOD_NOT_FOUND`, `ADDRESS_NOT_FOUND`;
         `FAILED_PRECONDITION` / `ORDER_STATE`, `ORDER_EMPTY`, `STOCK_INSUFFICIENT`, `PRODUCT_ARCHIVED`, `PRICE_CHANGED`,
-        `PAYMENT_METHOD_MISSING`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and `VALIDATION_FAILED` also when the total
-        is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
+        `PAYMENT_METHOD_MISSING`, `CURRENCY_NOT_SUPPORTED`; `INVALID_ARGUMENT` / `CURRENCY_MISMATCH`, and
+        `VALIDATION_FAILED` also when the total is larger than 999,999,999,999,999 units; `ABORTED` / `ETAG_MISMATCH`, `HOLD_LOST`.
         """
 
     @_abc_1.abstractmethod
