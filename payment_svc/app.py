@@ -49,7 +49,7 @@ class Settings(ServiceSettings, ProviderSettings):
     provider_calls: int = Field(default=256, gt=0)
     """Calls that are at each provider at a time."""
     payment_queue: int = Field(default=4096, gt=0)
-    """Payments that the process holds, being charged or waiting for it; more are left to the sweep."""
+    """Payments of each provider that the process holds, being charged or waiting for it. More are left to the sweep."""
     payment_lease: float = Field(default=10.0, gt=0)
     """Seconds that a process keeps a payment to itself; after that it counts as dead. Several provider time-outs."""
     payment_sweep_seconds: float = Field(default=0.5, gt=0)
@@ -75,7 +75,9 @@ def build(settings: Settings) -> Service:
 
     customers = Peer("customer", settings.customer_target, settings)
     providers = {
-        name: Bounded(PROVIDERS[name](settings), at_a_time=settings.provider_calls, timeout=settings.provider_timeout)
+        name: Bounded(
+            name, PROVIDERS[name](settings), at_a_time=settings.provider_calls, timeout=settings.provider_timeout
+        )
         for name in settings.payment_providers
     }
 
@@ -87,7 +89,7 @@ def build(settings: Settings) -> Service:
     refunder = Refunder(
         providers, refund_outcomes.submit, most=settings.payment_queue, timeout=settings.provider_timeout
     )
-    refunds = Refunds(units, store, refund_store, refunder, pages, lease=lease)
+    refunds = Refunds(units, store, refund_store, refunder, pages, providers=providers.keys(), lease=lease)
     recorder = Outcomes(units, store, refund_store, refunder, lease=lease)
     outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", recorder.record)
     charger = Charger(

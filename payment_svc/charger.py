@@ -7,6 +7,7 @@ It holds nothing that is not in the database. Whatever is cut off, refused for l
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
@@ -73,7 +74,8 @@ class _Asked:
 class Charger:
     """Carries payments as far as they go. Two chargers may well work on one payment: the keys keep it charged once.
 
-    At most `most` are held; a stop waits for `timeout` seconds, which no call of a provider exceeds.
+    At most `most` of each provider are held, so that a slow one leaves room for the others. A stop waits for `timeout`
+    seconds, which no call of a provider exceeds.
 
     `token_of` returns the provider's token to charge, none if the payment method does not exist, and raises MeshError
     if that is not known now.
@@ -95,6 +97,8 @@ class Charger:
         self._timeout = timeout
         self._held: dict[UUID, _Held] = {}
         self._actions: Recent[UUID, _Asked] = Recent(most=most)
+        self._count: Counter[str] = Counter()
+        """The number of payments that are held, by their provider."""
         self._stopping = False
 
     async def start(self) -> None:
@@ -112,6 +116,7 @@ class Charger:
         self._stopping = True
         await end(*self._tasks)
         self._held.clear()
+        self._count.clear()
 
     async def idle(self) -> None:
         """Wait until this process works on no payment."""
@@ -122,10 +127,12 @@ class Charger:
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [held.task for held in self._held.values()]
 
-    @property
-    def room(self) -> int:
-        """How many more payments it would take."""
-        return 0 if self._stopping else self._most - len(self._held)
+    def room(self, provider: str) -> int:
+        """How many more payments of a provider it would take; none while the provider gives no sign of life."""
+        known = self._providers.get(provider)
+        if self._stopping or (known and not known.is_available):
+            return 0
+        return self._most - self._count[provider]
 
     def begin(self, payments: Iterable[Payment]) -> None:
         """Carry out what is due of new payments, which no provider has heard of. Call it after they are committed."""
@@ -161,7 +168,8 @@ class Charger:
             if held is not None:
                 # Under way already: its task sees what is new when it comes to it.
                 held.payment = max(held.payment, payment, key=_version)
-            elif self.room > 0:
+            elif not self._stopping and self._count[payment.provider] < self._most:
+                self._count[payment.provider] += 1
                 run = self._run(payment.id, read_first=read_first)
                 self._held[payment.id] = _Held(payment, asyncio.create_task(run, name=f"charge {payment.id}"))
 
@@ -180,7 +188,8 @@ class Charger:
             log.exception("payment left to the sweep", payment=str(payment_id))
         finally:
             # Nothing is awaited since the last look at what is new, so nothing new is lost.
-            self._held.pop(payment_id, None)
+            if self._held.pop(payment_id, None):
+                self._count[held.payment.provider] -= 1
 
     async def _token(self, payment: Payment) -> Token:
         if payment.token or payment.due is not Due.CHARGE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
@@ -42,7 +43,7 @@ class RefundAnswer:
 
 
 class Refunder:
-    """Carries refunds to their outcome. At most `most` are held; a stop waits for `timeout` seconds."""
+    """Carries refunds to their outcome. At most `most` of a provider are held; a stop waits for `timeout` seconds."""
 
     def __init__(
         self,
@@ -57,6 +58,8 @@ class Refunder:
         self._most = most
         self._timeout = timeout
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._count: Counter[str] = Counter()
+        """The number of refunds that are held, by their provider."""
         self._stopping = False
 
     async def start(self) -> None:
@@ -74,16 +77,19 @@ class Refunder:
         self._stopping = True
         await end(*self._tasks.values())
         self._tasks.clear()
+        self._count.clear()
 
     async def idle(self) -> None:
         """Wait until this process works on no refund."""
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 
-    @property
-    def room(self) -> int:
-        """How many more refunds it would take."""
-        return 0 if self._stopping else self._most - len(self._tasks)
+    def room(self, provider: str) -> int:
+        """How many more refunds of a provider it would take; none while the provider gives no sign of life."""
+        known = self._providers.get(provider)
+        if self._stopping or (known and not known.is_available):
+            return 0
+        return self._most - self._count[provider]
 
     def begin(self, refunds: Iterable[Refund]) -> None:
         """Ask for new refunds, which no provider has heard of. Call it after they are committed."""
@@ -100,7 +106,8 @@ class Refunder:
 
     def _take(self, refunds: Iterable[Refund], *, read_first: bool) -> None:
         for refund in refunds:
-            if refund.id not in self._tasks and self.room > 0:
+            if refund.id not in self._tasks and not self._stopping and self._count[refund.provider] < self._most:
+                self._count[refund.provider] += 1
                 run = self._run(refund, read_first=read_first)
                 self._tasks[refund.id] = asyncio.create_task(run, name=f"refund {refund.id}")
 
@@ -119,7 +126,8 @@ class Refunder:
         except Exception:
             log.exception("refund left to the sweep", refund=str(refund.id))
         finally:
-            self._tasks.pop(refund.id, None)
+            if self._tasks.pop(refund.id, None):
+                self._count[refund.provider] -= 1
 
     async def _ask(self, refund: Refund, *, read_first: bool) -> RefundOutcome:
         """Refund under the one key, whatever happened before; an unknown outcome is looked up."""

@@ -27,6 +27,24 @@ EARNED_PER_CALL = 0.1
 """The extra attempts that one call adds to the budget, up to `RESERVE`."""
 
 
+class RetryBudget:
+    """The extra attempts that are allowed: a tenth of the calls, plus a reserve."""
+
+    def __init__(self) -> None:
+        self._left = RESERVE
+
+    def earn(self) -> None:
+        """Count one call."""
+        self._left = min(RESERVE, self._left + EARNED_PER_CALL)
+
+    def spend(self) -> bool:
+        """Whether one extra attempt is allowed, which is counted then."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class Retries:
     """The retries of the calls to one peer, within one budget.
 
@@ -43,7 +61,7 @@ class Retries:
         self.over_budget = 0
         """The number of attempts that the budget did not allow."""
         self._hedge_after = hedge_after
-        self._budget = RESERVE
+        self._budget = RetryBudget()
 
     async def run(self, attempt: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
         """Return the result of the first attempt that succeeds.
@@ -52,7 +70,7 @@ class Retries:
         `deadline` (in the event loop's time), no attempt or no budget left.
         """
         loop = asyncio.get_running_loop()
-        self._budget = min(RESERVE, self._budget + EARNED_PER_CALL)
+        self._budget.earn()
         for made in count(1):
             try:
                 return await self._race(attempt)
@@ -86,11 +104,10 @@ class Retries:
                 task.cancel()
 
     def _spend(self) -> bool:
-        if self._budget < 1:
-            self.over_budget += 1
-            return False
-        self._budget -= 1
-        return True
+        if self._budget.spend():
+            return True
+        self.over_budget += 1
+        return False
 
 
 def _is_transient(failure: BaseException | None) -> bool:

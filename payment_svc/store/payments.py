@@ -70,7 +70,7 @@ payments = sa.Table(
     sa.CheckConstraint(f"(next_attempt_time IS NOT NULL) = {_IS_OPEN}", name="attempted_while_due"),
 )
 _due = payments.c.next_attempt_time.is_not(None)
-sa.Index("payments_due", payments.c.next_attempt_time, postgresql_where=_due)
+sa.Index("payments_due", payments.c.provider, payments.c.next_attempt_time, postgresql_where=_due)
 # For lists by a status that few payments have. Captured payments, the most, are found without it.
 sa.Index(
     "payments_rare",
@@ -137,7 +137,11 @@ NEW_VERSIONS = Versions(
 # the choice is made once; as a subquery the planner might make it again and again, and lock more than `most`.
 _overdue = (
     sa.select(payments.c.id)
-    .where(_due, payments.c.next_attempt_time <= sa.func.now())
+    .where(
+        _due,
+        payments.c.provider == sa.bindparam("provider", type_=sa.String),
+        payments.c.next_attempt_time <= sa.func.now(),
+    )
     .order_by(payments.c.next_attempt_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
@@ -304,9 +308,12 @@ class PaymentStore:
         # In one order everywhere, as with locks: batches that capture the same payments wait for each other's entries.
         work.transaction.add(ADD_ENTRIES, map(ENTRIES.values, sorted(added, key=attrgetter("payment_id"))))
 
-    async def lease_overdue(self, work: UnitOfWork, lease: timedelta, *, most: int) -> list[Payment]:
-        """Take up to `most` payments whose lease is over, the longest overdue first, and keep them for `lease`."""
-        return [PAYMENTS.read(row) for row in await work.transaction.fetch(LEASE_OVERDUE, lease=lease, most=most)]
+    async def lease_overdue(self, work: UnitOfWork, lease: timedelta, provider: str, *, most: int) -> list[Payment]:
+        """Take up to `most` payments of a provider whose lease is over, the longest overdue first, for `lease`."""
+        return [
+            PAYMENTS.read(row)
+            for row in await work.transaction.fetch(LEASE_OVERDUE, lease=lease, provider=provider, most=most)
+        ]
 
 
 def _in_order(begun: Sequence[Payment]) -> Iterator[Sequence[Any]]:

@@ -44,7 +44,7 @@ refunds = sa.Table(
     sa.CheckConstraint("(status = 'PENDING') = (next_attempt_time IS NOT NULL)", name="attempted_while_pending"),
 )
 _due = refunds.c.next_attempt_time.is_not(None)
-sa.Index("refunds_due", refunds.c.next_attempt_time, postgresql_where=_due)
+sa.Index("refunds_due", refunds.c.provider, refunds.c.next_attempt_time, postgresql_where=_due)
 sa.Index("refunds_payment", refunds.c.payment_id, refunds.c.id)
 
 REFUNDS = Rows(Refund, refunds)
@@ -76,7 +76,11 @@ WRITE_REFUNDS = Statement(
 )
 _overdue = (
     sa.select(refunds.c.id)
-    .where(_due, refunds.c.next_attempt_time <= sa.func.now())
+    .where(
+        _due,
+        refunds.c.provider == sa.bindparam("provider", type_=sa.String),
+        refunds.c.next_attempt_time <= sa.func.now(),
+    )
     .order_by(refunds.c.next_attempt_time)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
@@ -136,7 +140,7 @@ class RefundStore:
                 **{f"new_{name}": [getattr(each, name) for each in changed] for name in ("id", *_CHANGING)},
             )
 
-    async def lease_overdue(self, work: UnitOfWork, lease: timedelta, *, most: int) -> list[Refund]:
-        """Take up to `most` refunds whose lease is over, the longest overdue first, and keep them for `lease`."""
-        rows = await work.transaction.fetch(LEASE_OVERDUE_REFUNDS, lease=lease, most=most)
+    async def lease_overdue(self, work: UnitOfWork, lease: timedelta, provider: str, *, most: int) -> list[Refund]:
+        """Take up to `most` refunds of a provider whose lease is over, the longest overdue first, for `lease`."""
+        rows = await work.transaction.fetch(LEASE_OVERDUE_REFUNDS, lease=lease, provider=provider, most=most)
         return [REFUNDS.read(row) for row in rows]

@@ -142,14 +142,20 @@ class Payments:
             return change.reply(await self._payments.read_of_order(reading, new.order_id))
 
     async def sweep(self, *, most: int = 500) -> bool:
-        """Take up payments whose retry is due, or whose process has died. Returns whether there may be more."""
-        most = min(most, self._charger.room)
-        if most <= 0:
-            return False
-        async with self._units.begin() as work:
-            leased = await self._payments.lease_overdue(work, self._lease, most=most)
-        self._charger.resume(leased)
-        return len(leased) == most
+        """Take up payments whose retry is due, or whose process has died. Returns whether there may be more.
+
+        Those of each provider are taken up apart, so that many of one that does not answer keep no other waiting.
+        """
+        more = False
+        for provider in self._providers:
+            room = min(most, self._charger.room(provider))
+            if room <= 0:
+                continue
+            async with self._units.begin() as work:
+                leased = await self._payments.lease_overdue(work, self._lease, provider, most=room)
+            self._charger.resume(leased)
+            more = more or len(leased) == room
+        return more
 
 
 def _timeout(call: Call) -> float:

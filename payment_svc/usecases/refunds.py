@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -45,6 +45,7 @@ class Refunds:
         refunder: Refunder,
         pages: Pages,
         *,
+        providers: Collection[str],
         lease: timedelta,
     ) -> None:
         self._units = units
@@ -52,6 +53,7 @@ class Refunds:
         self._refunds = refunds
         self._refunder = refunder
         self._pages = pages
+        self._providers = providers
         self._lease = lease
 
     async def refund_payment(
@@ -111,14 +113,20 @@ class Refunds:
         return self._pages.page(scope, found, size, lambda refund: [str(refund.id)])
 
     async def sweep(self, *, most: int = 500) -> bool:
-        """Take up refunds whose retry is due, or whose process has died. Returns whether there may be more."""
-        most = min(most, self._refunder.room)
-        if most <= 0:
-            return False
-        async with self._units.begin() as work:
-            leased = await self._refunds.lease_overdue(work, self._lease, most=most)
-        self._refunder.resume(leased)
-        return len(leased) == most
+        """Take up refunds whose retry is due, or whose process has died. Returns whether there may be more.
+
+        Those of each provider are taken up apart, so that many of one that does not answer keep no other waiting.
+        """
+        more = False
+        for provider in self._providers:
+            room = min(most, self._refunder.room(provider))
+            if room <= 0:
+                continue
+            async with self._units.begin() as work:
+                leased = await self._refunds.lease_overdue(work, self._lease, provider, most=room)
+            self._refunder.resume(leased)
+            more = more or len(leased) == room
+        return more
 
 
 class RefundOutcomes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -34,7 +34,17 @@ from mesh.rpc.replies import Change
 from payment_svc import wire
 from payment_svc.charger import Charger, ProviderAnswer
 from payment_svc.domain import NewRefund, Payment, Refund, WalkName
-from payment_svc.providers import Bounded, Charge, Outcome, RefundOutcome, RefundRequest, Refused
+from payment_svc.providers import (
+    Absent,
+    Bounded,
+    Charge,
+    ChargeRef,
+    Outcome,
+    ProviderUnavailable,
+    RefundOutcome,
+    RefundRequest,
+    Refused,
+)
 from payment_svc.providers.sandbox import Sandbox
 from payment_svc.providers.sandbox.signatures import sign
 from payment_svc.refunder import RefundAnswer, Refunder
@@ -116,6 +126,8 @@ class Process:
 
     database: Database
     sandbox: Sandbox
+    called: Mapping[str, Bounded]
+    """The providers that it calls, by name."""
     units: UnitsOfWork
     payments: Payments
     orders: Orders
@@ -199,7 +211,8 @@ class House:
         self,
         kind: type[Sandbox] = Sandbox,
         *,
-        providers: Collection[str] = ("sandbox",),
+        providers: Collection[str] = (),
+        others: Mapping[str, Sandbox] | None = None,
         at_a_time: int = 256,
         timeout: float = TIMEOUT,
         most: int = 4096,
@@ -216,12 +229,16 @@ class House:
             dispute_seconds=0,
             webhook_secret=WEBHOOK_SECRET,
         )
-        called = {"sandbox": Bounded(sandbox, at_a_time=at_a_time, timeout=timeout)}
+        called = {
+            name: Bounded(name, each, at_a_time=at_a_time, timeout=timeout)
+            for name, each in {"sandbox": sandbox, **(others or {})}.items()
+        }
         pages, refund_store = Pages(b"secret of the tests"), RefundStore()
         answers = RefundOutcomes(units, store, refund_store)
         refund_outcomes = GroupCommit[RefundAnswer, Refund]("refund outcomes", answers.record)
         refunder = Refunder(called, refund_outcomes.submit, most=most, timeout=timeout)
-        refunds = Refunds(units, store, refund_store, refunder, pages, lease=LEASE)
+        providers = providers or called.keys()
+        refunds = Refunds(units, store, refund_store, refunder, pages, providers=providers, lease=LEASE)
         recorder = Outcomes(units, store, refund_store, refunder, lease=LEASE)
         outcomes = GroupCommit[ProviderAnswer, Payment]("outcomes", recorder.record)
         record = Recorder(outcomes.submit)
@@ -243,9 +260,12 @@ class House:
         self.stack.push_async_callback(database.stop)
         self.stack.push_async_callback(charger.abandon)
         self.stack.push_async_callback(refunder.abandon)
+        for each in called.values():
+            self.stack.push_async_callback(each.breaker.stop)
         return Process(
             database,
             sandbox,
+            called,
             units,
             payments,
             orders,
@@ -385,6 +405,35 @@ class Deaf(Sandbox):
     async def charge(self, charge: Charge) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError(charge)
+
+
+class Stopped(Sandbox):
+    """Its process can be stopped and continued: meanwhile nothing reaches it, and nothing comes back."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.goes_on = asyncio.Event()
+        self.asked = 0
+
+    async def probe(self) -> None:
+        await self.goes_on.wait()
+
+    async def charge(self, charge: Charge) -> Outcome:
+        self.asked += 1
+        await self.goes_on.wait()
+        return await super().charge(charge)
+
+    async def lookup(self, charge: ChargeRef) -> Outcome | Absent:
+        self.asked += 1
+        await self.goes_on.wait()
+        return await super().lookup(charge)
+
+
+class Busy(Sandbox):
+    """It is never ready to charge."""
+
+    async def charge(self, charge: Charge) -> Outcome:
+        return ProviderUnavailable(f"{charge.key} must wait")
 
 
 class DeafToRefunds(Sandbox):

@@ -12,7 +12,7 @@ from mesh.errors import Unavailable as DatabaseLost
 from payment_svc.charger import ProviderAnswer
 from payment_svc.domain import AmountInvalid, Due, Payment, ProviderContradiction
 from payment_svc.providers import Approved, Unknown, Voided
-from tests.payment.process import Broken, Deaf, House, Late, order, tell, with_token
+from tests.payment.process import Broken, Deaf, House, Late, Stopped, order, tell, with_token
 from tests.services import eventually
 
 
@@ -33,10 +33,37 @@ async def test_slow_payments_keep_no_other_waiting(house: House) -> None:
 async def test_what_the_charger_has_no_room_for_is_charged_later(house: House) -> None:
     process, orders = await house.process(most=3, at_a_time=2), [order() for _ in range(20)]
     await process.placed(*orders)
-    assert process.charger.room == 0
+    assert process.charger.room("sandbox") == 0
     for placed in orders:
         await house.becomes(placed, "CAPTURED", sweeper=process)
         assert await house.asked(placed) == 1
+
+
+async def test_provider_that_stops_delays_no_payment_of_another_and_finishes_its_own_when_it_continues(
+    house: House,
+) -> None:
+    stopped = Stopped(house.sandbox_database)
+    process = await house.process(others={"stopped": stopped}, at_a_time=2, most=5, timeout=30)
+    waiting, others = [order(provider="stopped") for _ in range(12)], [order() for _ in range(12)]
+    await process.placed(*waiting)
+
+    async def given_up() -> bool:
+        await process.sweep()
+        return not process.called["stopped"].is_available
+
+    await eventually(given_up)
+    await process.placed(*others)
+    for each in others:
+        await house.becomes(each, "CAPTURED", sweeper=process)
+    assert {await house.status(each) for each in waiting} == {"PENDING"}
+    asked = stopped.asked
+    await process.sweep()
+    await process.idle()
+    assert stopped.asked == asked, "it gives no sign of life, so it is not called"
+    stopped.goes_on.set()
+    for each in waiting:
+        await house.becomes(each, "CAPTURED", sweeper=process)
+        assert len(await house.charged(each)) == 1
 
 
 async def test_two_processes_that_sweep_at_once_charge_each_payment_once(house: House) -> None:
@@ -118,7 +145,7 @@ async def test_a_process_that_stops_waits_for_its_calls_and_takes_no_new_ones(ho
     stopping = asyncio.create_task(process.charger.stop())
 
     async def stops() -> bool:
-        return process.charger.room == 0
+        return process.charger.room("sandbox") == 0
 
     await eventually(stops)
     await process.placed(late)

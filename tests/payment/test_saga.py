@@ -10,11 +10,13 @@ import pytest
 
 from commerce.payment.v1 import payment_pb2
 from payment_svc.providers import Charge, Voided
+from payment_svc.providers.sandbox import Sandbox
 from tests.payment.process import (
     AMOUNT,
     GIVES_UP_S,
     TIMEOUT,
     Broken,
+    Busy,
     Deaf,
     Dumb,
     House,
@@ -216,7 +218,7 @@ async def test_cancelled_capture_is_refunded_once_and_answered_every_time(house:
 
 
 async def test_a_payment_cancelled_while_the_provider_is_unavailable_is_voided_and_fenced(house: House) -> None:
-    process, placed = await house.process(), order("tok_flaky")
+    process, placed = await house.process(Busy), order()
     await process.placed(placed)
     await process.idle()
     row = await house.row(placed)
@@ -227,7 +229,7 @@ async def test_a_payment_cancelled_while_the_provider_is_unavailable_is_voided_a
     assert await house.ledger(placed) == [("VOID", Decimal("12.5"))]
     assert await house.told(placed) == ["voided"]
     late = Charge(row["provider_key"], "tok_visa", Decimal("12.5"), "EUR", UUID(placed.order.id))
-    assert await process.sandbox.charge(late) == Voided()
+    assert await Sandbox(house.sandbox_database).charge(late) == Voided()
     assert await house.charged(placed) == []
 
 

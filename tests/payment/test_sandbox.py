@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import uuid4
@@ -15,6 +16,7 @@ from mesh.db.database import Database
 from payment_svc.providers import (
     Absent,
     Approved,
+    Bounded,
     Charge,
     ChargeRef,
     Declined,
@@ -156,6 +158,39 @@ async def test_refused_refund_stands_under_its_key(sandbox: Sandbox) -> None:
     assert await sandbox.refund(again) == await sandbox.lookup_refund(excess) == Refused("exceeds_charge")
     made = RefundRequest(f"refund-{uuid4()}", small.key, "", AMOUNT, "EUR")
     assert await sandbox.refund(made) == await sandbox.lookup_refund(made)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "units"), [("100", "JPY", 100), ("1.23", "EUR", 123), ("1.234", "KWD", 1234)]
+)
+async def test_amounts_reach_the_sandbox_in_minor_units(
+    sandbox: Sandbox, database: Database, amount: str, currency: str, units: int
+) -> None:
+    asked = replace(charge(), amount=Decimal(amount), currency=currency)
+    assert isinstance(await sandbox.charge(asked), Approved)
+    back = RefundRequest(f"refund-{asked.key}", asked.key, "", asked.amount, currency)
+    assert isinstance(await sandbox.refund(back), Refunded)
+    connection = await asyncpg.connect(database.url)
+    sent = (
+        "SELECT c.units, r.units FROM sandbox.charges c JOIN sandbox.refunds r ON r.charge_key = c.key WHERE c.key = $1"
+    )
+    row = await connection.fetchrow(sent, asked.key)
+    await connection.close()
+    assert row is not None
+    assert tuple(row) == (units, units)
+
+
+async def test_amount_that_the_sandbox_cannot_move_is_never_sent(database: Database) -> None:
+    bounded = Bounded("sandbox", Sandbox(database, currencies=["EUR", "JPY"]))
+    small, dollars = replace(charge(), amount=Decimal("0.005")), replace(charge(), currency="USD")
+    assert await bounded.charge(small) == Declined("amount_not_supported")
+    assert await bounded.charge(dollars) == Declined("currency_not_supported")
+    assert await bounded.lookup(ref(small)) == await bounded.lookup(ref(dollars)) == Absent()
+    asked = charge()
+    await bounded.charge(asked)
+    back = RefundRequest(f"refund-{asked.key}", asked.key, "", Decimal("0.005"), "EUR")
+    assert await bounded.refund(back) == Refused("amount_not_supported")
+    await bounded.breaker.stop()
 
 
 async def test_record_of_a_charge_has_the_capture_and_its_refunds(sandbox: Sandbox) -> None:

@@ -93,6 +93,8 @@ class _Request:
     key: str
     charge: Charge | None
     """None for a void."""
+    units: int | None = None
+    """The amount of the charge in minor units."""
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -100,7 +102,7 @@ class _Request:
         charge = self.charge
         reference = f"ch_{new_id().hex}"
         if charge is None:
-            return self.key, Status.VOIDED, reference, "", None, None, None, None
+            return self.key, Status.VOIDED, reference, "", None, None, None, None, None
         status = Status.APPROVED if charge.token in APPROVED else OPENED.get(charge.token, Status.DECLINED)
         return (
             self.key,
@@ -109,6 +111,7 @@ class _Request:
             REFUSALS.get(charge.token, "token_unknown") if status is Status.DECLINED else "",
             charge.token,
             charge.amount,
+            self.units,
             charge.currency,
             charge.order_id,
         )
@@ -197,7 +200,8 @@ class Sandbox:
 
     async def charge(self, charge: Charge) -> Outcome:
         """As the protocol says; the token tells how it goes."""
-        standing = await self._decisions.submit(_Request(charge.key, charge))
+        units = self.minor_units.of(charge.amount, charge.currency)
+        standing = await self._decisions.submit(_Request(charge.key, charge, units))
         if charge.token == SLOW:
             await asyncio.sleep(self._slow_seconds)
         elif charge.token == SILENT:
@@ -217,6 +221,8 @@ class Sandbox:
 
     async def refund(self, refund: RefundRequest) -> RefundOutcome:
         """As the protocol says. A refusal stands under the key like a refund, unless there is no charge."""
+        # A fault is this refund's, and not that of the others in its batch.
+        self.minor_units.of(refund.amount, refund.currency)
         return await self._refunds.submit(refund)
 
     async def lookup_refund(self, refund: RefundRequest) -> RefundOutcome | Absent:
@@ -332,6 +338,7 @@ class Sandbox:
             added: list[tuple[Any, ...]] = []
             for refund in batch:
                 key, amount = refund.charge_key, refund.amount
+                units = self.minor_units.of(amount, refund.currency)
                 if refund.key in known:
                     continue
                 reference = f"re_{new_id().hex}"
@@ -341,10 +348,10 @@ class Sandbox:
                 if key in refusing or amount > left[key]:
                     why = "refund_refused" if key in refusing else "exceeds_charge"
                     known[refund.key] = Refused(why)
-                    added.append((refund.key, key, reference, amount, "REFUSED", why))
+                    added.append((refund.key, key, reference, amount, units, "REFUSED", why))
                     continue
                 known[refund.key] = Refunded(reference, amount)
-                added.append((refund.key, key, reference, amount, "SUCCEEDED", ""))
+                added.append((refund.key, key, reference, amount, units, "SUCCEEDED", ""))
                 left[key] -= amount
                 totals[key] = totals.get(key, before[key]) + amount
             transaction.add(ADD_REFUNDS, added)

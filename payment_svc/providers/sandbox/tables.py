@@ -29,6 +29,7 @@ OPEN = frozenset({Status.ACTION_REQUIRED, Status.PROCESSING})
 metadata = sa.MetaData(schema="sandbox")
 _TIME = pg.TIMESTAMP(timezone=True)
 _AMOUNT = sa.Numeric(28, 9)
+_UNITS = sa.Numeric(28, 0)
 _now = sa.func.clock_timestamp()
 
 charges = sa.Table(
@@ -40,6 +41,7 @@ charges = sa.Table(
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("token", sa.String, comment="null for a key that was voided before a charge came"),
     sa.Column("amount", _AMOUNT),
+    sa.Column("units", _UNITS, comment="the amount as it was sent, in minor units; null for a void"),
     sa.Column("currency", sa.String(3)),
     sa.Column("order_id", sa.Uuid, comment="what the caller said it was for"),
     sa.Column("refunded_amount", _AMOUNT, nullable=False, server_default="0"),
@@ -62,6 +64,7 @@ refunds = sa.Table(
     sa.Column("charge_key", sa.String, sa.ForeignKey(charges.c.key), nullable=False, index=True),
     sa.Column("reference", sa.String, nullable=False, unique=True),
     sa.Column("amount", _AMOUNT, nullable=False),
+    sa.Column("units", _UNITS, comment="the amount as it was sent, in minor units"),
     sa.Column("create_time", _TIME, nullable=False, server_default=_now),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("reason", sa.String, nullable=False),
@@ -106,7 +109,7 @@ sa.Index("webhooks_due", webhooks.c.send_time, postgresql_where=webhooks.c.send_
 _keys = sa.bindparam("keys", type_=sa.ARRAY(sa.String))
 DECIDE = BulkInsert(
     charges.c.key, charges.c.status, charges.c.reference, charges.c.reason, charges.c.token, charges.c.amount,
-    charges.c.currency, charges.c.order_id,
+    charges.c.units, charges.c.currency, charges.c.order_id,
     returning=[charges.c.key], skip_existing=True,
 )  # fmt: skip
 LOG_ATTEMPTS = BulkInsert(attempts.c.key, attempts.c.token, attempts.c.amount, attempts.c.order_id)
@@ -137,6 +140,7 @@ ADD_REFUNDS = BulkInsert(
     refunds.c.charge_key,
     refunds.c.reference,
     refunds.c.amount,
+    refunds.c.units,
     refunds.c.status,
     refunds.c.reason,
     name="add sandbox refunds",
