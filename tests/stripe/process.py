@@ -1,0 +1,19 @@
+"""Our own fake in a process of its own, which a test can stop: it prints its address and the token of a card."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.stripe.fake import VISA, FakeStripe
+from tests.stripe.servers import OurFake, token
+
+
+async def main() -> None:
+    """Serve until the process is killed."""
+    async with FakeStripe() as fake:
+        print(fake.url, await token(OurFake(fake), VISA), flush=True)  # noqa: T201  # it is read by the test
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
