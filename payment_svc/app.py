@@ -56,6 +56,8 @@ class Settings(ServiceSettings, ProviderSettings):
     """How often payments are looked for whose retry is due, or whose process has died."""
     reconciliation_seconds: float = Field(default=1.0, gt=0)
     """How often a portion of payments is compared with the records of their providers."""
+    reconciliation_portion: int = Field(default=5, ge=1, le=500)
+    """The payments of a portion. Each costs the provider one request or several, of which it limits the number."""
     reconciliation_recent_seconds: float = Field(default=600.0, gt=0)
     """How often the payments of the last day are compared, all of them if there is enough time."""
     reconciliation_all_seconds: float = Field(default=86_400.0, gt=0)
@@ -135,7 +137,11 @@ def build(settings: Settings) -> Service:
                 for name in providers
             ),
             *(
-                Periodic(f"reconciliation {name}", settings.reconciliation_seconds, partial(reconciliation.sweep, name))
+                Periodic(
+                    f"reconciliation {name}",
+                    settings.reconciliation_seconds,
+                    partial(reconciliation.sweep, name, most=settings.reconciliation_portion),
+                )
                 for name in WalkName
             ),
             Periodic("purge of webhooks", WEBHOOK_PURGE_S, webhooks.purge),

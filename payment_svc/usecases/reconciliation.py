@@ -67,7 +67,7 @@ class Reconciliation:
         self._rounds = rounds
         self._timeout = timeout
 
-    async def sweep(self, name: WalkName, *, most: int = 50) -> None:
+    async def sweep(self, name: WalkName, *, most: int) -> None:
         """Compare the next portion of a walk, unless its round is at the end and the next one is not due."""
         async with self._units.begin() as work:
             now = self._units.now()

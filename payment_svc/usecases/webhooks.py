@@ -75,7 +75,7 @@ class Webhooks:
                 log.debug("webhook received before", provider=provider, event_id=told.event_id)
             return work.reply(None)
 
-    async def apply(self, provider: str, *, most: int = 100) -> bool:
+    async def apply(self, provider: str, *, most: int = 20) -> bool:
         """Apply webhooks of a provider that are due: look up their payments. Returns whether there may be more."""
         async with self._units.begin() as work:
             due = await self._webhooks.lease_due(work, provider, self._lease, most=most)
