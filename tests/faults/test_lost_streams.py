@@ -65,7 +65,7 @@ async def all_published(mesh: RunningMesh) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("lost", ["deleted", "older copy"])
 async def test_events_of_lost_files_are_named_and_backfilled(tmp_path: Path, lost: str) -> None:
     state, copy = tmp_path / "state", tmp_path / "copy"

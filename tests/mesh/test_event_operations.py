@@ -36,13 +36,17 @@ async def effects(mesh: House) -> dict[str, list[str]]:
     found = {
         query: sorted(map(repr, await mesh.sql(role, query))) for role, queries in EFFECTS.items() for query in queries
     }
-    for role in EFFECTS:
-        found[role] = [repr(await mesh.sql(role, "SELECT count(*) FROM mesh.outbox"))]
-    return found
+    return {**found, "events": await written(mesh)}
+
+
+async def written(mesh: House) -> list[str]:
+    """The number of events that each service has written."""
+    return [repr(await mesh.sql(role, "SELECT count(*) FROM mesh.outbox")) for role in EFFECTS]
 
 
 async def at_rest(mesh: House, streams: Streams) -> bool:
-    """Whether all events are published and applied."""
+    """Whether all events are published and applied, and nothing was written while this was checked."""
+    before = await written(mesh)
     for role in EFFECTS:
         if await mesh.sql(role, "SELECT FROM mesh.unpublished LIMIT 1"):
             return False
@@ -51,7 +55,7 @@ async def at_rest(mesh: House, streams: Streams) -> bool:
             info = await streams.bus.jetstream.consumer_info(stream, name)
             if info.num_pending or info.num_ack_pending:
                 return False
-    return True
+    return await written(mesh) == before
 
 
 async def test_events_of_an_order_are_found_and_shown_with_their_consumers(mesh: House) -> None:
