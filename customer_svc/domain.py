@@ -278,6 +278,8 @@ class Card:
     last4: str
     expire_month: int
     expire_year: int
+    token: str = field(repr=False)
+    """The token to keep, which the payment service charges. It may differ from the one that was described."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from datetime import datetime
+from uuid import UUID
 
 import structlog
 
@@ -43,11 +44,11 @@ class Bounded:
         await self.breaker.stop()
         await self._provider.stop()
 
-    async def describe(self, token: str, now: datetime) -> Card:
-        """The card behind a token. Raises ProviderTokenUnknown or ProviderUnavailable."""
+    async def describe(self, token: str, customer_id: UUID, now: datetime) -> Card:
+        """As the protocol says. Raises ProviderTokenUnknown or ProviderUnavailable."""
         try:
             async with self._slots, self.breaker.guard(), asyncio.timeout(self._timeout):
-                return await self._provider.describe(token, now)
+                return await self._provider.describe(token, customer_id, now)
         except ProviderTokenUnknown:
             raise
         except Exception as error:  # noqa: BLE001  # its text may hold the token

@@ -8,16 +8,17 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
+from customer_svc.providers import stripe
 from customer_svc.providers.protocol import Provider
 from customer_svc.providers.sandbox import Sandbox, SandboxSettings
 from mesh.settings import split_list
 
 
-class ProviderSettings(SandboxSettings):
+class ProviderSettings(SandboxSettings, stripe.StripeSettings):
     """The settings of all providers. Those of a provider that is not switched on count for nothing."""
 
 
-PROVIDERS: Mapping[str, Callable[[ProviderSettings], Provider]] = {"sandbox": Sandbox.of}
+PROVIDERS: Mapping[str, Callable[[ProviderSettings], Provider]] = {"sandbox": Sandbox.of, "stripe": stripe.make}
 """The providers: what makes each of them."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 from typing import Protocol
+from uuid import UUID
 
 from customer_svc.domain import Card
 
@@ -23,8 +24,8 @@ class Provider(Protocol):
     async def probe(self) -> None:
         """Return when the provider gives a sign of life, whatever it is. Raises if there is none."""
 
-    async def describe(self, token: str, now: datetime) -> Card:
-        """The card behind a token, at the time `now`.
+    async def describe(self, token: str, customer_id: UUID, now: datetime) -> Card:
+        """The card behind a token that a customer gives, at the time `now`.
 
         Raises ProviderTokenUnknown. Any other exception means that the provider has not answered.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated
+from uuid import UUID
 
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
@@ -55,11 +56,11 @@ class Sandbox:
     async def probe(self) -> None:
         """Do nothing: it is always there."""
 
-    async def describe(self, token: str, now: datetime) -> Card:
+    async def describe(self, token: str, customer_id: UUID, now: datetime) -> Card:  # noqa: ARG002 - the protocol's
         """As the protocol says. A card is three years from its end, whenever it is asked for."""
         try:
             brand, last4 = _CARDS[token]
         except KeyError:
             # Not `from` the KeyError: that one's text is the token.
             raise ProviderTokenUnknown(NAME) from None
-        return Card(NAME, brand, last4, now.month, now.year + _YEARS)
+        return Card(NAME, brand, last4, now.month, now.year + _YEARS, token)

@@ -52,14 +52,14 @@ class PaymentMethods:
         """
         customer_id = whose(change.caller, named)
         now = self._units.now()
-        card = await self._provider(provider).describe(token, now)
+        card = await self._provider(provider).describe(token, customer_id, now)
         async with self._units.once(change) as work:
             customer = await self._customers.load(work, customer_id)
             if make_default:
                 await self._customers.clear_default(work, customer_id)
             is_default = make_default or not await self._customers.has_default(work, customer_id)
             method = PaymentMethod.of(card, new_id(), customer_id, is_default=is_default, now=now)
-            await self._customers.add_payment_method(work, method, token)
+            await self._customers.add_payment_method(work, method, card.token)
             record(work, self._customers, customer, customer.changed(self._units.now()), change)
             return work.reply(method)
 

@@ -60,7 +60,7 @@ class House:
         finally:
             await client.close()
 
-    async def buyer(self, *tokens: str) -> Buyer:
+    async def buyer(self, *tokens: str, provider: str = "") -> Buyer:
         """Sign somebody up with these payment tokens, the first of them the default."""
         staff = self.staff["customer"]
         stub = customer_pb2_grpc.CustomerServiceStub(staff.channel)
@@ -72,7 +72,8 @@ class House:
         buyer = Buyer(made.customer.id, self.staff["order"].as_(token), self.staff["payment"].as_(token))
         for each in tokens:
             method = await staff.as_(token)(
-                stub.AddPaymentMethod, customer_pb2.AddPaymentMethodRequest(customer_id="me", token=each)
+                stub.AddPaymentMethod,
+                customer_pb2.AddPaymentMethodRequest(customer_id="me", token=each, provider=provider),
             )
             buyer.methods[each] = method.payment_method.id
         return buyer

@@ -38,8 +38,9 @@ CREATE = b"POST /v1/payment_intents HTTP"
 REFUND = b"POST /v1/refunds HTTP"
 
 
-async def charge_with(server: StripeServer, number: str = VISA, amount: str = "12.34", currency: str = "EUR") -> Charge:
-    return Charge(f"payment-{uuid4()}", await token(server, number), Decimal(amount), currency, uuid4())
+async def charge_with(server: StripeServer, number: str = VISA, amount: str = "12.34", kept: str = "") -> Charge:
+    """A charge of a card, or with the token that is kept of one."""
+    return Charge(f"payment-{uuid4()}", kept or await token(server, number), Decimal(amount), "EUR", uuid4())
 
 
 def ref(charge: Charge, reference: str = "") -> ChargeRef:

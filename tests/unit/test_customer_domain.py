@@ -66,13 +66,13 @@ def test_no_secret_shows_in_a_representation() -> None:
 
 
 async def test_a_card_of_the_sandbox_has_not_expired() -> None:
-    card = await Sandbox().describe("tok_visa", NOW)
+    card = await Sandbox().describe("tok_visa", uuid4(), NOW)
     assert (card.provider, card.brand, card.last4) == ("sandbox", "visa", "4242")
     assert (card.expire_month, card.expire_year) == (12, 2029)
 
 
 async def test_an_unknown_token_shows_nowhere_in_its_refusal() -> None:
     with pytest.raises(ProviderTokenUnknown) as refusal:
-        await Sandbox().describe("tok_of_nobody", NOW)
+        await Sandbox().describe("tok_of_nobody", uuid4(), NOW)
     error = refusal.value
     assert "tok_of_nobody" not in repr((error, error.message, error.metadata, error.violations, error.__cause__))

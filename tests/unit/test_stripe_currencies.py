@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+from customer_svc.providers.stripe.currencies import CURRENCIES
 from mesh.rpc.validation.money import MINOR_UNITS as ISO_4217
 from payment_svc.providers import NotPayable
 from payment_svc.providers.stripe.currencies import MINOR_UNITS
@@ -48,6 +49,7 @@ def test_amount_that_stripe_does_not_take_is_refused(amount: str, currency: str,
     assert refusal.value.reason == reason
 
 
-def test_every_currency_of_the_table_exists() -> None:
+def test_both_services_know_the_same_currencies_and_all_of_them_exist() -> None:
+    assert set(MINOR_UNITS.currencies) == CURRENCIES
     assert set(MINOR_UNITS.currencies) <= ISO_4217.keys()
     assert len(MINOR_UNITS.currencies) > 120

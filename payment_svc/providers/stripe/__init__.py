@@ -16,8 +16,8 @@ __all__ = ["StripeSettings", "make"]
 
 
 def make(settings: StripeSettings) -> Provider:
-    """The provider. Raises SettingsInvalid without its secrets."""
-    settings.require_secrets()
+    """The provider. Raises SettingsInvalid."""
+    settings.require_valid()
     # Not above: the SDK takes a second and 25 MB, which processes without Stripe need not spend.
     from payment_svc.providers.stripe.provider import Stripe  # noqa: PLC0415
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import AnyHttpUrl, Field, SecretStr
 
 from mesh.settings import DatabaseSettings, SettingsInvalid
@@ -21,11 +23,15 @@ class StripeSettings(DatabaseSettings):
     stripe_timeout: float = Field(default=20.0, gt=0)
     """Seconds after which a request to Stripe is given up, if the call is not given up before."""
 
-    def require_secrets(self) -> None:
-        """Raise SettingsInvalid unless both secrets are there."""
+    def require_valid(self) -> None:
+        """Raise SettingsInvalid unless both secrets are there, and the SDK prints none."""
         secrets = {
             "MESH_STRIPE_SECRET_KEY": self.stripe_secret_key,
             "MESH_STRIPE_WEBHOOK_SECRET": self.stripe_webhook_secret,
         }
-        if missing := [name for name, secret in secrets.items() if not secret.get_secret_value().strip()]:
-            raise SettingsInvalid("\n".join(f"{name}: required with the provider stripe" for name in missing))
+        missing = [name for name, secret in secrets.items() if not secret.get_secret_value().strip()]
+        faults = [f"{name}: required with the provider stripe" for name in missing]
+        if os.environ.get("STRIPE_LOG"):
+            faults.append("STRIPE_LOG: must not be set, Stripe's SDK would print secrets")
+        if faults:
+            raise SettingsInvalid("\n".join(faults))
