@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import pytest
 
 from stack.servers import DATABASES
 from tests import leaks
+from tests.edge.stripe_buyers import buy_through_stripe, environment_of, planted_stripe
 from tests.running import RunningMesh, Shopper, reason_of, running_mesh
 from tests.services import eventually, new_key, unknown_token
 
@@ -25,7 +27,10 @@ KEEPERS = {
 @pytest.mark.timeout(180)
 async def test_no_event_stored_reply_inbox_or_log_holds_a_token(tmp_path: Path) -> None:
     state, planted, control = tmp_path / "state", unknown_token(), unknown_token()
-    async with running_mesh(state, environment={"MESH_LOG_LEVEL": "debug"}) as mesh:
+    async with AsyncExitStack() as stack:
+        fake = await stack.enter_async_context(planted_stripe())
+        environment = {"MESH_LOG_LEVEL": "debug", **environment_of(fake)}
+        mesh = await stack.enter_async_context(running_mesh(state, environment=environment))
         shopper = await mesh.shopper(*TOKENS)
         # One that is like nothing else, on the card that would be declined anyway.
         await mesh.sql(
@@ -41,20 +46,29 @@ async def test_no_event_stored_reply_inbox_or_log_holds_a_token(tmp_path: Path) 
         # What the search must find in the logs: the path of a request is logged.
         assert (await mesh.call("GET", f"/v1/products/{control}")).status_code == 400
 
-        secret, order_id = [*TOKENS, planted], orders["tok_visa"]
-        places = {role: await search(mesh, role, [*secret, order_id]) for role in DATABASES}
+        stripe = await buy_through_stripe(mesh, fake, shopper)
+        await eventually(lambda: everything_published(mesh))
+
+        secret, order_id = [*TOKENS, planted, *stripe.methods, *stripe.secrets], orders["tok_visa"]
+        places = {role: await search(mesh, role, [*secret, order_id, stripe.reference]) for role in DATABASES}
         keepers = {token: {(role, table) for role in DATABASES for table in places[role][token]} for token in secret}
         assert keepers["tok_visa"] == keepers[planted] == KEEPERS
         assert all(tables <= KEEPERS for tables in keepers.values()), keepers
+        assert all(keepers[method] == {("customer_svc", "public.payment_methods")} for method in stripe.methods)
+        assert all(not keepers[text] for text in stripe.secrets), keepers
+        assert places["payment_svc"][stripe.reference] >= {"public.payments", "public.payment_entries"}
         assert places["order_svc"][order_id] >= {"public.orders", "mesh.idempotency", *outboxes(places["order_svc"])}
         assert outboxes(places["payment_svc"])
         event = "SELECT event_id FROM mesh.outbox WHERE type = 'commerce.order.placed' AND aggregate_id = $1"
         event_id = str((await mesh.sql("order_svc", event, UUID(order_id)))[0]["event_id"])
         assert (await search(mesh, "payment_svc", [event_id]))[event_id] == {"mesh.inbox"}
 
-    streams, logs = (leaks.in_files(state / name, [*secret, order_id, control]) for name in ("nats", "logs"))
+    streams, logs = (
+        leaks.in_files(state / name, [*secret, order_id, stripe.reference, control]) for name in ("nats", "logs")
+    )
     assert any("ORDERS" in path for path in streams[order_id])
     assert any("PAYMENTS" in path for path in streams[order_id])
+    assert any("PAYMENTS" in path for path in streams[stripe.reference])
     assert logs[control]
     assert {token: streams[token] | logs[token] for token in secret} == {token: set() for token in secret}
 

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 from pydantic import SecretStr
 
 from commerce.order.v1 import order_pb2
-from commerce.payment.v1 import payment_pb2
+from commerce.payment.v1 import payment_pb2, payment_pb2_grpc
 from stack.servers import Servers
 from tests.mesh.house import Buyer, House, house
-from tests.services import Keys, eventually
-from tests.stripe.fake import DECLINED, VISA, FakeStripe
+from tests.services import Keys, eventually, refused
+from tests.stripe.fake import AUTHENTICATED, DECLINED, VISA, FakeStripe
 from tests.stripe.proxy import LossyProxy
 
 CREATE, REFUND = b"POST /v1/payment_intents HTTP", b"POST /v1/refunds HTTP"
@@ -33,6 +35,15 @@ class Shop:
         """An order of somebody who pays with this card."""
         buyer = await self.mesh.buyer(self.fake.method(number))
         return buyer, await self.mesh.order(buyer, {await self.mesh.product(5, units=units): 1})
+
+    async def webhook(self, kind: str, about: dict[str, Any], *, secret: str = "") -> None:
+        """Stripe sends a webhook, which the edge passes on."""
+        body = self.fake.event(kind, about)
+        payload = HttpBody(content_type="application/json", data=body)
+        async with self.mesh.as_service("gateway", to="payment") as edge:
+            stub = payment_pb2_grpc.PaymentServiceStub(edge.channel)
+            request = payment_pb2.ReceiveWebhookRequest(provider="stripe", payload=payload)
+            await edge(stub.ReceiveWebhook, request, metadata=(*self.fake.signed(body, secret=secret).items(),))
 
     async def refunded(self, buyer: Buyer, order_id: str) -> payment_pb2.Payment:
         """The payment of an order once it is refunded."""
@@ -100,3 +111,36 @@ async def test_replies_of_stripe_that_are_lost_move_no_money_twice(shop: Shop) -
     await shop.refunded(buyer, placed.id)
     assert shop.proxy.lost == 2
     assert shop.fake.requests.count("POST /v1/refunds") == len(shop.fake.refunds) == 1
+
+
+@pytest.mark.parametrize("success", [True, False])
+async def test_customer_ends_3d_secure_and_stripes_webhook_decides_the_order(shop: Shop, success: bool) -> None:
+    buyer, placed = await shop.order(AUTHENTICATED, 14)
+
+    async def waits() -> bool:
+        found = "SELECT id FROM payments WHERE order_id = $1 AND status = 'REQUIRES_ACTION'"
+        return bool(await shop.mesh.sql("payment_svc", found, UUID(placed.id)))
+
+    await eventually(waits)
+    payment = await shop.mesh.payment(buyer, placed.id)
+    secret = payment.next_action.client_secret
+    assert payment.status == payment_pb2.PAYMENT_STATUS_REQUIRES_ACTION
+    assert (await shop.mesh.read(buyer, placed.id)).status == order_pb2.ORDER_STATUS_PENDING
+    # Only the webhook can tell it now: the sweep asks again in hours.
+    later = "UPDATE payments SET next_attempt_time = now() + interval '2 hours' WHERE id = $1 RETURNING id"
+    await shop.mesh.sql("payment_svc", later, UUID(payment.id))
+    shop.fake.authenticate(secret, success=success)
+    intent = shop.fake.intents[payment.provider_reference]
+    await shop.webhook("payment_intent.succeeded" if success else "payment_intent.payment_failed", intent)
+    order = await shop.mesh.decided(buyer, placed.id)
+    ended = await shop.mesh.payment(buyer, placed.id)
+    assert not ended.HasField("next_action")
+    if success:
+        assert order.status == order_pb2.ORDER_STATUS_CONFIRMED
+        assert [each["id"] for each in shop.fake.captured] == [payment.provider_reference]
+    else:
+        assert order.cancel_reason == order_pb2.CANCEL_REASON_PAYMENT_DECLINED
+        assert ended.failure_reason == "payment_intent_authentication_failure"
+        assert (shop.fake.captured, intent["status"]) == ([], "canceled")
+    error = await refused(shop.webhook("payment_intent.succeeded", intent, secret="whsec_of_another"))
+    assert error.reason == "WEBHOOK_SIGNATURE_INVALID"

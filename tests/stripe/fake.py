@@ -49,7 +49,7 @@ class Refused(Exception):
     def __init__(self, status: int, kind: str, code: str | None = None, *, executed: bool = True, **more: Any) -> None:
         super().__init__(code or kind)
         self.status = status
-        self.body: Json = {"error": {"type": kind, "code": code, "message": f"{kind}: {code}", **more}}
+        self.body: Json = {"error": {"type": kind, "code": code, "message": f"{kind}: {code}"} | more}
         self.executed = executed
 
 
@@ -73,6 +73,8 @@ class FakeStripe:
     """Whether search finds nothing yet."""
     failures: list[Refused] = field(default_factory=list)
     """Errors that the next requests get before anything is done."""
+    failing: str = ""
+    """With what the path after `/v1/` begins of requests that get one of the `failures`."""
     stalled: asyncio.Event | None = None
     """Charges wait for it, if there is one, after they were made."""
     url: str = ""
@@ -158,7 +160,7 @@ class FakeStripe:
         try:
             if request.headers.get("Authorization") != f"Bearer {self.secret_key}":
                 raise Refused(401, "invalid_request_error", executed=False)
-            if self.failures:
+            if self.failures and path.startswith(self.failing):
                 raise self.failures.pop(0)
             if key and (known := self._saved.get(key)):
                 return self._replayed(known, (path, text))
