@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from customer_svc.domain import ClientLimited, CredentialsInvalid, SessionPeriod, SessionRevoked, SignInLimited
 from mesh.errors import Unavailable
 from mesh.ids import new_id
+from mesh.patches.redis_py import patched
 from mesh.rpc.revocations import REVOKE, SLACK_S, STREAM
 
 BURST = 50
@@ -216,7 +217,7 @@ class SessionStore:
             retry=Retry(NoBackoff(), 1),
             decode_responses=True,
         )
-        self._redis = Redis.from_pool(pool)
+        self._redis = patched(Redis.from_pool(pool))
         self._begin = self._redis.register_script(_BEGIN)
         self._end = self._redis.register_script(_END)
         self._admit = self._redis.register_script(_ADMIT)

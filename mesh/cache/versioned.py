@@ -30,6 +30,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from mesh import tasks
+from mesh.patches.redis_py import patched
 from mesh.rpc.breaker import Breaker, BreakerOpen
 
 
@@ -121,7 +122,7 @@ class VersionedCache(Generic[V]):
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=self._connected,
         )
-        self._redis = Redis.from_pool(pool)
+        self._redis = patched(Redis.from_pool(pool))
         self._read_script = self._redis.register_script(_READ)
         self._write_script = self._redis.register_script(_WRITE)
         self.breaker = Breaker(

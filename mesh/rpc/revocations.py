@@ -19,9 +19,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from mesh import tasks
+from mesh.patches.redis_py import patched
 
 STREAM = "revoked-tokens"
 """The stream. An entry has the `id` of a session or of a subject, and `expire`, when its tokens have expired."""
@@ -54,14 +54,16 @@ class Revocations:
     def __init__(self, url: str) -> None:
         """`url` is where Redis is."""
         self._until: dict[str, float] = {}
-        self._redis = Redis.from_url(
-            url,
-            protocol=2,
-            decode_responses=True,
-            single_connection_client=True,
-            socket_connect_timeout=_ANSWER_S,
-            socket_timeout=_BLOCK_MS / 1000 + _ANSWER_S,
-            retry=Retry(NoBackoff(), 0),
+        self._redis = patched(
+            Redis.from_url(
+                url,
+                protocol=2,
+                decode_responses=True,
+                single_connection_client=True,
+                socket_connect_timeout=_ANSWER_S,
+                socket_timeout=_BLOCK_MS / 1000 + _ANSWER_S,
+                retry=Retry(NoBackoff(), 0),
+            )
         )
         self._background = tasks.Background("revocations", self._follow)
         self._has_tried = asyncio.Event()
@@ -93,7 +95,7 @@ class Revocations:
                 found: Any = await self._redis.xread(
                     {STREAM: position}, count=_PAGE, block=_BLOCK_MS if self.is_current else None
                 )
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  # it goes on after any error: else revoked tokens are accepted
                 self._lost(error)
                 position = "0"
                 await self._background.pause(_RETRY_S)
