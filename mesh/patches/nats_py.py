@@ -9,17 +9,20 @@
    the parser of nats-py has no loop over characters.
 
 `send` is an addition: nats-py has no public method that sends many messages in one write.
+`RawReader` is another: nats-py takes 40 µs for a message, which is too much to read millions of them.
 The tests in `tests/runtime/test_nats_patches.py` fail when one of these stops working, or is no longer needed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import nats.errors
 from nats.aio.client import PING_PROTO, Client
+from nats.aio.subscription import Subscription
+from nats.protocol.parser import Parser
 
 _BLANKS = " \t\n\r\v\f"
 
@@ -66,6 +69,73 @@ class NatsClient(Client):
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
+
+
+class RawReader(NatsClient):
+    """A client that reads the messages of one subscription as bytes, for a tenth of the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = self._raw = _RawParser(self)
+
+    def read_raw(self, subscription: Subscription, read: Callable[[bytes, bytes, bytes], None]) -> None:
+        """Call `read` with the subject, the reply subject and the headers of each message of a subscription.
+
+        Its callback gets only messages without headers.
+        """
+        self._raw.sid, self._raw.read = str(subscription._id).encode(), read  # noqa: SLF001 - it has no public name
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        # What arrives together with something else is parsed by nats-py.
+        if headers and str(sid).encode() == self._raw.sid:
+            self._raw.read(subject, reply, headers)
+        else:
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+
+class _RawParser(Parser):
+    """Passes on the messages of one subscription, and leaves everything else to the parser of nats-py."""
+
+    def __init__(self, client: NatsClient) -> None:
+        super().__init__(client)
+        self.sid = b""
+        self.read: Callable[[bytes, bytes, bytes], None] = lambda *_: None
+        self._left = b""
+        """The beginning of a message that is not complete."""
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Parse what has arrived."""
+        if not self.buf:
+            data = self._left + data
+            data = data[self._pass_on(data) :]
+            is_begun = data.startswith(b"HMSG ") and self._is_ours(data)
+            self._left = data if is_begun else b""
+            if is_begun:
+                return
+        if data:
+            await super().parse(data)
+
+    def _is_ours(self, data: bytes) -> bool:
+        """Whether an incomplete message is of the subscription, or may be."""
+        words = data[: data.find(b"\r\n")].split(b" ", 3) if b"\r\n" in data else [b"", b"", self.sid]
+        return words[2] == self.sid
+
+    def _pass_on(self, data: bytes) -> int:
+        """Pass on the complete messages at the beginning of the data. Returns their length."""
+        position = 0
+        while data.startswith(b"HMSG ", position):
+            line_end = data.find(b"\r\n", position)
+            # HMSG <subject> <sid> <reply> <size of headers> <size of all>
+            words = data[position:line_end].split(b" ") if line_end > 0 else []
+            if len(words) < 5 or words[2] != self.sid:
+                break
+            begin = line_end + 2
+            end = begin + int(words[-1]) + 2
+            if end > len(data):
+                break
+            self.read(words[1], words[3] if len(words) == 6 else b"", data[begin : begin + int(words[-2])])
+            position = end
+        return position
 
 
 @lru_cache(maxsize=256)

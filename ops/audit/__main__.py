@@ -38,7 +38,7 @@ async def audit(settings: AuditSettings, since: datetime | None, *, full: bool) 
     record = Record(settings.audit_record) if settings.audit_record else None
     if since is None and record and not full:
         since = record.clean_until()
-    report = await Audit(ConfiguredMesh(settings), since=since).run()
+    report = await Audit(ConfiguredMesh(settings), since=since, marks=record.marks() if record else None).run()
     if record:
         record.keep(report)
     return report

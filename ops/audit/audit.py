@@ -12,16 +12,17 @@ Table of contents:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ops.audit.databases import INVARIANTS
-from ops.audit.events import Events, published
+from ops.audit.events import STREAMS, Events, published
 from ops.audit.mesh import Mesh
 from ops.audit.orders import Orders
 from ops.audit.reading import MARGIN, Reading, reading
 from ops.audit.replies import replies
 from ops.audit.report import Check, Report
+from ops.audit.streams import Mark
 from ops.audit.subscriptions import subscriptions
 
 NAMES = (
@@ -53,6 +54,8 @@ class Audit:
             before had no breach: `ops.audit.record` keeps the time of the last clean audit.
         margin: By how much the window is older than the lag: what has changed later is not judged. Zero for a mesh
             that is at rest (`Activity.wait`).
+        marks: The last messages of the streams when the audit that ended at `since` began. A stream that lacks its
+            message has lost events, and is compared in full.
         names: The names of the checks to run; all by default.
     """
 
@@ -61,11 +64,13 @@ class Audit:
         mesh: Mesh,
         *,
         since: datetime | None = None,
+        marks: Mapping[str, Mark] | None = None,
         margin: timedelta = MARGIN,
         names: Collection[str] = NAMES,
     ) -> None:
         self._mesh = mesh
         self._since = since
+        self._marks = marks or {}
         self._margin = margin
         self._names = frozenset(names)
 
@@ -76,8 +81,9 @@ class Audit:
         consumers = [(each.stream, each.consumer) for each in subscribed]
         async with reading(self._mesh, since=self._since, margin=self._margin, consumers=consumers) as opened:
             checks: list[Check] = []
+            marks = {stream: mark for stream in STREAMS if (mark := await opened.streams.mark(stream))}
             started = time.monotonic()
-            async for found in self._checks(opened, Events(opened, subscribed)):
+            async for found in self._checks(opened, Events(opened, subscribed, self._marks)):
                 ended = time.monotonic()
                 for check in found:
                     check.seconds = (ended - started) / len(found)
@@ -85,7 +91,7 @@ class Audit:
                 started = ended
         checks.sort(key=lambda check: NAMES.index(check.name))
         window = opened.window
-        return Report(window.now, window.since, min(window.until, window.now), time.monotonic() - begun, checks)
+        return Report(window.now, window.since, min(window.until, window.now), time.monotonic() - begun, checks, marks)
 
     async def _checks(self, opened: Reading, events: Events) -> AsyncIterator[Sequence[Check]]:
         """Run the chosen checks one after the other, so that an audit takes one core at most."""

@@ -17,10 +17,12 @@ from mesh.events.cloudevents import stream_of_area
 from ops.audit.mesh import DATABASES
 from ops.audit.reading import LONGEST_WAIT, Reading
 from ops.audit.report import Check
-from ops.audit.streams import Seen
+from ops.audit.streams import Mark, Seen
 from ops.audit.subscriptions import Subscription
 from ops.audit.sums import EMPTY, ID_SUM, STRETCH, Key, Sum, Sums, add, begin_of, differing, of_types, stretch_of
 
+STREAMS = tuple(stream_of_area(service) for service in DATABASES)
+"""The streams of all services."""
 LONGEST_LAG = timedelta(seconds=60)
 """An event that has waited longer to be published is a breach."""
 _RETENTION = f"the {outbox.RETENTION.days} days of the outboxes"
@@ -79,8 +81,11 @@ async def published(reading: Reading) -> Check:
 class Events:
     """Compares the events of outboxes, streams and inboxes. Each is summed once."""
 
-    def __init__(self, reading: Reading, subscriptions: Sequence[Subscription]) -> None:
+    def __init__(
+        self, reading: Reading, subscriptions: Sequence[Subscription], marks: Mapping[str, Mark] | None = None
+    ) -> None:
         self._reading = reading
+        self._marks = marks or {}
         self._subscriptions = subscriptions
         self._outboxes: dict[str, Sums] = {}
         self._begins: dict[str, str] = {}
@@ -141,12 +146,17 @@ class Events:
         """The first stretch that is compared: the first whole one of the outbox, or the one in which `since` is."""
         if service not in self._begins:
             oldest = await self._reading.value(service, _OLDEST_ROW) or self._reading.window.now
-            since = self._reading.window.since
+            since = self._reading.window.since if await self._is_continued(stream_of_area(service)) else None
             partition = oldest.replace(hour=0, minute=0, second=0, microsecond=0)
             # The rows of a dropped partition are missing, those of the first one ever are not.
             whole = partition if self._reading.window.now - partition < outbox.RETENTION else oldest + STRETCH
             self._begins[service] = stretch_of(max(whole, since) if since else whole)
         return self._begins[service]
+
+    async def _is_continued(self, stream: str) -> bool:
+        """Whether a stream still has the message that was its last one when it was found clean."""
+        mark = self._marks.get(stream)
+        return mark is None or await self._reading.streams.message(stream, mark.number) == mark
 
     @staticmethod
     def _from(begin: str) -> datetime:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.audit.report import Report
+from ops.audit.streams import Mark
 
 
 class Record:
@@ -23,15 +24,20 @@ class Record:
         until = self._read().get("cleanUntil")
         return datetime.fromisoformat(until) if until else None
 
+    def marks(self) -> dict[str, Mark]:
+        """The last messages of the streams when the last clean audit began."""
+        return {stream: Mark(*mark) for stream, mark in self._read().get("marks", {}).items()}
+
     def keep(self, report: Report) -> None:
         """Write the report of an audit that has run all checks."""
         until: str | None = self._read().get("cleanUntil")
+        marks = self.marks()
         if report.ok:
-            until = report.until.isoformat()
+            until, marks = report.until.isoformat(), dict(report.marks)
         elif report.since is None:
             until = None
         scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps({"cleanUntil": until, "last": report.as_json()}))
+        scratch.write_text(json.dumps({"cleanUntil": until, "marks": marks, "last": report.as_json()}))
         scratch.replace(self._path)
 
     def _read(self) -> dict[str, Any]:

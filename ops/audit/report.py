@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ops.audit.streams import Mark
+
 SHOWN = 100
 """The number of breaches of a check that are named; the others are counted."""
 
@@ -67,6 +69,8 @@ class Report:
     """What changed after this time was not judged."""
     seconds: float
     checks: list[Check]
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    """The last message of each stream when it began."""
 
     @property
     def ok(self) -> bool:

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamState
 
 from mesh.events.bus import DEAD_LETTERS
-from mesh.patches.nats_py import NatsClient
+from mesh.patches.nats_py import RawReader
 
 _REQUEST = 2048
 """Messages that one request asks for."""
@@ -39,6 +39,13 @@ class Seen(NamedTuple):
     aggregate_id: str
 
 
+class Mark(NamedTuple):
+    """A message by which a stream is recognized: one that was lost or replaced by an older copy lacks it."""
+
+    number: int
+    event_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a consumer has come."""
@@ -51,7 +58,7 @@ class Progress:
 class Streams:
     """The streams of a mesh."""
 
-    def __init__(self, client: NatsClient) -> None:
+    def __init__(self, client: RawReader) -> None:
         self._client = client
         self.jetstream = client.jetstream(timeout=_ANSWER_WITHIN_S)
 
@@ -59,7 +66,7 @@ class Streams:
     @asynccontextmanager
     async def connected(cls, url: str) -> AsyncIterator[Streams]:
         """Connect. Raises StreamsUnreadable."""
-        client = NatsClient()
+        client = RawReader()
         try:
             await client.connect(url, name="mesh audit", allow_reconnect=False, connect_timeout=5, error_cb=_ignore)
         except (OSError, TimeoutError, nats.errors.Error) as error:
@@ -76,6 +83,21 @@ class Streams:
             return (await self.jetstream.stream_info(stream)).state
         except nats.js.errors.NotFoundError:
             return None
+
+    async def mark(self, stream: str) -> Mark | None:
+        """The number of the last message of a stream, and its id; None if there is no message."""
+        state = await self.state(stream)
+        if state is None or not state.messages:
+            return None
+        return await self.message(stream, state.last_seq or 0)
+
+    async def message(self, stream: str, number: int) -> Mark | None:
+        """The number and the id of a message; None if it is not there."""
+        try:
+            found = await self.jetstream.get_msg(stream, number)
+        except nats.js.errors.NotFoundError:
+            return None
+        return Mark(number, (found.headers or {}).get("ce-id", ""))
 
     async def progress(self, stream: str, consumer: str) -> Progress | None:
         """How far a consumer has come; None if it does not exist."""
@@ -113,26 +135,18 @@ class Streams:
         state = await self.state(stream)
         if state is None or not state.messages:
             return
+        portions = _Portions(state.last_seq or 0)
         inbox = self._client.new_inbox()
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-
-        async def put(message: Msg) -> None:
-            arrived.put_nowait(message)
-
-        subscription = await self._client.subscribe(
-            inbox, cb=put, pending_msgs_limit=4 * _REQUEST, pending_bytes_limit=-1
-        )
-        consumer = await self._create_consumer(stream, since)
+        subscription = await self._client.subscribe(inbox, cb=_ignore_message)
+        self._client.read_raw(subscription, portions.read)
         try:
+            consumer = await self._create_consumer(stream, since)
             next_request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
             request = orjson.dumps({"batch": _REQUEST, "no_wait": True})
-            while True:
+            while not portions.is_last:
                 await self._client.publish(next_request, request, reply=inbox)
-                portion, is_last = await _portion(arrived, state.last_seq or 0)
-                if portion:
+                if portion := await portions.next():
                     yield portion
-                if is_last:
-                    return
         finally:
             with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
@@ -174,39 +188,68 @@ class Streams:
         return found
 
 
-async def _portion(arrived: asyncio.Queue[Msg], last: int) -> tuple[list[Seen], bool]:
-    """The messages of one request, and whether they are the last ones of those up to number `last`."""
-    portion: list[Seen] = []
-    for _ in range(_REQUEST):
+class _Portions:
+    """The messages of a stream up to the number `last`, one request after the other."""
+
+    def __init__(self, last: int) -> None:
+        self.is_last = False
+        """Whether there are no more."""
+        self._last = last
+        self._arrived: list[Seen] = []
+        self._complete = asyncio.Event()
+        self._error = ""
+
+    def read(self, subject: bytes, reply: bytes, header: bytes) -> None:
+        """Take a message, or the status of the request."""
+        if not reply:
+            status = header[9:12]
+            # 404: there are no more. 408: the request has ended. Anything else is an error.
+            self.is_last = status == b"404"
+            self._error = "" if status in (b"404", b"408") else header.decode(errors="replace")
+            self._complete.set()
+            return
+        self._arrived.append(_seen(subject, header))
+        if _number(reply) >= self._last:
+            self.is_last = True
+            self._complete.set()
+        elif len(self._arrived) == _REQUEST:
+            self._complete.set()
+
+    async def next(self) -> list[Seen]:
+        """The messages of a request. Raises StreamsUnreadable."""
         try:
-            message = (
-                await asyncio.wait_for(arrived.get(), _ANSWER_WITHIN_S) if arrived.empty() else arrived.get_nowait()
-            )
+            await asyncio.wait_for(self._complete.wait(), _ANSWER_WITHIN_S)
         except TimeoutError:
             raise StreamsUnreadable("a stream stopped in the middle") from None
-        headers = message.headers or {}
-        if "Status" in headers:
-            # 404: there are no more. 408: the request has expired. Anything else is an error.
-            if headers["Status"] not in ("404", "408"):
-                raise StreamsUnreadable(f"a stream cannot be read: {headers}")
-            return portion, headers["Status"] == "404"
-        portion.append(_seen(message))
-        if _number(message) >= last:
-            return portion, True
-    return portion, False
+        if self._error:
+            raise StreamsUnreadable(f"a stream cannot be read: {self._error}")
+        self._complete.clear()
+        portion, self._arrived = self._arrived, []
+        return portion
 
 
-def _seen(message: Msg) -> Seen:
-    headers = message.headers or {}
-    found = Seen(*(headers.get(name, "") for name in ("ce-id", "ce-type", "ce-sequence", "ce-subject")))
+def _seen(subject: bytes, header: bytes) -> Seen:
+    found = Seen(*(_field(header, name) for name in (b"ce-id", b"ce-type", b"ce-sequence", b"ce-subject")))
     is_event = _ID.fullmatch(found.event_id) and found.sequence.isdecimal()
-    return found if is_event else Seen("", "", "", message.subject)
+    return found if is_event else Seen("", "", "", subject.decode(errors="replace"))
 
 
-def _number(message: Msg) -> int:
+def _field(header: bytes, name: bytes) -> str:
+    """The value of a field, such as `1` in `NATS/1.0\\r\\nce-sequence: 1\\r\\n`; empty if there is none."""
+    begin = header.find(b"\r\n%b: " % name)
+    if begin < 0:
+        return ""
+    return header[begin + len(name) + 4 : header.find(b"\r\n", begin + 2)].decode(errors="replace")
+
+
+def _number(reply: bytes) -> int:
     """The number of a message in its stream: $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<number>.…"""
-    tokens = message.reply.split(".")
+    tokens = reply.split(b".")
     return int(tokens[5 if len(tokens) == 9 else 7])
+
+
+async def _ignore_message(_: Msg) -> None:
+    """All messages of the subscription are read raw: those of JetStream have headers."""
 
 
 async def _ignore(_: Exception) -> None:

@@ -50,7 +50,7 @@ def audit(folder: Path, *, names: Collection[str], full: bool, as_json: bool) ->
 
 async def _audited(mesh: RunningMesh, record: Record, names: Collection[str], *, full: bool) -> Report:
     full = full or await _is_small(mesh)
-    return await Audit(mesh, since=None if full else record.clean_until(), names=names).run()
+    return await Audit(mesh, since=None if full else record.clean_until(), marks=record.marks(), names=names).run()
 
 
 async def _is_small(mesh: RunningMesh) -> bool:

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings
 from customer_svc.app import Settings as CustomerSettings
 from gateway.settings import EdgeProgramSettings
 from mesh.settings import DatabaseSettings
+from ops.audit.settings import AuditSettings
 from order_svc.app import Settings as OrderSettings
 from payment_svc.app import Settings as PaymentSettings
 from product_svc.app import Settings as ProductSettings
@@ -37,6 +38,7 @@ PROGRAMS: Mapping[str, type[BaseSettings]] = {
     "payment_svc": PaymentSettings,
     "order_svc": OrderSettings,
     "gateway": EdgeProgramSettings,
+    "ops.audit": AuditSettings,
 }
 """The settings of each program, by its module."""
 SERVICE_PORT = 9090
@@ -71,7 +73,8 @@ class Workload:
 
     @property
     def template(self) -> Object:
-        return dict(self.thing["spec"]["template"])
+        spec = self.thing["spec"]
+        return dict((spec["jobTemplate"]["spec"] if self.thing["kind"] == "CronJob" else spec)["template"])
 
     @property
     def labels(self) -> Mapping[str, str]:

@@ -175,6 +175,10 @@ def test_edge_renders_its_configuration_in_the_image_and_envoy_accepts_it(
     assert "configuration '/tmp/edge/envoy.yaml' OK" in output
 
 
+def test_audit_is_in_the_image_of_the_services(buildah: Buildah) -> None:
+    assert "--since SECONDS" in checked(buildah, "commerce-mesh", {}, None, "python", "-m", "ops.audit", "--help")
+
+
 def test_images_hold_no_compiler_no_server_and_run_as_nobody_special(buildah: Buildah) -> None:
     for image in ("commerce-mesh", "commerce-mesh-edge"):
         programs = "gcc cc pip postgres initdb nats-server redis-server"

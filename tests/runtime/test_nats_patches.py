@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from mesh.patches.nats_py import NatsClient
+from mesh.patches.nats_py import NatsClient, RawReader
 
 HEADERS = b"Nats-Msg-Id: 0192\r\nce-id: 0192\r\nce-type: commerce.order.placed\r\n\r\n"
 
@@ -87,3 +87,31 @@ def calls_for(kind: type[Client]) -> int:
 
 def test_parser_of_headers_has_no_loop_over_characters_and_that_of_nats_py_still_has() -> None:
     assert calls_for(NatsClient) * 2 < calls_for(Client), "as quick upstream: remove this patch"
+
+
+@pytest.mark.parametrize("size", [1, 7, 61, 10_000])
+async def test_raw_reader_gets_its_messages_whole_and_callbacks_get_the_others(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: Any = RawReader()
+    read: list[tuple[bytes, bytes, bytes]] = []
+    others: list[tuple[int, bytes]] = []
+
+    class Raw:
+        _id = 3
+
+    async def process(_: Client, sid: int, *parts: bytes) -> None:
+        others.append((sid, parts[2]))
+
+    monkeypatch.setattr(Client, "_process_msg", process)
+    client.read_raw(Raw(), lambda *message: read.append(message))
+    header = b"NATS/1.0\r\n" + HEADERS
+    mine = b"HMSG a.b 3 reply %d %d\r\n%b\r\n" % (len(header), len(header), header)
+    ended = b"NATS/1.0 404 No Messages\r\n\r\n"
+    status = b"HMSG inbox 3 %d %d\r\n%b\r\n" % (len(ended), len(ended), ended)
+    other = b"MSG c 4 2\r\nhi\r\nHMSG d 5 %d %d\r\n%bhey\r\n" % (len(header), len(header) + 3, header)
+    data = mine + mine + other + b"+OK\r\n" + mine + status + other
+    for begin in range(0, len(data), size):
+        await client._ps.parse(data[begin : begin + size])
+    assert read == [(b"a.b", b"reply", header)] * 3 + [(b"inbox", b"", ended)]
+    assert others == [(4, b"hi"), (5, b"hey")] * 2

@@ -25,7 +25,7 @@ Arrow = tuple[str, str]
 """The names of the deployments or servers at both ends of a connection."""
 
 _PAGE_SECRET = "a secret of the rehearsal"
-_LEFT_OUT = {"Namespace", "PodDisruptionBudget", "ServiceAccount"}
+_LEFT_OUT = {"CronJob", "Namespace", "PodDisruptionBudget", "ServiceAccount"}
 _DONE = {"ConfigMap", "Deployment", "Job", "NetworkPolicy", "Service"}
 
 
