@@ -224,8 +224,10 @@ def _say(text: str) -> None:
 async def _audited(past: Past, since: datetime | None) -> None:
     """Audit, and print the time, the memory and each check."""
     report = await Audit(past, since=since).run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    _say(f"{'full' if since is None else 'incremental'}: {report.seconds:.1f} s, peak {peak:.0f} MiB, ok {report.ok}")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    kind = "full" if since is None else "incremental"
+    _say(f"{kind}: {report.seconds:.1f} s, CPU {cpu:.1f} s, peak {peak:.0f} MiB, ok {report.ok}")
     for check in report.checks:
         _say(f"  {check.name:10} {check.checked:>12,} {check.seconds:8.2f} s {check.breaches} {check.violations[:1]}")
 

@@ -19,7 +19,7 @@ from nats.js.api import StreamState
 from mesh.events.bus import DEAD_LETTERS
 from mesh.patches.nats_py import RawReader
 
-_REQUEST = 2048
+_REQUEST = 10_000
 """Messages that one request asks for."""
 _ANSWER_WITHIN_S = 30.0
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
