@@ -25,6 +25,8 @@ SWEEP = timedelta(minutes=3)
 KEPT = frozenset({"CONFIRMED", "SHIPPED", "DELIVERED"})
 """The statuses of an order that is paid for and has its goods."""
 _CAPTURED = frozenset({"CAPTURED", "PARTIALLY_REFUNDED"})
+_CLOCKS = timedelta(minutes=1)
+"""By how much the clocks of two machines differ at most."""
 _MOST_CHANGED = 200_000
 """More orders than this are not read by their ids; then all are."""
 
@@ -41,6 +43,7 @@ SELECT order_id, state, expire_time, create_time,
 """
 _LAST = "SELECT id FROM orders WHERE id > $1 ORDER BY id OFFSET $2 LIMIT 1"
 _CHANGED = f"SELECT id FROM orders WHERE id < $1 AND update_time >= $2 LIMIT {_MOST_CHANGED + 1}"
+_LIVE = f"SELECT order_id FROM holds WHERE state = 'HELD' AND order_id < $1 LIMIT {_MOST_CHANGED + 1}"
 _MOVED = """
 SELECT coalesce(moved.order_id, sold.order_id) AS order_id, coalesce(moved.product_id, sold.product_id) AS product_id,
     coalesce(moved.delta, 0) AS delta, coalesce(sold.delta, 0) AS expected
@@ -198,9 +201,11 @@ class Orders:
         since = self._reading.window.since
         if since is None:
             return FIRST_ID, []
-        first = first_id(since - timedelta(hours=1))
-        changed = [row["id"] for row in await self._reading.fetch("order", _CHANGED, first, since)]
-        return (FIRST_ID, []) if len(changed) > _MOST_CHANGED else (first, changed)
+        first = first_id(since - _CLOCKS)
+        changed = {row["id"] for row in await self._reading.fetch("order", _CHANGED, first, since)}
+        # A hold without an order is judged when it expires.
+        changed |= {row["order_id"] for row in await self._reading.fetch("product", _LIVE, first)}
+        return (FIRST_ID, []) if len(changed) > _MOST_CHANGED else (first, sorted(changed))
 
     async def _portions(self, first: UUID, changed: Sequence[UUID]) -> AsyncIterator[Mapping[UUID, Known]]:
         for start in range(0, len(changed), PORTION):
