@@ -148,7 +148,8 @@ def test_commands_in_the_docs_name_objects_that_exist(production: list[Object]) 
     text = (ROOT / "docs" / "kubernetes.md").read_text()
     kinds = {each["kind"].lower() for each in production}
     named = {each for each in re.findall(r"kubectl .*?\b([a-z]+)/([a-z-]+)", text) if each[0] in kinds}
-    assert named == {("service", "edge"), ("deployment", "order-svc"), ("deployment", "edge")}
+    objects = {("service", "edge"), ("deployment", "order-svc"), ("deployment", "edge"), ("cronjob", "audit-full")}
+    assert named == objects
     assert named <= {(each["kind"].lower(), each["metadata"]["name"]) for each in production}
     selected = set(re.findall(r"kubectl .*?\b([a-z]+) -l ([\w./]+)=(\w+)", text))
     assert selected == {("job", "app.kubernetes.io/component", "migration")}
