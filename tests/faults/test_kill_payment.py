@@ -25,7 +25,7 @@ from tests.services import Client, Keys, empty_bus, eventually, new_key
 
 T = TypeVar("T")
 
-TOKENS = ("tok_visa", "tok_slow", "tok_flaky")
+TOKENS = ("tok_visa", "tok_slow", "tok_flaky", "tok_3ds")
 SHOPPERS = 6
 """Orders that are placed, paid and refunded at a time."""
 LIFE_S = 0.3
@@ -35,6 +35,7 @@ SETTINGS = {
     "MESH_PROVIDER_TIMEOUT": "1",
     "MESH_PAYMENT_LEASE": "1",
     "MESH_SANDBOX_SLOW_SECONDS": "0.1",
+    "MESH_SANDBOX_ACTION_SECONDS": "0.1",
     # A process that dies fails the events that it has in hand.
     "MESH_EVENT_ATTEMPTS": "10000",
 }
