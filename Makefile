@@ -10,8 +10,8 @@ BIN := .venv/bin
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-# Processes that run the tests side by side, each with servers of its own.
-WORKERS ?= 2
+# Processes that run the tests side by side, each with servers of its own. The tests wait about half of the time.
+WORKERS ?= 3
 
 # Options of a command, as in: make up ARGS="--edge-port 9090 --seed"
 ARGS ?=

@@ -20,7 +20,7 @@ import pytest
 from tests.running import RunningMesh, mesh_command, reason_of, running_mesh
 from tests.services import eventually, new_key, unknown_token
 
-LOGS = {"mesh", "postgres", "nats", "redis", "customer", "product", "payment", "order", "edge"}
+LOGS = {"mesh", "postgres", "nats", "redis", "customer", "product", "payment", "order", "edge", "audit"}
 """The processes, and the supervisor itself."""
 CARD = "4242424242424242"
 TRACE = f"00-{uuid4().hex}-00f067aa0ba902b7-01"
