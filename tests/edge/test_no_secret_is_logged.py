@@ -55,13 +55,22 @@ def logs_of(state: Path) -> dict[str, str]:
     return texts
 
 
-def command_lines() -> Iterator[str]:
-    """What everybody on the machine sees of its processes."""
+def command_lines(member: int) -> Iterator[str]:
+    """What everybody on the machine sees of the processes of a mesh, of which `member` is one."""
+    parents, lines = dict[int, int](), dict[int, str]()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            yield (process / "cmdline").read_text(errors="replace").replace("\0", " ")
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            lines[int(process.name)] = (process / "cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:
             continue
+    supervisor = parents[member]
+    for pid, line in lines.items():
+        ancestor = pid
+        while ancestor not in (supervisor, 0):
+            ancestor = parents.get(ancestor, 0)
+        if ancestor == supervisor:
+            yield line
 
 
 async def sign_up_and_in(mesh: RunningMesh, given: dict[str, str]) -> dict[str, str]:
@@ -209,7 +218,7 @@ async def test_no_secret_and_nothing_about_a_person_is_logged_by_any_process(tmp
         await sign_out(mesh, tokens)
         await leave_controls(mesh, control)
         seen = {
-            "the list of processes": "\n".join(command_lines()),
+            "the list of processes": "\n".join(command_lines((await mesh.processes())["edge"]["pid"])),
             "mesh status": await mesh_command("status", state=tmp_path),
             "mesh status --json": await mesh_command("status", "--json", state=tmp_path),
         }
@@ -229,6 +238,9 @@ async def test_no_secret_and_nothing_about_a_person_is_logged_by_any_process(tmp
     assert {hit.split()[2] for hit in found(texts, {"trace": TRACE.split("-")[1]})} >= {"customer:", "edge:"}
     assert {hit.split()[2] for hit in found(texts, {"control": control})} == {"postgres:", "nats:"}
     assert found(seen, {"folder": str(tmp_path)})
+    assert {
+        name for name in ("customer_svc", "nats-server", "envoy") if name not in seen["the list of processes"]
+    } == set()
     assert found(texts | seen, secrets) == []
 
 
