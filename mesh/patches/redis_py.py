@@ -23,6 +23,8 @@ class _Converting(AbstractConnection):
         try:
             await super()._send_packed_command(command)
         except RuntimeError as error:
+            if self._writer is not None and not self._writer.is_closing():
+                raise
             raise ConnectionResetError(str(error)) from error
 
 

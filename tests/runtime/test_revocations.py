@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -61,6 +62,22 @@ async def test_a_process_knows_earlier_revocations_when_it_has_started_and_learn
         new = await revoke(redis)
         await learned(revocations, new)
         await learned(other, new)
+
+
+async def test_follower_goes_on_after_an_error_that_is_none_of_redis(
+    servers: Servers, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failures = Redis.xread, [RuntimeError("unknown to redis-py")]
+
+    async def fail_once(client: Redis, *arguments: Any, **more: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await read(client, *arguments, **more)
+
+    monkeypatch.setattr(Redis, "xread", fail_once)
+    async with following(servers.redis.url) as revocations:
+        await learned(revocations, await revoke(redis))
+    assert not failures
 
 
 async def test_revocations_are_forgotten_when_their_tokens_have_expired(folder: Path) -> None:
